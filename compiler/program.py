@@ -1,0 +1,90 @@
+"""The compiled program: what the code generator, the linker and the report see.
+
+A ``Program`` is free of ONNX and TVM: symbols, pointers into four storage
+classes, and a straight list of calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from effc.kernels.region import TensorType
+
+__all__ = ["Call", "Pointer", "Port", "Program", "StorageClass"]
+
+
+class StorageClass(Enum):
+    """Where a pointer of a call points into."""
+
+    INPUT = "input"  # index = position among the model's inputs
+    OUTPUT = "output"  # index = position among the model's outputs
+    ARENA = "arena"  # index unused, offset in bytes
+    WEIGHTS = "weights"  # index unused, offset in bytes into the read-only blob
+    SCRATCH = "scratch"  # the calling worker's private scratch
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """One pointer argument: a storage class, its index and a byte offset."""
+
+    storage: StorageClass
+    index: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a stage function: ``symbol(pointers..., begin, end)``.
+
+    Attributes:
+        symbol: C symbol of the stage function.
+        pointers: Arguments in the order of the function's parameters.
+        extent: Number of parallel units; workers get disjoint ``[begin, end)``.
+        region: Name of the region that this call belongs to.
+        nodes: Names of the ONNX nodes that the region covers.
+        bounds: Optional unequal split: cumulative work per unit (``extent + 1``
+            entries, first 0), used to balance workers. ``None`` means equal units.
+    """
+
+    symbol: str
+    pointers: tuple[Pointer, ...]
+    extent: int
+    region: str
+    nodes: tuple[str, ...]
+    bounds: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Port:
+    """A model input or output."""
+
+    name: str
+    type: TensorType
+
+
+@dataclass
+class Program:
+    """Everything that ``run`` does, in order.
+
+    Attributes:
+        name: C identifier prefix of the model.
+        inputs, outputs: Ports in the order of the ONNX graph.
+        calls: Stage calls in execution order; a barrier stands between any two.
+        weights: Read-only data, uint8, every tensor 64-byte aligned.
+        arena_bytes: Bytes of the shared part of the arena (64-byte aligned offsets).
+        arena_lower_bound_bytes: No plan for this order can be smaller.
+        scratch_bytes: Private bytes per worker, added once per thread.
+    """
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    calls: tuple[Call, ...]
+    weights: np.ndarray
+    arena_bytes: int
+    arena_lower_bound_bytes: int
+    scratch_bytes: int
+    metadata: dict[str, object] = field(default_factory=dict)

@@ -1,0 +1,74 @@
+"""Thin helpers over TVM's IR builder for stage functions on raw pointers.
+
+A stage function is a PrimFunc whose parameters are raw pointers followed by
+``begin`` and ``end`` (int32). Inside, every buffer is flat (one dimension).
+Vectors are explicit: ``vload``/``vstore`` at an element offset, ``splat`` to
+broadcast. Loops that the template wants unrolled are Python loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+__all__ = ["Param", "T", "bind", "local", "loop", "splat", "stage_func", "vload", "vstore"]
+
+Param = tuple[str, str, int]  # name, dtype, number of elements
+Expr = Any  # tvm.tirx expressions have no useful static types
+
+
+def stage_func(params: Sequence[Param], body: Callable[..., None]) -> tirx.PrimFunc:
+    """Build a stage function.
+
+    Args:
+        params: Pointer parameters as (name, dtype, elements), in call order.
+        body: Called as ``body(*buffers, begin, end)`` inside the builder.
+
+    Returns:
+        PrimFunc ``(handle..., int32 begin, int32 end)`` without a global symbol.
+    """
+    with IRBuilder() as ib, T.prim_func():
+        T.func_name("stage")
+        pointers = [T.arg(name, T.handle(dtype)) for name, dtype, _ in params]
+        begin = T.arg("begin", T.int32())
+        end = T.arg("end", T.int32())
+        buffers = [
+            T.decl_buffer((max(size, 1),), dtype, data=pointer)
+            for (_, dtype, size), pointer in zip(params, pointers, strict=True)
+        ]
+        body(*buffers, begin, end)
+    return ib.get()
+
+
+def loop(begin: Expr, end: Expr | None = None) -> Any:
+    """Serial loop frame: ``with loop(n) as i`` or ``with loop(a, b) as i``."""
+    return T.serial(0, begin) if end is None else T.serial(begin, end)
+
+
+def local(size: int, dtype: str = "float32") -> Any:
+    """A small stack buffer; accesses at constant offsets become registers."""
+    return T.alloc_buffer((size,), dtype, scope="local")
+
+
+def bind(value: Expr) -> Expr:
+    """Evaluate once and name the result (SSA)."""
+    return T.Bind(value)
+
+
+def vload(buffer: Any, offset: Expr, lanes: int, stride: int = 1) -> Expr:
+    """Load ``lanes`` elements from ``offset`` on (a scalar if ``lanes`` is 1)."""
+    return buffer[offset] if lanes == 1 else buffer[T.Ramp(offset, stride, lanes)]
+
+
+def vstore(buffer: Any, offset: Expr, value: Expr, lanes: int) -> None:
+    """Store ``lanes`` contiguous elements at ``offset``."""
+    T.buffer_store(buffer, value, [offset if lanes == 1 else T.Ramp(offset, 1, lanes)])
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """Broadcast a scalar to a vector."""
+    return value if lanes == 1 else T.Broadcast(value, lanes)
