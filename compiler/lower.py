@@ -1,0 +1,96 @@
+"""Stage functions (TIR on raw pointers) to relocatable object code.
+
+TVM's own pipeline ends in ``MakePackedAPI``, which wraps every function into a
+packed calling convention with argument checks; a device needs none of that.
+Here the flat functions of ``effc.kernels.builder`` run through the remaining
+lowering passes and straight into TVM's LLVM code generator, which emits plain
+C functions ``void symbol(pointer..., int32_t begin, int32_t end)``. Buffers
+allocated inside a function are on the stack: keep them small (registers, mostly)
+and put anything larger into ``scratch`` or a workspace. ``LowerTVMBuiltin`` is left out on
+purpose: it would turn stack buffers into calls of TVM's allocator.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from effc.devices.target import Target
+from effc.errors import InternalError
+
+__all__ = ["lower", "lower_to_module"]
+
+
+def _passes(target: tvm.target.Target) -> tvm.transform.Sequential:
+    transform = tirx.transform
+    return tvm.transform.Sequential(
+        [
+            transform.BindTarget(target.with_host(target)),
+            transform.FlattenBuffer(),
+            transform.BF16ComputeLegalize(),
+            transform.NarrowDataType(32),
+            transform.VectorizeLoop(),
+            transform.StorageRewrite(),
+            transform.UnrollLoop(),
+            transform.StmtSimplify(),
+            transform.RemoveNoOp(),
+            transform.CommonSubexprElim(),
+            transform.BF16StorageLegalize(),
+            transform.LowerIntrin(),
+        ]
+    )
+
+
+def lower_to_module(functions: Mapping[str, tirx.PrimFunc], target: Target) -> Any:
+    """Lower stage functions to a TVM LLVM module.
+
+    Args:
+        functions: PrimFunc by C symbol.
+        target: What to generate code for.
+
+    Raises:
+        InternalError: TVM or LLVM refuses a function; names the symbols.
+    """
+    tvm_target = tvm.target.Target(target.tvm())
+    module = tvm.IRModule(
+        {symbol: func.with_attr("global_symbol", symbol) for symbol, func in functions.items()}
+    )
+    try:
+        with tvm.transform.PassContext(opt_level=3), tvm_target:
+            module = _passes(tvm_target)(module)
+            return tvm.get_global_func("target.build.llvm")(module, tvm_target)
+    except Exception as error:
+        raise InternalError(
+            "code generation failed",
+            where=", ".join(sorted(functions)[:4]),
+            got=str(error).strip().splitlines()[-1] if str(error).strip() else repr(error),
+        ) from error
+
+
+def lower(functions: Mapping[str, tirx.PrimFunc], target: Target) -> bytes:
+    """Lower stage functions to one relocatable object file.
+
+    Args:
+        functions: PrimFunc by C symbol; at least one.
+        target: What to generate code for.
+
+    Returns:
+        The object file (ELF or Mach-O, as the target's triple says).
+
+    Raises:
+        InternalError: TVM or LLVM refuses a function.
+    """
+    built = lower_to_module(functions, target)
+    handle, path = tempfile.mkstemp(suffix=".o")
+    os.close(handle)
+    try:
+        built.write_to_file(path, "o")
+        return Path(path).read_bytes()
+    finally:
+        os.unlink(path)
