@@ -1,0 +1,80 @@
+"""What the report, ``inspect`` and ``explain`` know about each region of a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from effc.kernels.region import Op, Region
+from effc.kernels.template import Choice
+
+__all__ = ["LayerRecord", "macs_of", "record"]
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One region as the user sees it.
+
+    Attributes:
+        name: Region name.
+        op: ONNX operator of the anchor, or ``Elementwise`` for a chain.
+        nodes: Names of the ONNX nodes covered.
+        kernel: Template name, or ``view`` when no code runs.
+        config: Knob values of the chosen configuration.
+        macs: Multiply-accumulate operations of the dense layer.
+        sparsity: Fraction of zero weights, 0 when the layer has none.
+        inputs, outputs: Shapes.
+        alternatives: Other configurations considered: kernel, config, predicted
+            cost in cycles and measured seconds (``None`` when not measured).
+    """
+
+    name: str
+    op: str
+    nodes: tuple[str, ...]
+    kernel: str
+    config: dict[str, int | str | bool]
+    macs: int
+    sparsity: float
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    alternatives: tuple[Choice, ...] = ()
+
+
+def macs_of(op: Op) -> int:
+    """Multiply-accumulates of one operator; 0 for operators without products of tensors."""
+    output = op.outputs[0].shape
+    if op.op_type == "Conv":
+        weight = op.inputs[1]
+        return prod(output) * prod(weight.shape[1:]) if weight is not None else 0
+    if op.op_type == "ConvTranspose":
+        data, weight = op.inputs[0], op.inputs[1]
+        if data is None or weight is None:
+            return 0
+        return prod(data.shape) * prod(weight.shape[1:])
+    if op.op_type in {"Gemm", "MatMul"}:
+        left = op.inputs[0]
+        if left is None:
+            return 0
+        transposed = op.op_type == "Gemm" and bool(op.attrs.get("transA", 0))
+        depth = left.shape[-2 if transposed else -1] if left.shape else 1
+        return prod(output) * depth
+    return 0
+
+
+def record(region: Region, choice: Choice | None, alternatives: tuple[Choice, ...]) -> LayerRecord:
+    """Describe a region; ``choice`` is ``None`` for a view."""
+    weights = [v.const for v in region.constants if v.const is not None and v.const.ndim > 1]
+    total = sum(w.size for w in weights)
+    zeros = sum(int((w == 0).sum()) for w in weights)
+    return LayerRecord(
+        name=region.name,
+        op=region.anchor.op_type if region.anchor is not None else "Elementwise",
+        nodes=tuple(op.name for op in region.ops),
+        kernel=choice.template.name if choice is not None else "view",
+        config=dict(choice.config) if choice is not None else {},
+        macs=sum(macs_of(op) for op in region.ops),
+        sparsity=zeros / total if total else 0.0,
+        inputs=tuple(v.shape for v in region.inputs),
+        outputs=tuple(v.shape for v in region.outputs),
+        alternatives=alternatives,
+    )

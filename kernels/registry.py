@@ -1,0 +1,88 @@
+"""The kernel templates, and which of them can compute a region.
+
+Order matters only where two templates predict the same cost. The fallback
+through TVM comes last and is asked only when no other template accepts.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from effc.devices.target import Target
+from effc.errors import InternalError
+from effc.kernels.region import Region
+from effc.kernels.template import Choice, Template
+
+__all__ = ["accepts_fused", "choices", "refusals", "template", "templates"]
+
+
+@cache
+def templates() -> tuple[Template, ...]:
+    """All templates, the fallback last."""
+    from effc.kernels.conv import DirectConv
+    from effc.kernels.conv_transpose import ConvTranspose
+    from effc.kernels.depthwise import DepthwiseConv
+    from effc.kernels.elementwise import ElementwiseTemplate
+    from effc.kernels.fallback import FallbackTemplate
+    from effc.kernels.layout import LAYOUT_TEMPLATES
+    from effc.kernels.matmul import MatMulTemplate
+    from effc.kernels.normalize import NORMALIZE_TEMPLATES
+    from effc.kernels.pool import PoolTemplate
+    from effc.kernels.reduce import ReduceTemplate
+    from effc.kernels.softmax import SoftmaxTemplate
+    from effc.kernels.winograd import Winograd
+
+    return (
+        ElementwiseTemplate(),
+        Winograd(),
+        DirectConv(),
+        DepthwiseConv(),
+        ConvTranspose(),
+        MatMulTemplate(),
+        PoolTemplate(),
+        SoftmaxTemplate(),
+        ReduceTemplate(),
+        *NORMALIZE_TEMPLATES,
+        *LAYOUT_TEMPLATES,
+        FallbackTemplate(),
+    )
+
+
+def template(name: str) -> Template:
+    """The template called ``name``.
+
+    Raises:
+        InternalError: There is none.
+    """
+    for candidate in templates():
+        if candidate.name == name:
+            return candidate
+    raise InternalError("no such kernel template", where=name)
+
+
+def choices(region: Region, target: Target) -> list[Choice]:
+    """Every way to compute a region, cheapest prediction first; empty if there is none."""
+    *own, fallback = templates()
+    found = _accepted(own, region, target)
+    return found or _accepted([fallback], region, target)
+
+
+def accepts_fused(region: Region, target: Target) -> bool:
+    """Whether a template of ours (not the fallback) takes the region as one kernel."""
+    return any(t.refuse(region, target) is None for t in templates()[:-1])
+
+
+def refusals(region: Region, target: Target) -> dict[str, str]:
+    """Why each template refuses the region, by template name."""
+    found = {t.name: t.refuse(region, target) for t in templates()}
+    return {name: why for name, why in found.items() if why is not None}
+
+
+def _accepted(candidates: list[Template], region: Region, target: Target) -> list[Choice]:
+    found = [
+        Choice(t, config, cost)
+        for t in candidates
+        if t.refuse(region, target) is None
+        for config, cost in t.candidates(region, target)
+    ]
+    return sorted(found, key=lambda choice: choice.cost)
