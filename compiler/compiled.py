@@ -1,0 +1,150 @@
+"""What ``effc.pipeline`` hands to the artifact, the report and the verification.
+
+Plain records: no onnx-ir, no TVM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from effc.devices.target import Target
+from effc.options import CompileOptions
+from effc.program import Program
+
+__all__ = ["Alternative", "Block", "CompiledModel", "LayerRecord", "LinkResult", "PassRecord"]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A kernel and configuration that was considered for a layer.
+
+    Attributes:
+        kernel: Template name.
+        config: Value per knob.
+        seconds: Measured time on the target's device, ``None`` if not measured.
+        refusal: Why the template cannot compute the layer, ``None`` if it can.
+    """
+
+    kernel: str
+    config: Mapping[str, int | str | bool]
+    seconds: float | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One region of the program, for people.
+
+    Attributes:
+        name: Region name (``Call.region``).
+        op: Operators, anchor first, joined with ``+`` (``Conv+Relu``); for the
+            fallback the operator that no template took.
+        kernel: Name of the template that built it.
+        config: Chosen value per knob.
+        nodes: Names of the ONNX nodes covered.
+        macs: Multiply-accumulates of one inference.
+        inputs, outputs: ``(name, dtype, shape)`` of the runtime tensors.
+        weights_bytes: Bytes of packed constants.
+        workspace_bytes: Bytes of arena that only this region uses.
+        seconds: Measured time of the chosen kernel (tuning), ``None`` if not measured.
+        why: One sentence on the choice (``fastest of 12 measured``, ``default of the device``).
+        alternatives: Others considered, measured ones by time, refusals last.
+        sparsity: Share of zeros among the weights.
+        pattern: Name of the zeros' pattern, ``dense`` if there is none.
+    """
+
+    name: str
+    op: str
+    kernel: str
+    config: Mapping[str, int | str | bool]
+    nodes: tuple[str, ...]
+    macs: int
+    inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+    outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+    weights_bytes: int = 0
+    workspace_bytes: int = 0
+    seconds: float | None = None
+    why: str = ""
+    alternatives: tuple[Alternative, ...] = ()
+    sparsity: float = 0.0
+    pattern: str = "dense"
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did: where it applied, and why it refused elsewhere."""
+
+    name: str
+    applied: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A rectangle of the memory plan: a tensor's bytes over the calls that need it.
+
+    Attributes:
+        name: Tensor name.
+        offset, size: Bytes in the arena.
+        first, last: Indices of the first and last call that use it (inclusive).
+    """
+
+    name: str
+    offset: int
+    size: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class LinkResult:
+    """Sizes found by the linker's checks, in bytes."""
+
+    library_bytes: int
+    code_bytes: int
+    runtime_bytes: int
+    weights_bytes: int
+    needed: tuple[str, ...] = ()
+    undefined: tuple[str, ...] = ()
+    segment_alignment: int = 0
+
+
+@dataclass
+class CompiledModel:
+    """A compiled model that is not yet on disk.
+
+    Attributes:
+        program: Calls, ports, weights, arena.
+        target: What it was compiled for.
+        options: As given.
+        layers: One record per region in execution order.
+        passes: What every pass did.
+        blocks: The memory plan.
+        phase_seconds: Wall time per phase (shown, never written into the artifact).
+        header: Text of ``NAME.h``.
+        link_library: Writes ``libNAME.so`` at a path and returns the checks' sizes.
+        link_runner: Writes a static test executable for ``target.runner_target``.
+        reference: Serialized ONNX model that ONNX Runtime runs as the reference
+            (the imported model: shapes bound, constants bound).
+        source_sha256: Digest of the model file and its external data.
+        tuning: What the tuner did (mode, database digest, measured candidates).
+        opset: Opset of the source model.
+    """
+
+    program: Program
+    target: Target
+    options: CompileOptions
+    layers: tuple[LayerRecord, ...]
+    header: str
+    link_library: Callable[[Path], LinkResult]
+    link_runner: Callable[[Path], None]
+    reference: bytes
+    passes: tuple[PassRecord, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    source_sha256: str = ""
+    tuning: dict[str, Any] = field(default_factory=dict)
+    opset: int = 0

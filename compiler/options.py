@@ -1,0 +1,125 @@
+"""What the user asked ``effc compile`` for, checked, and nothing else.
+
+This module imports only ``effc.errors``: the command line builds options
+without loading onnx or TVM.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from effc.errors import UsageError
+
+__all__ = ["TUNE_MODES", "CompileOptions", "ProgressCallback", "c_identifier"]
+
+TUNE_MODES = ("none", "quick", "full")
+
+_RESERVED = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if "
+    "inline int long register restrict return short signed sizeof static struct switch typedef "
+    "union unsigned void volatile while alignas alignof bool class delete effc false main "
+    "namespace new nullptr operator private protected public template this throw true try "
+    "typename using virtual".split()
+)
+
+
+class ProgressCallback(Protocol):
+    """Called while a compilation runs, from the thread that called ``compile``.
+
+    ``done`` counts up to ``total`` within one ``phase`` (``import``, ``passes``,
+    ``regions``, ``kernels``, ``tune``, ``storage``, ``lower``, ``link``,
+    ``verify``); phases come one after another. ``detail`` names the current item.
+    """
+
+    def __call__(self, phase: str, done: int, total: int, detail: str = "") -> None: ...
+
+
+def c_identifier(text: str) -> str:
+    """Turn any text into a valid C identifier that is no C or C++ keyword.
+
+    Args:
+        text: For example the stem of a file name, ``my-model.v2``.
+
+    Returns:
+        At most 48 characters, ``my_model_v2``.
+    """
+    name = re.sub(r"[^0-9A-Za-z]+", "_", text).strip("_")[:48].rstrip("_") or "model"
+    if name[0].isdigit() or name in _RESERVED:
+        name = f"m_{name}"
+    return name
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Options of one compilation; the fields mirror the flags of ``effc compile``.
+
+    Attributes:
+        target: Target or device name of the catalog.
+        name: C identifier prefix of the model; derived from the file name if ``None``.
+        shapes: Static shapes per model input, for inputs with dynamic dimensions.
+        constants: Scalar values of model inputs that become constants of the
+            program and no longer are inputs (``sr=16000``).
+        threads: Threads to optimise for, and the default of the artifact.
+        tune: ``none``, ``quick``, ``full``, or the number of measurements to spend.
+        tuning_db: Tuning database file; ``None`` means the user's default one.
+        verify: Whether the artifact is run against ONNX Runtime before it is written.
+    """
+
+    target: str = "host"
+    name: str | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    constants: Mapping[str, int | float | bool] = field(default_factory=dict)
+    threads: int = 1
+    tune: str | int = "none"
+    tuning_db: Path | None = None
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name is not None and c_identifier(self.name) != self.name:
+            raise UsageError(
+                "the name is not a C identifier",
+                where="--name",
+                expected="letters, digits and underscores, at most 48, no C keyword",
+                got=repr(self.name),
+                hint=f"use --name {c_identifier(self.name)}",
+            )
+        if not 1 <= self.threads <= 64:
+            raise UsageError(
+                "thread count out of range",
+                where="--threads",
+                expected="1 to 64",
+                got=self.threads,
+            )
+        if isinstance(self.tune, int):
+            if self.tune < 1:
+                raise UsageError(
+                    "number of measurements out of range",
+                    where="--tune",
+                    expected="a positive number",
+                    got=self.tune,
+                )
+        elif self.tune not in TUNE_MODES:
+            raise UsageError(
+                "unknown tuning mode",
+                where="--tune",
+                expected="none, quick, full or a number of measurements",
+                got=repr(self.tune),
+            )
+        for name, shape in self.shapes.items():
+            if any(d < 1 for d in shape):
+                raise UsageError(
+                    "a dimension is not positive",
+                    where=f"--shape {name}",
+                    expected="positive numbers",
+                    got=",".join(map(str, shape)),
+                )
+
+    def model_name(self, source: Path | None) -> str:
+        """The C prefix: ``name``, or one made from the file name of the model."""
+        if self.name is not None:
+            return self.name
+        return c_identifier(source.stem) if source is not None else "model"
