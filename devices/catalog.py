@@ -1,0 +1,115 @@
+"""The catalog of targets: families and devices, read from the TOML files beside this module.
+
+A family (``android``, ``linux-arm64`` ...) is complete; a device names its family as
+``base`` and overrides what is known about it. ``host`` is detected on the spot.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from effc.devices.target import Target
+from effc.errors import InternalError, UsageError
+
+__all__ = ["Cluster", "Entry", "get_target", "list_targets"]
+
+_DESCRIPTIVE = frozenset({"base", "summary", "soc", "clusters", "detect"})
+_FIELDS = frozenset(f.name for f in fields(Target)) - {"name"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal cores of a chip."""
+
+    core: str
+    count: int
+    ghz: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of ``effc targets``.
+
+    Attributes:
+        name: What ``--target`` takes.
+        summary: One sentence.
+        base: Family of a device, ``None`` for a family.
+        soc: Chip of a device, empty for a family.
+        clusters: Its cores, fastest first.
+    """
+
+    name: str
+    summary: str
+    base: str | None = None
+    soc: str = ""
+    clusters: tuple[Cluster, ...] = ()
+
+
+@cache
+def _tables() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(resources.files("effc.devices").iterdir(), key=lambda f: f.name):
+        if not file.name.endswith(".toml"):
+            continue
+        for name, table in tomllib.loads(file.read_text("utf-8")).items():
+            unknown = table.keys() - _FIELDS - _DESCRIPTIVE
+            if unknown or name in found:
+                raise InternalError(
+                    "device catalog entry is malformed",
+                    where=f"{file.name}: {name}",
+                    expected="one entry per name, known keys",
+                    got=sorted(unknown) or "a second entry of this name",
+                )
+            found[name] = table
+    return found
+
+
+def list_targets() -> tuple[Entry, ...]:
+    """All names that ``get_target`` accepts: families first, then devices by name."""
+    entries = [
+        Entry(
+            name=name,
+            summary=table["summary"],
+            base=table.get("base"),
+            soc=table.get("soc", ""),
+            clusters=tuple(Cluster(**c) for c in table.get("clusters", ())),
+        )
+        for name, table in _tables().items()
+    ]
+    families = [e for e in entries if e.base is None]
+    devices = sorted((e for e in entries if e.base is not None), key=lambda e: e.name)
+    return (*families, *devices)
+
+
+@cache
+def get_target(name: str) -> Target:
+    """Look a target up by family or device name.
+
+    Args:
+        name: ``host``, ``android``, ``linux-arm64``, ``pixel-8`` ...
+
+    Raises:
+        UsageError: The name is unknown; near matches are listed.
+    """
+    tables = _tables()
+    if name not in tables:
+        near = difflib.get_close_matches(name, tables, n=3, cutoff=0.5)
+        raise UsageError(
+            f"unknown target '{name}'",
+            where="--target",
+            hint=f"did you mean {', '.join(near)}?" if near else "see 'effc targets'",
+        )
+    table = tables[name]
+    if table.get("detect"):
+        from effc.devices.host import detect_host
+
+        return detect_host(name)
+    merged = {**tables[table["base"]], **table} if "base" in table else table
+    values = {key: value for key, value in merged.items() if key in _FIELDS}
+    values["features"] = tuple(values["features"])
+    return Target(name=name, **values)
