@@ -5,72 +5,17 @@ Plain records: no onnx-ir, no TVM.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from effc.devices.target import Target
+from effc.layers import LayerRecord
 from effc.options import CompileOptions
 from effc.program import Program
 
-__all__ = ["Alternative", "Block", "CompiledModel", "LayerRecord", "LinkResult", "PassRecord"]
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """A kernel and configuration that was considered for a layer.
-
-    Attributes:
-        kernel: Template name.
-        config: Value per knob.
-        seconds: Measured time on the target's device, ``None`` if not measured.
-        refusal: Why the template cannot compute the layer, ``None`` if it can.
-    """
-
-    kernel: str
-    config: Mapping[str, int | str | bool]
-    seconds: float | None = None
-    refusal: str | None = None
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """One region of the program, for people.
-
-    Attributes:
-        name: Region name (``Call.region``).
-        op: Operators, anchor first, joined with ``+`` (``Conv+Relu``); for the
-            fallback the operator that no template took.
-        kernel: Name of the template that built it.
-        config: Chosen value per knob.
-        nodes: Names of the ONNX nodes covered.
-        macs: Multiply-accumulates of one inference.
-        inputs, outputs: ``(name, dtype, shape)`` of the runtime tensors.
-        weights_bytes: Bytes of packed constants.
-        workspace_bytes: Bytes of arena that only this region uses.
-        seconds: Measured time of the chosen kernel (tuning), ``None`` if not measured.
-        why: One sentence on the choice (``fastest of 12 measured``, ``default of the device``).
-        alternatives: Others considered, measured ones by time, refusals last.
-        sparsity: Share of zeros among the weights.
-        pattern: Name of the zeros' pattern, ``dense`` if there is none.
-    """
-
-    name: str
-    op: str
-    kernel: str
-    config: Mapping[str, int | str | bool]
-    nodes: tuple[str, ...]
-    macs: int
-    inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
-    outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
-    weights_bytes: int = 0
-    workspace_bytes: int = 0
-    seconds: float | None = None
-    why: str = ""
-    alternatives: tuple[Alternative, ...] = ()
-    sparsity: float = 0.0
-    pattern: str = "dense"
+__all__ = ["Block", "CompiledModel", "LinkResult", "PassRecord"]
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,16 @@ __all__ = ["TUNE_MODES", "CompileOptions", "ProgressCallback", "c_identifier"]
 TUNE_MODES = ("none", "quick", "full")
 
 _RESERVED = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if "
-    "inline int long register restrict return short signed sizeof static struct switch typedef "
-    "union unsigned void volatile while alignas alignof bool class delete effc false main "
-    "namespace new nullptr operator private protected public template this throw true try "
-    "typename using virtual".split()
+    keyword.strip()
+    for keyword in """
+    alignas, alignof, auto, bool, break, case, char, class, const, continue, default, delete, do,
+    double, effc, else, enum, extern, false, float, for, goto, if, inline, int, long, main,
+    namespace, new, nullptr, operator, private, protected, public, register, restrict, return,
+    short, signed, sizeof, static, struct, switch, template, this, throw, true, try, typedef,
+    typename, union, unsigned, using, virtual, void, volatile, while
+    """.split(",")
 )
+"""Words that cannot prefix a C or C++ name, and the prefix of the common runtime."""
 
 
 class ProgressCallback(Protocol):
