@@ -18,16 +18,12 @@ __all__ = ["TUNE_MODES", "CompileOptions", "ProgressCallback", "c_identifier"]
 
 TUNE_MODES = ("none", "quick", "full")
 
-_RESERVED = frozenset(
-    keyword.strip()
-    for keyword in """
-    alignas, alignof, auto, bool, break, case, char, class, const, continue, default, delete, do,
-    double, effc, else, enum, extern, false, float, for, goto, if, inline, int, long, main,
-    namespace, new, nullptr, operator, private, protected, public, register, restrict, return,
-    short, signed, sizeof, static, struct, switch, template, this, throw, true, try, typedef,
-    typename, union, unsigned, using, virtual, void, volatile, while
-    """.split(",")
-)
+_RESERVED = """
+alignas alignof auto bool break case char class const continue default delete do double effc else
+enum extern false float for goto if inline int long main namespace new nullptr operator private
+protected public register restrict return short signed sizeof static struct switch template this
+throw true try typedef typename union unsigned using virtual void volatile while
+"""
 """Words that cannot prefix a C or C++ name, and the prefix of the common runtime."""
 
 
@@ -52,7 +48,7 @@ def c_identifier(text: str) -> str:
         At most 48 characters, ``my_model_v2``.
     """
     name = re.sub(r"[^0-9A-Za-z]+", "_", text).strip("_")[:48].rstrip("_") or "model"
-    if name[0].isdigit() or name in _RESERVED:
+    if name[0].isdigit() or name in _RESERVED.split():
         name = f"m_{name}"
     return name
 
