@@ -152,7 +152,7 @@ class _Grouper:
         accepts: Accepts,
     ) -> None:
         self.ops = ops
-        self.elementwise = elementwise
+        self.elementwise = elementwise - VIEW_OPS
         self.accepts = accepts
         self.position = {id(op): i for i, op in enumerate(ops)}
         self.producer = {id(v): op for op in ops for v in op.outputs}

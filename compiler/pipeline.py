@@ -1,0 +1,243 @@
+"""From an ONNX model to a compiled model, phase by phase.
+
+Each phase is one function here, and hands the next one plain data; what is
+inside a phase lives in the module that the phase calls (docs/ARCHITECTURE.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from effc.compiled import Block, CompiledModel, PassRecord
+from effc.devices.catalog import get_target
+from effc.devices.target import Target
+from effc.errors import UnsupportedError
+from effc.kernels import registry
+from effc.kernels.region import Region
+from effc.kernels.template import Choice, Kernel, Stage
+from effc.layers import LayerRecord, record
+from effc.options import CompileOptions, ProgressCallback
+from effc.program import Program
+from effc.regions import Graph, partition
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+    from effc.storage import ViewPlan
+
+__all__ = ["compile_model", "import_and_simplify"]
+
+MAX_ALTERNATIVES = 8
+"""Configurations of a layer kept for ``effc explain``."""
+
+
+class _Clock:
+    """Wall time per phase, and the progress callback."""
+
+    def __init__(self, progress: ProgressCallback | None) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    def report(self, phase: str, done: int, total: int, detail: str = "") -> None:
+        if self.progress is not None:
+            self.progress(phase, done, total, detail)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.report(name, 0, 1)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.report(name, 1, 1)
+
+
+def compile_model(
+    source: str | Path | onnx.ModelProto,
+    options: CompileOptions,
+    progress: ProgressCallback | None = None,
+) -> CompiledModel:
+    """Compile a model; nothing is written to disk.
+
+    Args:
+        source: ONNX file or model.
+        options: What to compile for.
+        progress: Called as the phases advance.
+
+    Returns:
+        Objects and records, ready to be linked, verified and stored.
+
+    Raises:
+        ModelError: The model is invalid.
+        UnsupportedError: Operators that no kernel can compute, all of them.
+        UsageError: Unknown target, or shapes that do not fit the model.
+    """
+    from effc.storage import build_program, plan_views
+
+    clock = _Clock(progress)
+    target = get_target(options.target)
+    with clock.phase("import"):
+        reference, model, passes = import_and_simplify(source, options)
+    with clock.phase("regions"):
+        graph = _partition(model, target)
+        views = plan_views(graph.regions, graph.inputs, graph.outputs)
+        _require_kernels(views.regions, target)
+    with clock.phase("tune"):
+        chosen, tuning = _choose(views.regions, target, options, clock)
+    with clock.phase("kernels"):
+        built = _build(views.regions, chosen, target, options, source)
+    with clock.phase("storage"):
+        program = build_program(
+            built.name,
+            graph.inputs,
+            graph.outputs,
+            views.regions,
+            built.kernels,
+            built.symbols,
+            views,
+        )
+    with clock.phase("lower"):
+        objects = _lower(built, target)
+    return _finish(
+        program,
+        target,
+        options,
+        objects,
+        reference,
+        source,
+        layers=_layers(graph, views, chosen, target),
+        passes=passes,
+        tuning=tuning,
+        seconds=clock.seconds,
+    )
+
+
+@dataclass(frozen=True)
+class _Built:
+    """Kernels of all regions; equal functions are kept once.
+
+    Attributes:
+        name: C prefix of the model.
+        kernels: By region name.
+        symbols: C symbol per (region name, stage number).
+        functions: Stage by C symbol.
+    """
+
+    name: str
+    kernels: dict[str, Kernel]
+    symbols: dict[tuple[str, int], str]
+    functions: dict[str, Stage]
+
+
+def import_and_simplify(
+    source: str | Path | onnx.ModelProto, options: CompileOptions
+) -> tuple[onnx.ModelProto, ir.Model, tuple[PassRecord, ...]]:
+    """The reference model for ONNX Runtime, the simplified one, and what the passes did."""
+    import onnx_ir as ir
+
+    from effc.frontend import import_model
+    from effc.passes.registry import simplify
+
+    imported = import_model(source, shapes=options.shapes, constants=options.constants)
+    reference = ir.to_proto(imported)
+    model, reports = simplify(imported)
+    records = tuple(
+        PassRecord(r.name, tuple(r.applied), tuple(f"{where}: {why}" for where, why in r.refused))
+        for r in reports
+    )
+    return reference, model, records
+
+
+def _partition(model: ir.Model, target: Target) -> Graph:
+    from effc.kernels.elementwise import OPS
+
+    return partition(model, OPS, lambda region: registry.accepts_fused(region, target))
+
+
+def _require_kernels(regions: Sequence[Region], target: Target) -> None:
+    """Report every operator that no template can compute, at once."""
+    missing: dict[str, str] = {}
+    for region in regions:
+        if region.key in missing or registry.choices(region, target):
+            continue
+        op = region.ops[0]
+        why = "; ".join(dict.fromkeys(registry.refusals(region, target).values()))
+        missing[region.key] = f"{op.op_type} (node {op.name or '?'}): {why}"
+    if missing:
+        raise UnsupportedError(
+            f"{len(missing)} operator(s) of the model cannot be compiled",
+            where=target.name,
+            got="\n  " + "\n  ".join(missing.values()),
+            hint="rewrite these nodes, or run them outside of the compiled part of the model",
+        )
+
+
+def _choose(
+    regions: Sequence[Region], target: Target, options: CompileOptions, clock: _Clock
+) -> tuple[dict[str, Choice], dict[str, object]]:
+    """One configuration per distinct region."""
+    from effc.tuning.tuner import tune
+
+    return tune(
+        regions,
+        target,
+        mode=options.tune,
+        database=options.tuning_db,
+        threads=options.threads,
+        progress=lambda done, total, detail: clock.report("tune", done, total, detail),
+    )
+
+
+def _build(
+    regions: Sequence[Region],
+    chosen: Mapping[str, Choice],
+    target: Target,
+    options: CompileOptions,
+    source: str | Path | onnx.ModelProto,
+) -> _Built:
+    name = options.model_name(Path(source) if isinstance(source, (str, Path)) else None)
+    built = _Built(name, {}, {}, {})
+    symbols_of: dict[str, list[str]] = {}
+    for region in regions:
+        choice = chosen[region.key]
+        kernel = choice.template.build(region, target, choice.config)
+        built.kernels[region.name] = kernel
+        if region.key not in symbols_of:
+            symbols_of[region.key] = []
+            for stage in kernel.stages:
+                symbol = f"{name}_f{len(built.functions)}"
+                built.functions[symbol] = stage
+                symbols_of[region.key].append(symbol)
+        for number, symbol in enumerate(symbols_of[region.key]):
+            built.symbols[region.name, number] = symbol
+    return built
+
+
+def _lower(built: _Built, target: Target) -> list[bytes]:
+    from effc.lower import lower
+
+    functions = {symbol: stage.func for symbol, stage in built.functions.items()}
+    return [lower(functions, target)] if functions else []
+
+
+def _layers(
+    graph: Graph, views: ViewPlan, chosen: Mapping[str, Choice], target: Target
+) -> tuple[LayerRecord, ...]:
+    """Records in execution order; regions that became views come last."""
+    kept = {region.name for region in views.regions}
+    layers = []
+    for region in views.regions:
+        choice = chosen[region.key]
+        others = [
+            other
+            for other in registry.choices(region, target)
+            if (other.template, other.config) != (choice.template, choice.config)
+        ]
+        layers.append(record(region, choice, tuple(others[:MAX_ALTERNATIVES])))
+    dropped = [region for region in graph.regions if region.name not in kept]
+    return (*layers, *(record(region, None, ()) for region in dropped))
