@@ -1,0 +1,120 @@
+"""From exceptions to exit codes: the only place that ends the process.
+
+0 done, 1 quality not met, 2 wrong usage, 3 invalid or unsupported model or data,
+4 a tool is missing, 5 the device is unreachable, 70 a bug of ours (with a report
+file), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from effc.errors import EffcError, InternalError, ModelError, UsageError
+
+__all__ = ["guard", "write_crash_report"]
+
+INTERRUPTED = 130
+
+
+def guard() -> NoReturn:
+    """Run the command line; print errors without tracebacks; exit."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    from effc.cli.app import app
+
+    try:
+        app(prog_name="effc")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        _say("interrupted; nothing was left half-written")
+        return INTERRUPTED
+    except EffcError as error:
+        return _fail(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(_from_os_error(error))
+    except MemoryError:
+        return _fail(
+            ModelError("out of memory", hint="use a smaller model or --shape, or free memory")
+        )
+    except Exception as error:
+        return _fail(InternalError(f"{type(error).__name__}: {error}"), error)
+    return 0
+
+
+def _fail(error: EffcError, cause: BaseException | None = None) -> int:
+    text = f"error: {error}"
+    if isinstance(error, InternalError):
+        path = write_crash_report(cause or error)
+        text += f"\n  this is a bug of effc; please report it with the file {path}"
+    _say(text)
+    if "--json" in sys.argv[1:]:
+        sys.stdout.write(json.dumps({"ok": False, "error": _describe(error)}) + "\n")
+    return error.exit_code
+
+
+def _describe(error: EffcError) -> dict[str, Any]:
+    return {
+        "type": type(error).__name__,
+        "exit_code": error.exit_code,
+        "what": error.what,
+        "where": error.where,
+        "expected": None if error.expected is None else str(error.expected),
+        "got": None if error.got is None else str(error.got),
+        "hint": error.hint,
+    }
+
+
+def _from_os_error(error: OSError) -> EffcError:
+    """A file that cannot be read or written is the user's to fix, not a crash."""
+    return UsageError(
+        (error.strerror or str(error)).lower(),
+        where=str(error.filename) if error.filename is not None else None,
+        hint="check the path, its permissions and the free disk space",
+    )
+
+
+def write_crash_report(error: BaseException) -> Path:
+    """Write what a maintainer needs to know; in the current folder if it is writable."""
+    from effc import __version__
+
+    lines = [
+        f"effc {__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"command: {' '.join(sys.argv)}",
+        "",
+        *traceback.format_exception(error),
+    ]
+    name = time.strftime(f"effc-crash-%Y%m%d-%H%M%S-{os.getpid()}.txt")
+    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
+        try:
+            path = folder / name
+            path.write_text("\n".join(lines), encoding="utf-8")
+        except OSError:
+            continue
+        return path
+    return Path(os.devnull)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
