@@ -1,0 +1,71 @@
+"""Function bodies: those of the model, and those ONNX defines for newer operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import onnx_ir as ir
+from onnx import helper
+
+from effc.passes.graph import OPSET, dtype_of, shape_of
+
+__all__ = ["instantiate", "schema_function"]
+
+
+def instantiate(function: ir.Function, call: ir.Node) -> ir.Function:
+    """A copy of a function whose attribute references hold the call's attributes."""
+    body = function.clone()
+    given = {name: attr for name, attr in function.attributes.items() if attr.value is not None}
+    given.update(call.attributes)
+    for node in body.all_nodes():
+        for name, attr in list(node.attributes.items()):
+            if not attr.is_ref():
+                continue
+            del node.attributes[name]
+            actual = given.get(attr.ref_attr_name or "")
+            if actual is not None:
+                node.attributes[name] = ir.Attr(name, actual.type, actual.value)
+    return body
+
+
+def schema_function(
+    node: ir.Node, inputs: Sequence[ir.Value | None], version: int
+) -> ir.Function | None:
+    """ONNX's own definition of an operator that ``OPSET`` does not have, or None.
+
+    Args:
+        node: A node of the default domain at opset ``version``.
+        inputs: Its operands in the new graph (typed).
+    """
+    if node.domain or onnx.defs.has(node.op_type, OPSET, ""):
+        return None
+    if not onnx.defs.has(node.op_type, version, ""):
+        return None
+    schema = onnx.defs.get_schema(node.op_type, version, "")
+    if schema.has_function:
+        proto = onnx.FunctionProto.FromString(schema.get_function_with_opset_version(
+            max(schema.function_opset_versions)))
+    elif schema.has_context_dependent_function:
+        call = helper.make_node(
+            node.op_type,
+            [f"i{n}" if v is not None else "" for n, v in enumerate(inputs)],
+            [v.name or "" for v in node.outputs],
+        )
+        call.attribute.extend(ir.serde.serialize_attribute(a) for a in node.attributes.values())
+        types = [
+            b"" if v is None else
+            helper.make_tensor_type_proto(int(dtype_of(v)), shape_of(v)).SerializeToString()
+            for v in inputs
+        ]
+        versions = schema.context_dependent_function_opset_versions
+        proto = onnx.FunctionProto.FromString(
+            schema.get_context_dependent_function_with_opset_version(
+                max(versions), call.SerializeToString(), types
+            )
+        )
+    else:
+        return None
+    if not proto.opset_import:
+        proto.opset_import.append(helper.make_opsetid("", schema.since_version))
+    return ir.serde.deserialize_function(proto)

@@ -1,0 +1,229 @@
+"""Checks on a model before anything is computed from it.
+
+Each check is linear in the model's size. ONNX's own checker runs on a copy
+without weights (they are checked here), so that hundreds of megabytes are
+never serialized for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+
+import onnx
+from onnx import TensorProto
+
+from effc.errors import ModelError, UnsupportedError
+from effc.frontend.bind import TENSOR_LIMIT
+
+__all__ = ["OLDEST_OPSET", "validate"]
+
+OLDEST_OPSET = 7
+NODE_LIMIT = 200_000
+
+_BITS = {
+    "FLOAT": 32, "DOUBLE": 64, "FLOAT16": 16, "BFLOAT16": 16, "INT8": 8, "INT16": 16, "INT32": 32,
+    "INT64": 64, "UINT8": 8, "UINT16": 16, "UINT32": 32, "UINT64": 64, "BOOL": 8, "INT4": 4,
+    "UINT4": 4, "FLOAT8E4M3FN": 8, "FLOAT8E4M3FNUZ": 8, "FLOAT8E5M2": 8, "FLOAT8E5M2FNUZ": 8,
+    "FLOAT4E2M1": 4, "FLOAT8E8M0": 8, "INT2": 2, "UINT2": 2,
+}
+_TYPE_BITS = {
+    TensorProto.DataType.Value(name): bits
+    for name, bits in _BITS.items() if name in TensorProto.DataType.keys()
+}
+
+
+def validate(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Raise if the model is malformed.
+
+    Returns:
+        The model itself; a sorted copy if its nodes are merely in the wrong order.
+
+    Raises:
+        ModelError: Wrong versions, names, cycles, sizes; or what onnx.checker finds.
+        UnsupportedError: Sparse initializers, strings.
+    """
+    _check_versions(proto)
+    graph = proto.graph
+    if sum(1 for _ in _all_nodes(graph)) > NODE_LIMIT:
+        raise ModelError("too many nodes", expected=f"<= {NODE_LIMIT}", got=len(graph.node))
+    if graph.sparse_initializer:
+        raise UnsupportedError(
+            "sparse initializers are not supported",
+            where=graph.sparse_initializer[0].values.name, hint="store the weights densely",
+        )
+    if not graph.output:
+        raise ModelError("the model has no outputs", where=graph.name)
+    for tensor in graph.initializer:
+        check_tensor(tensor)
+    order = _check_names(graph)
+    if order is not None:
+        proto = _reordered(proto, order)
+    _run_checker(proto)
+    return proto
+
+
+def _reordered(proto: onnx.ModelProto, order: Sequence[int]) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    del copy.graph.node[:]
+    copy.graph.node.extend(proto.graph.node[index] for index in order)
+    return copy
+
+
+def _check_versions(proto: onnx.ModelProto) -> None:
+    if not proto.ir_version or proto.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            "unknown ONNX format version", expected=f"1..{onnx.IR_VERSION}", got=proto.ir_version,
+            hint="re-export with an older opset, or update effc",
+        )
+    newest = onnx.defs.onnx_opset_version()
+    versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
+    if not versions and not proto.opset_import:
+        raise ModelError("the model does not say which opset it uses")
+    for version in versions:
+        if not OLDEST_OPSET <= version <= newest:
+            raise ModelError(
+                "this opset is not supported", expected=f"{OLDEST_OPSET}..{newest}", got=version,
+                hint="convert it with onnx.version_converter or re-export it",
+            )
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
+    stack = [graph]
+    while stack:
+        for node in stack.pop().node:
+            yield node
+            for attr in node.attribute:
+                if attr.HasField("g"):
+                    stack.append(attr.g)
+                stack.extend(attr.graphs)
+
+
+def check_tensor(tensor: TensorProto) -> None:
+    """Check that a tensor's data has the size that its shape and type say.
+
+    Raises:
+        ModelError: It has not, or the shape is absurd.
+        UnsupportedError: A type that cannot be computed with.
+    """
+    bits = _TYPE_BITS.get(tensor.data_type)
+    if bits is None:
+        known = tensor.data_type in TensorProto.DataType.values()
+        name = TensorProto.DataType.Name(tensor.data_type) if known else tensor.data_type
+        raise UnsupportedError("tensor type is not supported", where=tensor.name, got=name)
+    if any(d < 0 for d in tensor.dims):
+        raise ModelError("negative dimension", where=tensor.name, got=list(tensor.dims))
+    count = prod(tensor.dims)
+    nbytes = -(-count * bits // 8)
+    if nbytes > TENSOR_LIMIT:
+        raise ModelError(
+            "the tensor is too large", where=tensor.name,
+            expected=f"<= {TENSOR_LIMIT} bytes", got=f"{list(tensor.dims)}",
+        )
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return  # checked when the file is opened
+    if tensor.HasField("raw_data"):
+        found, expected = len(tensor.raw_data), nbytes
+    else:
+        found = max(
+            len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data),
+            len(tensor.double_data), len(tensor.uint64_data),
+        )
+        expected = count if bits >= 8 else -(-count * bits // 8)
+    if found != expected:
+        raise ModelError(
+            "the tensor's data does not have the size its shape says", where=tensor.name,
+            expected=f"{expected} for {list(tensor.dims)}", got=found,
+        )
+
+
+def _check_names(graph: onnx.GraphProto) -> list[int] | None:
+    """Single assignment, no unknown names, no cycles; the right order if it is another."""
+    known = {v.name for v in graph.input}
+    if len(known) != len(graph.input):
+        raise ModelError("two inputs have the same name", where=graph.name)
+    known |= {t.name for t in graph.initializer}
+    producers: dict[str, int] = {}
+    for index, node in enumerate(graph.node):
+        for name in node.output:
+            if name and (name in producers or name in known):
+                raise ModelError("two values have the same name", where=f"{node.op_type} {name}")
+            producers[name] = index
+    pending: list[int] = []
+    users: dict[int, list[int]] = {}
+    ready = []
+    for index, node in enumerate(graph.node):
+        sources = set()
+        for name in _reads(node):
+            if name in producers:
+                sources.add(producers[name])
+            elif name not in known:
+                raise ModelError(
+                    "a node reads a value that nothing produces", where=node.name or node.op_type,
+                    got=name,
+                )
+        pending.append(len(sources))
+        for source in sources:
+            users.setdefault(source, []).append(index)
+        if not sources:
+            ready.append(index)
+    _check_outputs(graph, known | set(producers))
+    order = []
+    while ready:
+        current = ready.pop()
+        order.append(current)
+        for user in users.get(current, ()):
+            pending[user] -= 1
+            if not pending[user]:
+                ready.append(user)
+    if len(order) != len(graph.node):
+        stuck = next(i for i, n in enumerate(pending) if n)
+        node = graph.node[stuck]
+        raise ModelError("the graph has a cycle", where=f"{node.op_type} {node.name}".strip())
+    return order if any(u < s for s, us in users.items() for u in us) else None
+
+
+def _check_outputs(graph: onnx.GraphProto, known: set[str]) -> None:
+    names = [v.name for v in graph.output]
+    for name in names:
+        if name not in known:
+            raise ModelError("nothing produces this output", where=name)
+    if len(set(names)) != len(names):
+        raise ModelError("two outputs have the same name", where=graph.name)
+
+
+def _reads(node: onnx.NodeProto) -> Iterable[str]:
+    """Names read from the enclosing graph, also by subgraphs."""
+    yield from (name for name in node.input if name)
+    for attr in node.attribute:
+        for body in ([attr.g] if attr.HasField("g") else []) + list(attr.graphs):
+            local = {v.name for v in body.input} | {t.name for t in body.initializer}
+            local |= {name for inner in body.node for name in inner.output}
+            for inner in body.node:
+                yield from (name for name in _reads(inner) if name not in local)
+
+
+def _run_checker(proto: onnx.ModelProto) -> None:
+    """onnx.checker on a copy whose weights became inputs."""
+    light = onnx.ModelProto(ir_version=max(proto.ir_version, 4))
+    light.opset_import.extend(proto.opset_import)
+    light.functions.extend(proto.functions)
+    graph = light.graph
+    graph.name = proto.graph.name or "graph"
+    graph.input.extend(proto.graph.input)
+    listed = {v.name for v in graph.input}
+    for tensor in proto.graph.initializer:
+        if tensor.name not in listed:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            graph.input.append(info)
+    graph.output.extend(proto.graph.output)
+    graph.node.extend(proto.graph.node)
+    try:
+        onnx.checker.check_model(light)
+    except onnx.checker.ValidationError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ModelError("onnx.checker rejects the model", got=lines[0] if lines else "?",
+                         where=lines[-1].strip() if len(lines) > 1 else None) from None
+    except (RuntimeError, ValueError) as error:
+        raise ModelError("onnx.checker rejects the model", got=str(error)[:500]) from None

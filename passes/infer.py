@@ -1,0 +1,140 @@
+"""Shape and type inference of one node whose input shapes are all static.
+
+In: a node whose inputs have shape and dtype (constants also their value).
+Out: its outputs' shape and dtype. The rules are those of the ONNX schemas
+(``onnx.shape_inference.infer_node_outputs``), called node by node, so that no
+weight is ever serialized; only constants of at most ``DATA_LIMIT`` elements
+are shown to the inference, which is where shapes are spelled as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper, shape_inference
+
+from effc.errors import ModelError, UnsupportedError
+
+__all__ = ["DATA_LIMIT", "OPSET", "infer", "static_shape"]
+
+OPSET = 20
+"""The operator set every imported graph uses (default domain)."""
+
+DATA_LIMIT = 4096
+"""Elements of the largest constant whose value is shown to shape inference."""
+
+_SAME_SHAPE = frozenset(
+    "Abs Ceil Erf Exp Floor HardSwish HardSigmoid Identity LeakyRelu Elu Log Mish Neg Not "
+    "Reciprocal Relu Round Sigmoid Sign Softplus Softsign Sqrt Tanh Clip Gelu Softmax "
+    "LogSoftmax Celu Selu ThresholdedRelu".split()
+)
+_BROADCAST = frozenset("Add Sub Mul Div Pow And Or Xor Max Min Sum PRelu Mod".split())
+_COMPARE = frozenset("Equal Greater Less GreaterOrEqual LessOrEqual".split())
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape as integers, or None if the rank or a dimension is unknown."""
+    if value.shape is None:
+        return None
+    dims = tuple(value.shape)
+    return dims if all(isinstance(d, int) for d in dims) else None  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=4096)
+def _type_proto(dtype: int, shape: tuple[int, ...]) -> bytes:
+    proto: bytes = onnx.helper.make_tensor_type_proto(dtype, shape).SerializeToString()
+    return proto
+
+
+def _quick(node: ir.Node, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Handle the commonest element-wise operators without a round trip through protobuf."""
+    if node.domain or len(node.outputs) != 1 or not shapes or node.inputs[0] is None:
+        return False
+    out = node.outputs[0]
+    if node.op_type in _SAME_SHAPE:
+        shape: tuple[int, ...] = shapes[0]
+    elif node.op_type in _BROADCAST or node.op_type in _COMPARE:
+        try:
+            shape = np.broadcast_shapes(*shapes)
+        except ValueError:
+            raise ModelError(
+                f"{node.op_type} cannot broadcast its operands", where=node.name, got=shapes
+            ) from None
+    else:
+        return False
+    if node.op_type == "PRelu" and shape != shapes[0]:
+        raise ModelError("slope does not broadcast to the input", where=node.name, got=shapes)
+    out.shape = ir.Shape(shape)
+    compare = node.op_type in _COMPARE
+    out.type = ir.TensorType(ir.DataType.BOOL) if compare else node.inputs[0].type
+    return True
+
+
+def infer(node: ir.Node) -> None:
+    """Set shape and dtype of the node's outputs; a dimension may stay unknown.
+
+    Args:
+        node: Inputs have static shapes and dtypes.
+
+    Raises:
+        ModelError: The operands do not fit the operator.
+        UnsupportedError: The operator has no ONNX schema at ``OPSET``.
+    """
+    present = [value for value in node.inputs if value is not None]
+    shapes = [static_shape(value) for value in present]
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) == len(present) and _quick(node, known):
+        return
+    try:
+        schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)
+    except onnx.defs.SchemaError:
+        raise UnsupportedError(
+            f"operator {node.domain or 'ai.onnx'}::{node.op_type} is not known at opset {OPSET}",
+            where=node.name,
+        ) from None
+    types: dict[str, bytes] = {}
+    data: dict[str, bytes] = {}
+    proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=node.name or "")
+    for index, value in enumerate(node.inputs):
+        name = f"i{index}" if value is not None else ""
+        proto.input.append(name)
+        if value is None:
+            continue
+        shape = static_shape(value)
+        if value.dtype is None or shape is None:
+            raise ModelError("input has no static shape", where=f"{node.name}: {value.name}")
+        types[name] = _type_proto(int(value.dtype), shape)
+        if value.const_value is not None and value.const_value.size <= DATA_LIMIT:
+            array = value.const_value.numpy()
+            if array.dtype.kind in "iufb":
+                data[name] = numpy_helper.from_array(array).SerializeToString()
+    proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
+    proto.attribute.extend(ir.serde.serialize_attribute(a) for a in node.attributes.values())
+    try:
+        found = schema._infer_node_outputs(
+            proto.SerializeToString(), types, data, {}, {"": OPSET}, onnx.IR_VERSION
+        )
+    except (shape_inference.InferenceError, RuntimeError, ValueError, IndexError) as error:
+        text = str(error).strip().splitlines()
+        raise ModelError(
+            f"{node.op_type} does not fit its operands",
+            where=node.name,
+            got=[f"{v.dtype.name if v.dtype else '?'}{list(s or ())}"
+                 for v, s in zip(present, shapes, strict=True)],
+            hint=text[-1] if text else None,
+        ) from None
+    for i, out in enumerate(node.outputs):
+        if f"o{i}" in found:
+            _assign(out, onnx.TypeProto.FromString(found[f"o{i}"]))
+
+
+def _assign(out: ir.Value, proto: Any) -> None:
+    out.type = ir.serde.deserialize_type_proto_for_type(proto)
+    shape = ir.serde.deserialize_type_proto_for_shape(proto)
+    if shape is not None:
+        out.shape = shape

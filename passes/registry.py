@@ -1,0 +1,54 @@
+"""All simplification passes by name, and the pipeline that applies them to a fixpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from effc.passes.base import Pass, PassReport
+from effc.passes.fold_batch_norm import FoldBatchNorm
+from effc.passes.fold_constants import FoldConstants
+from effc.passes.remove_dead_code import RemoveDeadCode
+
+__all__ = ["PASSES", "SIMPLIFY", "simplify"]
+
+PASSES: dict[str, Pass] = {
+    p.name: p
+    for p in (
+        FoldConstants(),
+        FoldBatchNorm(),
+        RemoveDeadCode(),
+    )
+}
+"""Every pass by its name."""
+
+SIMPLIFY: tuple[str, ...] = tuple(PASSES)
+"""Names of the default pipeline, in order."""
+
+ROUND_LIMIT = 12
+
+
+def simplify(
+    model: ir.Model, names: Sequence[str] = SIMPLIFY
+) -> tuple[ir.Model, list[PassReport]]:
+    """Run passes in order, again and again until none changes anything.
+
+    Args:
+        model: As ``import_model`` gives it; changed in place.
+        names: Passes to run.
+
+    Returns:
+        The model, and one report per pass with all it did.
+    """
+    reports = {name: PassReport(name) for name in names}
+    for _ in range(ROUND_LIMIT):
+        modified = False
+        for name in names:
+            result = PASSES[name].run(model)
+            reports[name].applied += result.applied
+            reports[name].refused = list(result.refused)
+            modified |= result.modified
+        if not modified:
+            break
+    return model, list(reports.values())
