@@ -1,0 +1,303 @@
+"""The commands of ``effc`` and their flags; what they do is in the sibling modules.
+
+This module is imported for ``effc --help``, so it imports nothing heavier than typer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from effc.cli.console import Console
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="effc",
+    help="Turn an ONNX model into a small, fast, self-contained library.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="ONNX model.")]
+ArtifactPath = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="Folder or .effc file that compile wrote.")
+]
+TargetName = Annotated[
+    str, typer.Option("--target", metavar="TARGET", help="What to compile for; see effc targets.")
+]
+Shapes = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads annotations at run time)
+    typer.Option(
+        "--shape", metavar="NAME:1,3,224,224", help="Shape of an input with open dimensions."
+    ),
+]
+Constants = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--constant",
+        metavar="NAME=VALUE",
+        help="Fix an input to a value (a number, or numbers with commas).",
+    ),
+]
+Threads = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--threads", metavar="N", min=1, max=64, help="Threads of one inference."),
+]
+TuningDb = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--tuning-db", metavar="FILE", help="Tuning database to read and extend."),
+]
+Device = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--device", metavar="DEVICE", help="Where to run; see effc devices."),
+]
+Input = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--input",
+        metavar="X.npz",
+        help="Arrays by input name, or x (stacked samples) and y (labels).",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what every pass did.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        from effc import __version__
+
+        typer.echo(f"effc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Turn an ONNX model into a small, fast, self-contained library."""
+
+
+@app.command("compile")
+def compile_(
+    model: Model,
+    target: TargetName,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "-o", "--output", metavar="OUT", help="Folder or .effc file; default: ./NAME."
+        ),
+    ] = None,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--name", metavar="NAME", help="C prefix; default: from the file name."),
+    ] = None,
+    shape: Shapes = None,
+    constant: Constants = None,
+    threads: Threads = None,
+    tune: Annotated[
+        str,
+        typer.Option(
+            "--tune",
+            metavar="none|quick|full|N",
+            help="Search kernel configurations by measuring; N measurements at most.",
+        ),
+    ] = "none",
+    tuning_db: TuningDb = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Run the result against ONNX Runtime first."),
+    ] = True,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compile a model into an artifact."""
+    from effc.cli.build import compile_command
+
+    compile_command(
+        Console(as_json, quiet, verbose),
+        model,
+        output,
+        target=target,
+        name=name,
+        shapes=shape or [],
+        constants=constant or [],
+        threads=threads or 1,
+        tune=tune,
+        tuning_db=tuning_db,
+        verify=verify,
+    )
+
+
+@app.command()
+def tune(
+    model: Model,
+    target: TargetName,
+    device: Device = None,
+    tuning_db: TuningDb = None,
+    shape: Shapes = None,
+    constant: Constants = None,
+    threads: Threads = None,
+    mode: Annotated[
+        str,
+        typer.Option("--tune", metavar="quick|full|N", help="How long to search."),
+    ] = "full",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure kernel configurations for a model into the tuning database."""
+    from effc.cli.build import tune_command
+
+    tune_command(
+        Console(as_json, quiet, verbose),
+        model,
+        target=target,
+        device=device,
+        shapes=shape or [],
+        constants=constant or [],
+        threads=threads or 1,
+        tune=mode,
+        tuning_db=tuning_db,
+    )
+
+
+@app.command()
+def run(
+    artifact: ArtifactPath,
+    input: Annotated[
+        Path, typer.Option("--input", metavar="X.npz", help="Arrays by input name, or x.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="Y.npz", help="Arrays by output name.")
+    ],
+    device: Device = None,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run an artifact on inputs from a file."""
+    from effc.cli.execute import run_command
+
+    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads)
+
+
+@app.command()
+def verify(
+    artifact: ArtifactPath,
+    model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--model",
+            metavar="MODEL.onnx",
+            help="What it was compiled from; without it the stored golden outputs are used.",
+        ),
+    ] = None,
+    input: Input = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare an artifact with ONNX Runtime on the same inputs."""
+    from effc.cli.execute import verify_command
+
+    verify_command(Console(as_json, quiet, verbose), artifact, model, input, device, threads)
+
+
+@app.command()
+def bench(
+    artifact: ArtifactPath,
+    device: Device = None,
+    runs: Annotated[
+        int, typer.Option("--runs", metavar="N", min=1, help="Measured inferences.")
+    ] = 50,
+    warmup: Annotated[
+        int, typer.Option("--warmup", metavar="N", min=0, help="Inferences before measuring.")
+    ] = 10,
+    threads: Threads = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Also the time per layer.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure the latency of an artifact."""
+    from effc.cli.execute import bench_command
+
+    bench_command(
+        Console(as_json, quiet, verbose),
+        artifact,
+        device,
+        runs=runs,
+        warmup=warmup,
+        threads=threads,
+        profile=profile,
+    )
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(metavar="MODEL.onnx|ARTIFACT", help="A model or an artifact.")
+    ],
+    shape: Shapes = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show operators, sizes, kernels and memory of a model or an artifact."""
+    from effc.cli.show import inspect_command
+
+    inspect_command(Console(as_json, quiet, verbose), path, shape or [])
+
+
+@app.command()
+def explain(
+    artifact: ArtifactPath,
+    layer: Annotated[
+        str, typer.Argument(metavar="LAYER", help="Layer or ONNX node name; see effc inspect.")
+    ],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say why a layer got its kernel, and what else was considered."""
+    from effc.cli.show import explain_command
+
+    explain_command(Console(as_json, quiet, verbose), artifact, layer)
+
+
+@app.command()
+def targets(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """List what --target takes."""
+    from effc.cli.show import targets_command
+
+    targets_command(Console(as_json, quiet, verbose))
+
+
+@app.command()
+def devices(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """List where artifacts can run from this machine."""
+    from effc.cli.show import devices_command
+
+    devices_command(Console(as_json, quiet, verbose))
+
+
+@app.command()
+def doctor(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """Check this installation and say what to install."""
+    from effc.cli.show import doctor_command
+
+    doctor_command(Console(as_json, quiet, verbose))
