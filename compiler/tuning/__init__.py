@@ -1,1 +1,5 @@
-"""compiler/tuning."""
+"""Choosing kernel configurations by measured time.
+
+``database`` keeps measurements in a file, ``measure`` makes them, ``tuner``
+decides what to measure and what wins.
+"""
