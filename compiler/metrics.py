@@ -1,0 +1,147 @@
+"""How far two sets of outputs are apart, and how far they may be.
+
+The tolerance is a signal-to-noise ratio. Let ``u`` be the unit roundoff of the output's
+dtype (2^-24 for float32) and ``K_l`` the length of the longest accumulation of layer ``l``
+(multiply-accumulates per output element; at least 16 per ONNX node, which pays for
+polynomial approximations of ``exp`` and the like). Rounding errors of a sum of ``K`` terms
+behave like a random walk, relative error about ``u sqrt(K)`` (Higham & Mary, A new approach
+to probabilistic rounding error analysis, 2019); errors of different layers add up the same
+way. So two correct programs differ by about ``u sqrt(sum K_l)``, and
+:func:`snr_limit` allows ``SAFETY`` = 8 times that, which also covers Winograd transforms.
+
+Integers and booleans must be equal. NaN must meet NaN, infinity the same infinity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+__all__ = ["MAX_SNR_DB", "OutputError", "accumulated_length", "snr_limit"]
+
+SAFETY = 8.0
+MAX_SNR_DB = 300.0
+"""Shown for identical outputs, so that the figure stays a number."""
+
+_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def accumulated_length(layers: Iterable[Mapping[str, Any]]) -> int:
+    """``sum K_l`` over the layers of a manifest."""
+    total = 0
+    for layer in layers:
+        elements = max(sum(prod(shape) for shape in layer["outputs"]), 1)
+        total += max(layer["macs"] // elements, 16 * max(len(layer["nodes"]), 1))
+    return max(total, 16)
+
+
+def snr_limit(dtype: str, length: int) -> float:
+    """Smallest signal-to-noise ratio, in dB, that counts as correct for a float dtype."""
+    noise = SAFETY * _ROUNDOFF[dtype] * math.sqrt(length)
+    return -20.0 * math.log10(min(noise, 0.5))
+
+
+@dataclass
+class OutputError:
+    """Error of one output, accumulated over samples.
+
+    Attributes:
+        name, dtype: Of the output.
+        max_abs_error: Largest absolute difference.
+        max_rel_error: Largest difference relative to the reference element, where elements
+            below 1/1000 of the sample's largest count as that.
+        mismatches: Elements that differ (integers), or in which only one is NaN or infinite.
+        elements: Compared so far.
+        signal, noise: Sums of squares.
+        limit_db: Smallest accepted ratio of the two; ``None`` for exact dtypes.
+    """
+
+    name: str
+    dtype: str
+    limit_db: float | None
+    max_abs_error: float = 0.0
+    max_rel_error: float = 0.0
+    mismatches: int = 0
+    elements: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+
+    @classmethod
+    def start(cls, name: str, dtype: str, length: int) -> OutputError:
+        """An empty record with its limit, see :func:`snr_limit`."""
+        return cls(name, dtype, snr_limit(dtype, length) if dtype in _ROUNDOFF else None)
+
+    def add(self, reference: np.ndarray, got: np.ndarray) -> None:
+        """Compare one more sample; both arrays have the same shape."""
+        self.elements += reference.size
+        if self.limit_db is None:
+            self._add_exact(reference, got)
+            return
+        want, have = reference.astype(np.float64), got.astype(np.float64)
+        finite = np.isfinite(want) & np.isfinite(have)
+        same = finite | (want == have) | (np.isnan(want) & np.isnan(have))
+        self.mismatches += int((~same).sum())
+        want, have = want[finite], have[finite]
+        if not want.size:
+            return
+        error = np.abs(want - have)
+        scale = np.maximum(np.abs(want), np.abs(want).max() / 1000)
+        relative = np.divide(error, scale, out=np.zeros_like(error), where=error > 0)
+        self._raise(float(error.max()), float(relative.max()))
+        self.signal += float(want @ want)
+        self.noise += float(error @ error)
+
+    def _add_exact(self, reference: np.ndarray, got: np.ndarray) -> None:
+        wrong = reference != got
+        count = int(wrong.sum())
+        self.mismatches += count
+        want = reference.astype(np.float64).ravel()
+        error = np.abs(want - got.astype(np.float64).ravel())
+        self.signal += float(want @ want)
+        self.noise += float(error @ error)
+        if count:
+            largest = float(error.max())
+            self._raise(largest, largest / max(float(np.abs(want).max()), 1.0))
+
+    def _raise(self, absolute: float, relative: float) -> None:
+        self.max_abs_error = max(self.max_abs_error, absolute)
+        self.max_rel_error = max(self.max_rel_error, relative)
+
+    @property
+    def snr_db(self) -> float:
+        """Signal-to-noise ratio over all samples, at most ``MAX_SNR_DB``."""
+        if self.noise == 0.0:
+            return MAX_SNR_DB
+        if self.signal == 0.0:
+            return -MAX_SNR_DB
+        return min(10.0 * math.log10(self.signal / self.noise), MAX_SNR_DB)
+
+    @property
+    def ok(self) -> bool:
+        """Within the limit."""
+        if self.mismatches:
+            return False
+        return self.limit_db is None or self.snr_db >= self.limit_db
+
+    def describe(self) -> dict[str, Any]:
+        """For JSON; three significant digits, so that reports are stable."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "ok": self.ok,
+            "max_abs_error": _round(self.max_abs_error),
+            "max_rel_error": _round(self.max_rel_error),
+            "snr_db": round(self.snr_db, 1),
+            "snr_limit_db": None if self.limit_db is None else round(self.limit_db, 1),
+            "mismatches": self.mismatches,
+            "elements": self.elements,
+        }
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")

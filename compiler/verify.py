@@ -1,0 +1,271 @@
+"""Compare a compiled model with ONNX Runtime on the same inputs.
+
+The artifact runs through an ``Execute`` function (natively or in an emulator, see
+``effc.execute``), the reference through ONNX Runtime on the user's own model, so that
+errors of the importer show as well. What counts as equal: ``effc.metrics``.
+
+If a result misses its limit, ONNX Runtime runs once more on inputs that differ by a
+relative 2^-20. If that alone moves the reference by more, the model amplifies
+rounding on these inputs; the limit is lowered by the amplification measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effc.errors import ModelError, ToolError
+from effc.metrics import OutputError, accumulated_length
+from effc.samples import Arrays, Dataset, Tensor, generate, index_limits
+
+__all__ = ["Execute", "Reference", "Verification", "reference_limits", "verify", "verify_golden"]
+
+Execute = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+"""Runs one inference: arrays by input name to arrays by output name."""
+
+_PERTURBATION = 2.0**-20
+_MAX_AMPLIFICATION = 1e4
+
+
+class Reference:
+    """A model in ONNX Runtime.
+
+    Args:
+        source: Model file (external data beside it), or the model in memory.
+        constants: Inputs that were fixed at compile time.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+    """
+
+    def __init__(self, source: Any, constants: Mapping[str, Any] | None = None) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise ToolError(
+                "onnxruntime is not installed", hint="pip install onnxruntime"
+            ) from error
+        ort.set_default_logger_severity(4)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        model = str(source) if isinstance(source, str | Path) else source.SerializeToString()
+        try:
+            self.session = ort.InferenceSession(model, options, ["CPUExecutionProvider"])
+        except Exception as error:  # its exception types are private
+            raise ModelError(
+                "ONNX Runtime cannot load the model", got=_first_line(error)
+            ) from error
+        self.constants = {
+            i.name: np.asarray(constants[i.name]).astype(_dtype(i.type)).reshape(_fixed(i.shape))
+            for i in self.session.get_inputs()
+            if constants and i.name in constants
+        }
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Outputs by name.
+
+        Raises:
+            ModelError: ONNX Runtime fails on these inputs.
+        """
+        names = [output.name for output in self.session.get_outputs()]
+        try:
+            results = self.session.run(names, {**inputs, **self.constants})
+        except Exception as error:
+            raise ModelError("ONNX Runtime cannot run the model", got=_first_line(error)) from error
+        return {name: np.asarray(value) for name, value in zip(names, results, strict=True)}
+
+
+def _fixed(shape: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(d if isinstance(d, int) else 1 for d in shape)
+
+
+def _dtype(ort_type: str) -> np.dtype[Any]:
+    name = ort_type.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+@dataclass
+class Verification:
+    """Result of a comparison.
+
+    Attributes:
+        device: Where the artifact ran.
+        against: ``onnxruntime VERSION`` or ``golden outputs``.
+        samples: Number of samples compared.
+        outputs: One record per output.
+        agreement: Share of samples with the same top-1 class, if labels were given.
+        accuracy, reference_accuracy: Share of right classes of the artifact and the reference.
+        notes: Limits that were lowered, and why.
+    """
+
+    device: str
+    against: str
+    samples: int
+    outputs: list[OutputError]
+    agreement: float | None = None
+    accuracy: float | None = None
+    reference_accuracy: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Every output within its limit."""
+        return all(output.ok for output in self.outputs)
+
+    def describe(self) -> dict[str, Any]:
+        """For JSON and the manifest."""
+        result: dict[str, Any] = {
+            "ok": self.ok,
+            "device": self.device,
+            "against": self.against,
+            "samples": self.samples,
+            "outputs": [output.describe() for output in self.outputs],
+        }
+        if self.agreement is not None:
+            result |= {
+                "top1_agreement": self.agreement,
+                "accuracy": self.accuracy,
+                "reference_accuracy": self.reference_accuracy,
+            }
+        if self.notes:
+            result["notes"] = list(self.notes)
+        return result
+
+
+class _Comparison:
+    """Errors and classes, accumulated sample by sample so that memory stays bounded."""
+
+    def __init__(self, manifest: Mapping[str, Any]) -> None:
+        self.outputs = [Tensor.of(entry) for entry in manifest["outputs"]]
+        length = accumulated_length(manifest["layers"])
+        self.errors = [OutputError.start(t.name, t.dtype, length) for t in self.outputs]
+        self.classes: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, want: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> None:
+        for tensor, error in zip(self.outputs, self.errors, strict=True):
+            reference = want.get(tensor.name)
+            if reference is None or reference.shape != tensor.shape:
+                raise ModelError(
+                    "the reference model has other outputs than the artifact",
+                    where=tensor.name,
+                    expected=tensor.shape,
+                    got=None if reference is None else reference.shape,
+                    hint="is this the model that the artifact was compiled from?",
+                )
+            error.add(reference, got[tensor.name])
+        first = self.outputs[0].name
+        self.classes.append((_classes(want[first]), _classes(got[first])))
+
+
+def verify(
+    manifest: Mapping[str, Any],
+    execute: Execute,
+    reference: Reference,
+    device: str,
+    data: Dataset | None = None,
+    limits: Mapping[str, int] | None = None,
+) -> Verification:
+    """Run artifact and reference on the same inputs.
+
+    Args:
+        manifest: Of the artifact.
+        execute: Runs the artifact.
+        reference: Runs the original.
+        device: Name for the record.
+        data: Inputs; generated if ``None``.
+        limits: See :func:`effc.samples.generate`.
+
+    Raises:
+        ModelError: The reference cannot run, or has other outputs.
+    """
+    import onnxruntime as ort
+
+    if data is None:
+        data = Dataset([generate([Tensor.of(e) for e in manifest["inputs"]], limits)])
+    comparison = _Comparison(manifest)
+    for sample in data.samples:
+        comparison.add(reference(sample), execute(sample))
+    against = f"onnxruntime {ort.__version__}"
+    result = Verification(device, against, data.count, comparison.errors)
+    if not result.ok:
+        _allow_amplification(result, comparison.outputs, reference, data.samples[0])
+    if data.labels is not None:
+        _score(result, data, comparison.classes)
+    return result
+
+
+def verify_golden(
+    manifest: Mapping[str, Any], execute: Execute, inputs: Arrays, outputs: Arrays, device: str
+) -> Verification:
+    """Run the artifact on stored inputs and compare with stored outputs."""
+    comparison = _Comparison(manifest)
+    comparison.add(outputs, execute(inputs))
+    return Verification(device, "golden outputs", 1, comparison.errors)
+
+
+def _allow_amplification(
+    result: Verification,
+    outputs: Sequence[Tensor],
+    reference: Reference,
+    sample: Mapping[str, np.ndarray],
+) -> None:
+    original = reference(sample)
+    moved = reference({name: _perturb(array) for name, array in sample.items()})
+    for tensor, error in zip(outputs, result.outputs, strict=True):
+        if error.limit_db is None or error.mismatches or error.ok:
+            continue
+        change = OutputError.start(tensor.name, tensor.dtype, 1)
+        change.add(original[tensor.name], moved[tensor.name])
+        factor = 10.0 ** (-change.snr_db / 20.0) / _PERTURBATION
+        if 1.0 < factor < _MAX_AMPLIFICATION:
+            error.limit_db -= 20.0 * math.log10(factor)
+            result.notes.append(
+                f"{tensor.name}: the model amplifies a relative change of 2^-20 of its inputs "
+                f"by {factor:.3g}; the limit was lowered accordingly"
+            )
+
+
+def _perturb(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "f":
+        return array
+    signs = np.where(np.arange(array.size) % 2, 1.0, -1.0).reshape(array.shape)
+    return np.asarray(array * (1.0 + _PERTURBATION * signs)).astype(array.dtype)
+
+
+def _score(
+    result: Verification, data: Dataset, classes: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Top-1 figures: the class is the argmax over the first output's last axes."""
+    labels = data.labels
+    want, got = (np.concatenate([pair[side] for pair in classes])[: data.count] for side in (0, 1))
+    if labels is None or want.shape != labels.shape:
+        return
+    result.agreement = float((want == got).mean())
+    result.accuracy = float((got == labels).mean())
+    result.reference_accuracy = float((want == labels).mean())
+
+
+def _classes(scores: np.ndarray) -> np.ndarray:
+    """One class per sample; ``(N, 1, 1, C)`` and ``(N, C, 1, 1)`` count as ``(N, C)``."""
+    squeezed = scores.reshape(len(scores), -1) if scores.ndim > 1 else scores.reshape(1, -1)
+    return np.asarray(squeezed.argmax(axis=1))
+
+
+def reference_limits(source: Any) -> dict[str, int]:
+    """Bounds of index inputs of a model file or a model in memory."""
+    if not isinstance(source, str | Path):
+        return index_limits(source)
+    import onnx
+
+    return index_limits(onnx.load(str(source), load_external_data=False))
