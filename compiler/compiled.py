@@ -8,14 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from effc.devices.target import Target
 from effc.layers import LayerRecord
 from effc.options import CompileOptions
 from effc.program import Program
 
-__all__ = ["Block", "CompiledModel", "LinkResult", "PassRecord"]
+if TYPE_CHECKING:
+    import onnx
+
+    from effc.link import LinkReport
+
+__all__ = ["Block", "CompiledModel", "PassRecord"]
 
 
 @dataclass(frozen=True)
@@ -44,19 +49,6 @@ class Block:
     last: int
 
 
-@dataclass(frozen=True)
-class LinkResult:
-    """Sizes found by the linker's checks, in bytes."""
-
-    library_bytes: int
-    code_bytes: int
-    runtime_bytes: int
-    weights_bytes: int
-    needed: tuple[str, ...] = ()
-    undefined: tuple[str, ...] = ()
-    segment_alignment: int = 0
-
-
 @dataclass
 class CompiledModel:
     """A compiled model that is not yet on disk.
@@ -69,11 +61,11 @@ class CompiledModel:
         passes: What every pass did.
         blocks: The memory plan.
         phase_seconds: Wall time per phase (shown, never written into the artifact).
-        header: Text of ``NAME.h``.
-        link_library: Writes ``libNAME.so`` at a path and returns the checks' sizes.
+        headers: Text by file name: ``NAME.h`` and ``effc.h``.
+        link_library: Writes the shared library at a path and returns the checks' sizes.
         link_runner: Writes a static test executable for ``target.runner_target``.
-        reference: Serialized ONNX model that ONNX Runtime runs as the reference
-            (the imported model: shapes bound, constants bound).
+        reference: The imported model (shapes and constants bound, nothing simplified), for
+            ONNX Runtime.
         source_sha256: Digest of the model file and its external data.
         tuning: What the tuner did (mode, database digest, measured candidates).
         opset: Opset of the source model.
@@ -83,10 +75,10 @@ class CompiledModel:
     target: Target
     options: CompileOptions
     layers: tuple[LayerRecord, ...]
-    header: str
-    link_library: Callable[[Path], LinkResult]
-    link_runner: Callable[[Path], None]
-    reference: bytes
+    headers: dict[str, str]
+    link_library: Callable[[Path], LinkReport]
+    link_runner: Callable[[Path], object]
+    reference: onnx.ModelProto
     passes: tuple[PassRecord, ...] = ()
     blocks: tuple[Block, ...] = ()
     phase_seconds: dict[str, float] = field(default_factory=dict)
