@@ -1,0 +1,101 @@
+"""Direct convolution: an implicit matrix product over panels of output positions.
+
+``Y[co][s] = bias[co] + sum_k W[co][k] * X[k][s]`` per batch and group, where ``k``
+runs over (input channel, kernel tap) and ``s`` over flattened output positions.
+A unit of work takes a block of positions, packs its columns of ``X`` into
+``scratch`` (see ``conv_pack``) and runs the register tile over all channel tiles.
+Input that is not contiguous (kernel above 1, stride, padding) is first copied once,
+padded and split into stride phases, by a stage of its own.
+
+``space`` tiles keep vectors along positions and broadcast weights; ``channel`` tiles
+keep vectors along output channels and broadcast activations, which wastes no
+lanes where there are few positions; their result is transposed through scratch.
+
+Exact up to the order of f32 summation.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from effc.devices.target import Target
+from effc.kernels.conv_cost import direct_candidates
+from effc.kernels.conv_pack import copy_stage, pack_weights, panel_slack
+from effc.kernels.conv_product import Product, ProductConfig
+from effc.kernels.conv_shape import ConvShape, conv_refusal, source_layout
+from effc.kernels.epilogue import Epilogue
+from effc.kernels.region import Region
+from effc.kernels.template import Config, Kernel, Stage, Template
+
+__all__ = ["DirectConv", "conv_bias", "conv_epilogue"]
+
+
+def conv_epilogue(region: Region, shape: ConvShape) -> Epilogue:
+    """The epilogue of a convolution under the view (batch, channels, positions)."""
+    assert region.anchor is not None
+    view = (shape.batch, shape.groups * shape.cout, shape.positions)
+    return Epilogue(region, region.anchor.outputs[0], view)
+
+
+def conv_bias(region: Region, shape: ConvShape) -> np.ndarray | None:
+    """The bias as float32 ``[groups*cout]``, or ``None``."""
+    assert region.anchor is not None
+    inputs = region.anchor.inputs
+    if len(inputs) < 3 or inputs[2] is None:
+        return None
+    assert inputs[2].const is not None
+    return np.ascontiguousarray(inputs[2].const, dtype=np.float32).reshape(-1)
+
+
+class DirectConv(Template):
+    """Convolution of any geometry as an implicit matrix product."""
+
+    name: ClassVar[str] = "conv_direct"
+
+    def refuse(self, region: Region, target: Target) -> str | None:
+        if reason := conv_refusal(region):
+            return reason
+        assert region.anchor is not None
+        return conv_epilogue(region, ConvShape.of(region.anchor)).refusal
+
+    def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
+        assert region.anchor is not None
+        shape = ConvShape.of(region.anchor)
+        return direct_candidates(shape, source_layout(shape), target)
+
+    def build(self, region: Region, target: Target, config: Config) -> Kernel:
+        anchor = region.anchor
+        assert anchor is not None
+        data, weight = anchor.inputs[0], anchor.inputs[1]
+        assert data is not None
+        assert weight is not None
+        assert weight.const is not None
+        shape = ConvShape.of(anchor)
+        source = source_layout(shape)
+        epilogue = conv_epilogue(region, shape)
+        knobs = ProductConfig.of(config)
+        bias = conv_bias(region, shape)
+
+        weights = {"w": pack_weights(weight.const, shape.groups, knobs.channels)}
+        if bias is not None:
+            weights["bias"] = bias
+        weights |= epilogue.weights
+        size = shape.batch * shape.groups * shape.cin * source.channel
+        stages: list[Stage] = []
+        workspaces: dict[str, int] = {}
+        input_ref = data.name
+        if source.copied:
+            size += panel_slack(shape, source, knobs.columns, knobs.lanes)[0]
+            copy = copy_stage(shape, source, target.lanes, size)
+            channels = shape.batch * shape.groups * shape.cin
+            stages.append(Stage(copy, (data.name, "t:source"), channels))
+            workspaces["source"] = size * 4
+            input_ref = "t:source"
+        product = Product(shape, source, knobs, target, epilogue, bias is not None, size)
+        args = (input_ref, "w:w", *(("w:bias",) if bias is not None else ()), *epilogue.args)
+        args += (region.outputs[0].name, "scratch")
+        stages.append(Stage(product.function(), args, product.units, product.scratch_bytes))
+        inplace = tuple(pair for pair in epilogue.inplace if pair[0] != data.name)
+        return Kernel(tuple(stages), weights, workspaces, inplace)

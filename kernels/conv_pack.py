@@ -1,0 +1,275 @@
+"""Data movement around a convolution's product kernel.
+
+- ``pack_weights``: at compile time, to the order in which the kernel reads them.
+- ``copy_stage``: the input, padded and split into stride phases (``conv_shape.Source``).
+- ``pack_panel``: inside the kernel, a panel of output positions as ``[reduction][columns]``
+  in ``scratch`` (im2col of just the panel, so it stays in cache). It costs about
+  ``2 / cout`` of the product and makes every later access contiguous.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
+from effc.kernels.conv_shape import ConvShape, Source
+from effc.kernels.register_tile import split_widths
+
+__all__ = ["copy_stage", "pack_panel", "pack_weights", "panel_slack"]
+
+Expr = Any
+
+
+def pack_weights(weight: np.ndarray, groups: int, tile: int) -> np.ndarray:
+    """``[groups*cout, cin, *kernel]`` to ``[groups][ceil(cout/tile)][reduction][tile]``, flat.
+
+    The last tile of a group is as narrow as what is left, so that channel tile ``t``
+    begins at ``(group*cout + t*tile) * reduction``.
+    """
+    cout = weight.shape[0] // groups
+    matrix = weight.reshape(groups, cout, -1).astype(np.float32)
+    parts = [
+        np.ascontiguousarray(matrix[g, start : start + tile].T).ravel()
+        for g in range(groups)
+        for start in range(0, cout, tile)
+    ]
+    return np.concatenate(parts)
+
+
+def copy_stage(shape: ConvShape, source: Source, lanes: int, size: int) -> tirx.PrimFunc:
+    """Copy the input into ``source``'s layout; one unit per (batch, channel).
+
+    Args:
+        shape: The convolution.
+        source: Layout to produce.
+        lanes: Vector width.
+        size: Elements of the destination workspace.
+    """
+    last = len(shape.input) - 1
+    total = shape.batch * shape.groups * shape.cin * shape.input_positions
+    axes = [[_valid(shape, source, phase, i) for i in range(last + 1)] for phase in source.phases]
+    covered = all(
+        (lo, hi) == (0, size)
+        for ranges in axes
+        for (lo, hi), size in zip(ranges, source.extent, strict=True)
+    )
+
+    def body(x: Any, p: Any, begin: Expr, end: Expr) -> None:
+        with loop(begin, end) as unit:
+            to = bind(unit * source.channel)
+            if not covered:
+                _fill(p, to, source.channel, lanes)
+            for number, (phase, ranges) in enumerate(zip(source.phases, axes, strict=True)):
+                if any(lo >= hi for lo, hi in ranges):
+                    continue
+                starts = [
+                    bind(unit * shape.input_positions + _first(shape, phase, ranges)),
+                    bind(to + number * source.plane + _flat([r[0] for r in ranges], source.extent)),
+                ]
+                _rows(shape, source, ranges, 0, starts, x, p, lanes)
+
+    return stage_func([("x", "float32", total), ("p", "float32", size)], body)
+
+
+def _valid(shape: ConvShape, source: Source, phase: tuple[int, ...], i: int) -> tuple[int, int]:
+    """Range of destination coordinates on axis ``i`` that lie inside the input."""
+    shift, stride = shape.pads[i] - phase[i], shape.strides[i]
+    lo = max(0, -(-shift // stride))
+    hi = min(source.extent[i], (shape.input[i] - 1 + shift) // stride + 1)
+    return lo, hi
+
+
+def _first(shape: ConvShape, phase: tuple[int, ...], ranges: list[tuple[int, int]]) -> int:
+    """Flat input offset of the first valid destination element."""
+    coords = [
+        lo * s + ph - pad
+        for (lo, _), s, ph, pad in zip(ranges, shape.strides, phase, shape.pads, strict=True)
+    ]
+    return _flat(coords, shape.input)
+
+
+def _flat(coords: list[int], extent: tuple[int, ...]) -> int:
+    offset = 0
+    for coord, size in zip(coords, extent, strict=True):
+        offset = offset * size + coord
+    return offset
+
+
+def _rows(
+    shape: ConvShape,
+    source: Source,
+    ranges: list[tuple[int, int]],
+    axis: int,
+    starts: list[Expr],
+    x: Any,
+    p: Any,
+    lanes: int,
+) -> None:
+    """Loops over the outer axes, then one strided row copy."""
+    lo, hi = ranges[axis]
+    if axis == len(ranges) - 1:
+        # How far a vector may read: the row's own end, in elements from its first one.
+        first = lo * shape.strides[axis] - shape.pads[axis]
+        room = min(shape.input[axis] - max(first, 0), (hi - lo) * shape.strides[axis])
+        _row(x, starts[0], p, starts[1], hi - lo, shape.strides[axis], room, lanes)
+        return
+    steps = [
+        shape.strides[axis] * _volume(shape.input, axis),
+        _volume(source.extent, axis),
+    ]
+    with loop(hi - lo) as i:
+        moved = [bind(start + i * step) for start, step in zip(starts, steps, strict=True)]
+        _rows(shape, source, ranges, axis + 1, moved, x, p, lanes)
+
+
+def _volume(extent: tuple[int, ...], axis: int) -> int:
+    return int(np.prod(extent[axis + 1 :], dtype=np.int64))
+
+
+def _row(
+    x: Any, src: Expr, p: Any, dst: Expr, count: int, stride: int, room: int, lanes: int
+) -> None:
+    """``p[dst + i] = x[src + i*stride]`` for ``i < count``, reading below ``src + room``."""
+    wide = count // lanes
+    if stride == 2:
+        wide = min(wide, room // (2 * lanes))
+
+    def copy(at: Expr, width: int, deinterleave: bool) -> None:
+        if deinterleave:
+            pair = [bind(vload(x, src + at * 2 + h * width, width)) for h in (0, 1)]
+            value = tirx.Shuffle(pair, list(range(0, 2 * width, 2)))
+        else:
+            value = vload(x, src + at * stride, width, stride)
+        vstore(p, dst + at, value, width)
+
+    if wide:
+        with loop(wide) as i:
+            copy(i * lanes, lanes, stride == 2)
+    at = wide * lanes
+    for width in split_widths(count - at, lanes):
+        copy(at, width, stride == 2 and width > 1 and 2 * (at + width) <= room)
+        at += width
+
+
+def _fill(p: Any, to: Expr, count: int, lanes: int) -> None:
+    zero = T.float32(0)
+    if count // lanes:
+        with loop(count // lanes) as i:
+            vstore(p, to + i * lanes, splat(zero, lanes), lanes)
+    at = count - count % lanes
+    for width in split_widths(count % lanes, lanes):
+        vstore(p, to + at, splat(zero, width), width)
+        at += width
+
+
+def panel_slack(shape: ConvShape, source: Source, columns: int, lanes: int) -> tuple[int, int]:
+    """Elements that ``pack_panel`` may touch beyond the (workspace, panel): full vectors only."""
+    if source.flat:
+        return 0, 0
+    width, pitch = shape.output[-1], source.extent[-1]
+    rows = columns // width + 2
+    outer = 1 if len(source.extent) < 3 else -(-rows // shape.output[-2]) + 1
+    missed = source.plane // source.extent[0] * outer if len(source.extent) == 3 else 0
+    return rows * pitch + missed + 2 * lanes, width + 2 * lanes
+
+
+def pack_panel(
+    shape: ConvShape,
+    source: Source,
+    x: Any,
+    base: Expr,
+    position: Expr,
+    panel: Any,
+    to: Expr,
+    channels: int,
+    columns: int,
+    lanes: int,
+    exact: bool,
+) -> None:
+    """Write ``panel[to + (c*taps + t)*columns + j]`` for ``columns`` positions from ``position``.
+
+    Args:
+        shape, source: What is read, and its layout.
+        x: Buffer in ``source``'s layout.
+        base: Offset of the first channel in ``x``.
+        position: First output position.
+        panel: Destination buffer.
+        to: First element of the panel.
+        channels: Input channels to pack.
+        columns: Positions per panel.
+        lanes: Vector width.
+        exact: Read no element beyond the panel's last (flat sources only).
+    """
+    widths = split_widths(columns, lanes)
+    if not exact and columns % lanes and len(widths) > columns // lanes + 1:
+        widths = split_widths(columns - columns % lanes, lanes) + (lanes,)
+    taps = len(source.taps)
+    width = shape.output[-1]
+    with loop(channels) as c:
+        for t, tap in enumerate(source.taps):
+            src = bind(base + c * source.channel + tap)
+            dst = bind(to + (c * taps + t) * columns)
+            if source.flat:
+                _copy(x, src + position, panel, dst, split_widths(columns, lanes))
+            elif width % columns == 0:
+                start = _offset(shape, source, position)
+                _copy(x, bind(src + start), panel, dst, widths)
+            else:
+                _segments(shape, source, x, src, position, panel, dst, columns, lanes)
+
+
+def _copy(x: Any, src: Expr, panel: Any, dst: Expr, widths: tuple[int, ...]) -> None:
+    at = 0
+    for width in widths:
+        vstore(panel, dst + at, vload(x, src + at, width), width)
+        at += width
+
+
+def _offset(shape: ConvShape, source: Source, position: Expr) -> Expr:
+    """Flat source offset of an output position."""
+    *outer, width = shape.output
+    row, offset = position // width, position % width
+    if len(outer) == 2:
+        offset += row // outer[1] * (source.extent[1] * source.extent[2])
+        row = row % outer[1]
+    return offset + row * source.extent[-1]
+
+
+def _segments(
+    shape: ConvShape,
+    source: Source,
+    x: Any,
+    src: Expr,
+    position: Expr,
+    panel: Any,
+    dst: Expr,
+    columns: int,
+    lanes: int,
+) -> None:
+    """Rows in order; each one's last vector runs over into the next one, which overwrites it."""
+    width = shape.output[-1]
+    lanes = min(lanes, _ceil_power(width))
+    if columns % width == 0:
+        trips = -(-width // lanes)
+        with loop(columns // width) as i:
+            start = bind(src + _offset(shape, source, position + i * width))
+            for v in range(trips):
+                vstore(
+                    panel, dst + i * width + v * lanes, vload(x, start + v * lanes, lanes), lanes
+                )
+        return
+    first = bind(position // width)
+    with loop((columns - 2) // width + 2) as i:
+        # Row ``first + i`` covers panel columns [lo, hi).
+        lo = bind(T.max((first + i) * width - position, 0))
+        hi = bind(T.min((first + i + 1) * width - position, columns))
+        start = bind(src + _offset(shape, source, position + lo))
+        with T.If(lo < hi), T.Then(), loop((hi - lo + (lanes - 1)) // lanes) as v:
+            vstore(panel, dst + lo + v * lanes, vload(x, start + v * lanes, lanes), lanes)
+
+
+def _ceil_power(value: int) -> int:
+    return 1 << (value - 1).bit_length()

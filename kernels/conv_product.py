@@ -1,0 +1,329 @@
+"""The product stage of a direct convolution, see ``conv``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from effc.devices.target import Target
+from effc.errors import InternalError
+from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
+from effc.kernels.conv_pack import pack_panel, panel_slack
+from effc.kernels.conv_shape import ConvShape, Source
+from effc.kernels.epilogue import Epilogue
+from effc.kernels.register_tile import (
+    Accumulators,
+    Dense,
+    Operand,
+    Tile,
+    contract,
+    pieces,
+    split_widths,
+)
+from effc.kernels.template import Config
+
+__all__ = ["Product", "ProductConfig"]
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class ProductConfig:
+    """Knobs of the product stage.
+
+    Attributes:
+        along: ``space`` or ``channel``: what the vectors run along.
+        lanes: Elements of one vector.
+        channels: Output channels of a register tile.
+        columns: Output positions of a register tile.
+        pack: Pack panels into scratch; otherwise the tile reads a flat source in place.
+        panels: Panels of ``columns`` positions per unit.
+        block: Input channels per pass over the reduction; sums wait in scratch between
+            passes. A divisor of ``cin``; ``cin`` means one pass.
+        splits: Units that share a block of positions, each with some channel tiles.
+        unroll: Reduction steps per loop iteration.
+    """
+
+    along: str
+    lanes: int
+    channels: int
+    columns: int
+    pack: bool
+    panels: int
+    block: int
+    splits: int
+    unroll: int
+
+    @staticmethod
+    def of(config: Config) -> ProductConfig:
+        return ProductConfig(**dict(config))  # type: ignore[arg-type]
+
+
+class Product:
+    """Builds the stage function; holds the sizes that its parts share."""
+
+    def __init__(
+        self,
+        shape: ConvShape,
+        source: Source,
+        knobs: ProductConfig,
+        target: Target,
+        epilogue: Epilogue,
+        has_bias: bool,
+        source_elements: int,
+    ) -> None:
+        if shape.cin % knobs.block or not (knobs.pack or self.may_read_in_place(source)):
+            raise InternalError("invalid configuration", where="conv_direct", got=knobs)
+        self.shape, self.source, self.knobs, self.target = shape, source, knobs, target
+        self.epilogue, self.has_bias, self.source_elements = epilogue, has_bias, source_elements
+        taps = len(source.taps)
+        self.depth = knobs.block * taps  # reduction steps of one pass
+        self.passes = shape.cin // knobs.block
+        self.full_panels, self.rest_columns = divmod(shape.positions, knobs.columns)
+        self.full_tiles, self.rest_channels = divmod(shape.cout, knobs.channels)
+        self.full_blocks = -(-self.full_panels // knobs.panels)
+        self.blocks = self.full_blocks + (1 if self.rest_columns else 0)
+        tiles = self.full_tiles + (1 if self.rest_channels else 0)
+        self.tiles_per_split = -(-tiles // min(knobs.splits, tiles))
+        self.splits = -(-tiles // self.tiles_per_split)
+        self.units = shape.batch * shape.groups * self.splits * self.blocks
+        # Sums wait in scratch where they need several passes or a transposition.
+        self.spilled = self.passes > 1 or knobs.along == "channel"
+        panel_room = self.depth * knobs.columns * knobs.panels if knobs.pack else 0
+        slack = panel_slack(shape, source, knobs.columns, knobs.lanes)[1] if knobs.pack else 0
+        self.sums_at = -(-(panel_room + slack) // 16) * 16
+        sums = self.tiles_per_split * knobs.channels * knobs.columns * knobs.panels
+        self.scratch_elements = self.sums_at + (sums if self.spilled else 0)
+
+    @staticmethod
+    def may_read_in_place(source: Source) -> bool:
+        """Whether the tile can read the source without packing."""
+        return source.flat and len(source.taps) == 1
+
+    @property
+    def scratch_bytes(self) -> int:
+        return self.scratch_elements * 4
+
+    def function(self) -> tirx.PrimFunc:
+        """The stage function ``(source, w, [bias], epilogue..., y, scratch, begin, end)``."""
+        shape = self.shape
+        outputs = shape.batch * shape.groups * shape.cout * shape.positions
+        cout = shape.groups * shape.cout
+        params = [("x", "float32", self.source_elements), ("w", "float32", cout * shape.reduction)]
+        if self.has_bias:
+            params.append(("bias", "float32", cout))
+        params += self.epilogue.params
+        params.append(("y", self.epilogue.out_dtype, outputs))
+        params.append(("scratch", "float32", self.scratch_elements))
+
+        def body(*args: Any) -> None:
+            *buffers, begin, end = args
+            self._bind_buffers(buffers)
+            with loop(begin, end) as unit:
+                self._unit(unit)
+
+        return stage_func(params, body)
+
+    def _bind_buffers(self, buffers: list[Any]) -> None:
+        self.x, self.w, *rest = buffers
+        self.bias = rest.pop(0) if self.has_bias else None
+        *self.extra, self.y, self.scratch = rest
+
+    def _unit(self, unit: Expr) -> None:
+        block = bind(unit % self.blocks)
+        split = bind(unit // self.blocks % self.splits)
+        image = bind(unit // (self.blocks * self.splits))  # batch * groups + group
+        self.group = bind(image % self.shape.groups)
+        self.batch = bind(image // self.shape.groups)
+        self.base = bind(image * (self.shape.cin * self.source.channel))
+        self.first_tile = bind(split * self.tiles_per_split)
+        self.last_tile = bind(T.min(self.first_tile + self.tiles_per_split, self.full_tiles))
+        self.split = split
+        if not self.rest_columns:
+            self._block(block, self.knobs.columns)
+        elif not self.full_blocks:
+            self._block(block, self.rest_columns)
+        else:
+            with T.If(block < self.full_blocks):
+                with T.Then():
+                    self._block(block, self.knobs.columns)
+                with T.Else():
+                    self._block(block, self.rest_columns)
+
+    def _block(self, block: Expr, columns: int) -> None:
+        """All channel tiles of this split over one block of panels of ``columns`` positions."""
+        knobs = self.knobs
+        if columns == knobs.columns:
+            first = bind(block * (knobs.panels * columns))
+            count: Expr = knobs.panels
+            if self.full_panels % knobs.panels:
+                count = bind(T.min(knobs.panels, self.full_panels - block * knobs.panels))
+        else:
+            first, count = self.full_panels * knobs.columns, 1
+        if not self.spilled:
+            self._pack(0, first, count, columns)
+            self._tiles(lambda tile, channels: self._finish(tile, channels, first, count, columns))
+            return
+        self._tiles(lambda tile, channels: self._start_sums(tile, channels, count, columns))
+        with loop(self.passes) as number:
+            self._pack(number, first, count, columns)
+            self._tiles(
+                lambda tile, channels: self._add(tile, channels, number, first, count, columns)
+            )
+        self._tiles(lambda tile, channels: self._store_sums(tile, channels, first, count, columns))
+
+    def _tiles(self, emit: Any) -> None:
+        """``emit(tile number, channels)`` for the tiles of this split."""
+        with loop(self.first_tile, self.last_tile) as tile:
+            emit(tile, self.knobs.channels)
+        if self.rest_channels:
+            if self.splits == 1:
+                emit(self.full_tiles, self.rest_channels)
+            else:
+                with T.If(self.split == self.splits - 1), T.Then():
+                    emit(self.full_tiles, self.rest_channels)
+
+    # -- operands ---------------------------------------------------------------------------
+
+    def _pack(self, number: Expr, first: Expr, count: Expr, columns: int) -> None:
+        if not self.knobs.pack:
+            return
+        base = self.base + number * (self.knobs.block * self.source.channel)
+        with loop(count) as panel:
+            pack_panel(
+                self.shape,
+                self.source,
+                self.x,
+                base,
+                bind(first + panel * columns),
+                self.scratch,
+                bind(panel * (self.depth * columns)),
+                self.knobs.block,
+                columns,
+                self.knobs.lanes,
+                exact=self.source.flat,
+            )
+
+    def _positions(self, number: Expr, first: Expr, panel: Expr, columns: int) -> Operand:
+        """The activations of one panel in one pass."""
+        if self.knobs.pack:
+            return Operand(self.scratch, panel * (self.depth * columns), columns)
+        skipped = number * (self.knobs.block * self.source.channel)
+        start = self.base + skipped + self.source.taps[0] + first + panel * columns
+        return Operand(self.x, bind(start), self.source.channel)
+
+    def _weights(self, tile: Expr, channels: int, number: Expr) -> Operand:
+        """The weights of one channel tile in one pass."""
+        start = (self.group * self.shape.cout + tile * self.knobs.channels) * self.shape.reduction
+        return Operand(self.w, bind(start + number * (self.depth * channels)), channels)
+
+    def _tile(self, channels: int, columns: int) -> Tile:
+        rows, across = (channels, columns) if self.knobs.along == "space" else (columns, channels)
+        widths = split_widths(across, self.knobs.lanes)
+        # A packed panel's row may be read in full vectors only if the row itself has them.
+        return Tile(rows, widths)
+
+    def _multiply(
+        self,
+        acc: Accumulators,
+        tile: Expr,
+        channels: int,
+        number: Expr,
+        positions: Operand,
+    ) -> None:
+        weights = self._weights(tile, channels, number)
+        pair = (weights, positions) if self.knobs.along == "space" else (positions, weights)
+        contract(acc, Dense(self.depth, self.knobs.unroll), *pair, self.target)
+
+    # -- one pass: results straight from registers ---------------------------------------------
+
+    def _finish(self, tile: Expr, channels: int, first: Expr, count: Expr, columns: int) -> None:
+        channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
+        with loop(count) as panel:
+            acc = Accumulators(self._tile(channels, columns))
+            for i in range(channels):
+                value = self._bias(channel + i)
+                for v, lanes in enumerate(acc.tile.widths):
+                    acc.set(i, v, splat(value, lanes))
+            self._multiply(acc, tile, channels, 0, self._positions(0, first, panel, columns))
+            position = bind(first + panel * columns)
+            for i in range(channels):
+                for v, (start, lanes) in enumerate(acc.tile.vectors):
+                    self._store(acc.get(i, v), channel + i, position + start, lanes)
+
+    def _bias(self, channel: Expr) -> Expr:
+        return bind(self.bias[channel]) if self.bias is not None else T.float32(0)
+
+    def _store(self, value: Expr, channel: Expr, position: Expr, lanes: int) -> None:
+        coords = (self.batch, channel, position)
+        result = self.epilogue.apply(value, coords, self.extra, axis=2, lanes=lanes)
+        row = self.batch * (self.shape.groups * self.shape.cout) + channel
+        vstore(self.y, row * self.shape.positions + position, result, lanes)
+
+    # -- several passes, or vectors along channels: sums in scratch ----------------------------
+
+    def _sums(self, tile: Expr, panel: Expr, channels: int, columns: int) -> Expr:
+        """First element of a tile's sums: ``[channels][columns]``, or transposed."""
+        room = self.knobs.channels * self.knobs.columns * self.knobs.panels
+        inside = panel * (channels * columns)
+        return self.sums_at + (tile - self.first_tile) * room + inside
+
+    def _start_sums(self, tile: Expr, channels: int, count: Expr, columns: int) -> None:
+        shape = self._tile(channels, columns)
+        channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
+        with loop(count) as panel:
+            at = bind(self._sums(tile, panel, channels, columns))
+            for i in range(shape.rows):
+                for start, lanes in shape.vectors:
+                    if self.knobs.along == "space":
+                        value = splat(self._bias(channel + i), lanes)
+                    elif self.bias is not None:
+                        value = vload(self.bias, channel + start, lanes)
+                    else:
+                        value = splat(T.float32(0), lanes)
+                    vstore(self.scratch, at + i * shape.columns + start, value, lanes)
+
+    def _add(
+        self, tile: Expr, channels: int, number: Expr, first: Expr, count: Expr, columns: int
+    ) -> None:
+        with loop(count) as panel:
+            acc = Accumulators(self._tile(channels, columns))
+            at = bind(self._sums(tile, panel, channels, columns))
+            places = [
+                (i, v, at + i * acc.tile.columns + start, lanes)
+                for i in range(acc.tile.rows)
+                for v, (start, lanes) in enumerate(acc.tile.vectors)
+            ]
+            for i, v, place, lanes in places:
+                acc.set(i, v, vload(self.scratch, place, lanes))
+            positions = self._positions(number, first, panel, columns)
+            self._multiply(acc, tile, channels, number, positions)
+            for i, v, place, lanes in places:
+                vstore(self.scratch, place, acc.get(i, v), lanes)
+
+    def _store_sums(
+        self, tile: Expr, channels: int, first: Expr, count: Expr, columns: int
+    ) -> None:
+        channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
+        transposed = self.knobs.along == "channel"
+        # Transposed sums of all panels follow each other: one long run of positions.
+        run = columns * (count if transposed and isinstance(count, int) else 1)
+        outer = 1 if run != columns else count
+        with loop(outer) as panel, loop(channels) as i:
+            at = bind(self._sums(tile, panel, channels, columns))
+            position = bind(first + panel * columns)
+            step = channels if transposed else 1
+            begin = bind(at + i) if transposed else bind(at + i * columns)
+            lanes = self.target.lanes
+
+            def store(offset: Expr, width: int, begin: Expr = begin, step: int = step) -> None:
+                value = vload(self.scratch, begin + offset * step, width, step)
+                self._store(value, channel + i, position + offset, width)
+
+            if run // lanes:
+                with loop(run // lanes) as v:
+                    store(v * lanes, lanes)
+            for start, width in pieces(run % lanes, lanes):
+                store(run - run % lanes + start, width)

@@ -1,0 +1,190 @@
+"""What a convolution computes and where its input elements lie.
+
+``ConvShape`` is the operator's geometry for 1 to 3 spatial axes. ``Source``
+is the layout that the product kernels read: either the input itself, or a copy
+that is padded and split into stride phases. In both, output position
+``(z, y, x)``, input channel ``c`` and kernel tap ``t`` meet at the flat offset
+
+    c * channel + taps[t] + (z * extent[1] + y) * extent[2] + x
+
+so that stride, dilation and padding are gone and a reduction index is one
+number. (Padding once and flat offsets: DESIGN.md section 4.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from math import prod
+from typing import Any
+
+from effc.kernels.region import Op, Region
+
+__all__ = ["ConvShape", "Source", "conv_refusal", "source_layout"]
+
+Axes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """A convolution ``[batch, groups*cin, *input] -> [batch, groups*cout, *output]``.
+
+    ``cin`` and ``cout`` count one group. ``pads`` are those at the beginning of
+    each axis; those at the end follow from ``output``.
+    """
+
+    batch: int
+    groups: int
+    cin: int
+    cout: int
+    input: Axes
+    output: Axes
+    kernel: Axes
+    strides: Axes
+    dilations: Axes
+    pads: Axes
+
+    @staticmethod
+    def of(op: Op) -> ConvShape:
+        """Geometry of a valid ONNX ``Conv`` with static shapes."""
+        data, weight = op.inputs[0], op.inputs[1]
+        assert data is not None
+        assert weight is not None
+        space = len(data.shape) - 2
+        ones = (1,) * space
+        groups = int(op.attrs.get("group", 1))
+        shape = ConvShape(
+            batch=data.shape[0],
+            groups=groups,
+            cin=weight.shape[1],
+            cout=weight.shape[0] // groups,
+            input=data.shape[2:],
+            output=op.outputs[0].shape[2:],
+            kernel=weight.shape[2:],
+            strides=tuple(op.attrs.get("strides", ones)),
+            dilations=tuple(op.attrs.get("dilations", ones)),
+            pads=(0,) * space,
+        )
+        return ConvShape(**{**shape.__dict__, "pads": _begin_pads(op.attrs, shape)})
+
+    @cached_property
+    def taps(self) -> tuple[Axes, ...]:
+        """Kernel positions in row-major order."""
+        return tuple(product(*map(range, self.kernel)))
+
+    @property
+    def reduction(self) -> int:
+        """Products per output element."""
+        return self.cin * len(self.taps)
+
+    @property
+    def positions(self) -> int:
+        """Output elements of one channel."""
+        return prod(self.output)
+
+    @property
+    def input_positions(self) -> int:
+        """Input elements of one channel."""
+        return prod(self.input)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the whole operator."""
+        return self.batch * self.groups * self.cout * self.positions * self.reduction
+
+
+@dataclass(frozen=True)
+class Source:
+    """Layout of the product kernels' input, see the module's docstring.
+
+    Attributes:
+        copied: Whether it is a copy in a workspace, or the input itself.
+        phases: The stride phases that some tap uses, one plane each.
+        extent: Spatial extent of one plane.
+        plane: Elements from one plane to the next.
+        channel: Elements from one channel to the next.
+        taps: Flat offset of each kernel tap.
+        flat: Whether the output positions of one channel are contiguous.
+    """
+
+    copied: bool
+    phases: tuple[Axes, ...]
+    extent: Axes
+    taps: tuple[int, ...]
+    flat: bool
+
+    @property
+    def plane(self) -> int:
+        return prod(self.extent)
+
+    @property
+    def channel(self) -> int:
+        return len(self.phases) * self.plane
+
+
+def source_layout(shape: ConvShape) -> Source:
+    """The cheapest layout: the input itself where it is already flat, otherwise a copy."""
+    shifts = [tuple(k * d for k, d in zip(tap, shape.dilations, strict=True)) for tap in shape.taps]
+    split = [
+        tuple(divmod(s, stride) for s, stride in zip(shift, shape.strides, strict=True))
+        for shift in shifts
+    ]
+    of_tap = [tuple(phase for _, phase in axes) for axes in split]
+    phases = tuple(sorted(set(of_tap)))
+    extent = tuple(out + max(axes[i][0] for axes in split) for i, out in enumerate(shape.output))
+    strides = [prod(extent[i + 1 :]) for i in range(len(extent))]
+    plane = prod(extent)
+    taps = tuple(
+        phases.index(phase) * plane
+        + sum(shift * step for (shift, _), step in zip(axes, strides, strict=True))
+        for phase, axes in zip(of_tap, split, strict=True)
+    )
+    flat = _contiguous(shape.output, extent)
+    direct = flat and phases == ((0,) * len(extent),) and extent == shape.input
+    direct = direct and not any(shape.pads) and set(shape.strides) == {1}
+    return Source(not direct, phases, extent, taps, flat)
+
+
+def conv_refusal(region: Region) -> str | None:
+    """Why a region is no f32 convolution with constant weights, or ``None``."""
+    op = region.anchor
+    if op is None or op.op_type != "Conv" or op.domain:
+        return "not a convolution"
+    data, weight = op.inputs[0], op.inputs[1]
+    assert data is not None
+    assert weight is not None
+    if data.dtype != "float32":
+        return f"input is {data.dtype}, not float32"
+    if weight.const is None:
+        return "the weights are not constant"
+    if len(op.inputs) > 2 and op.inputs[2] is not None and op.inputs[2].const is None:
+        return "the bias is not constant"
+    if not 3 <= len(data.shape) <= 5:
+        return f"{len(data.shape) - 2} spatial axes, not 1 to 3"
+    if len(region.outputs) != 1:
+        return "the region has more than one output"
+    if 0 in data.shape or 0 in op.outputs[0].shape:
+        return "an operand is empty"
+    return None
+
+
+def _contiguous(output: Axes, extent: Axes) -> bool:
+    first = next((i for i, size in enumerate(output) if size != 1), len(output))
+    return output[first + 1 :] == extent[first + 1 :]
+
+
+def _begin_pads(attrs: dict[str, Any], shape: ConvShape) -> Axes:
+    mode = attrs.get("auto_pad", "NOTSET")
+    mode = mode.decode() if isinstance(mode, bytes) else mode
+    if mode in ("NOTSET", ""):
+        return tuple(attrs.get("pads", (0,) * 2 * len(shape.input)))[: len(shape.input)]
+    if mode == "VALID":
+        return (0,) * len(shape.input)
+    totals = [
+        max(0, (o - 1) * s + (k - 1) * d + 1 - i)
+        for i, o, k, s, d in zip(
+            shape.input, shape.output, shape.kernel, shape.strides, shape.dilations, strict=True
+        )
+    ]
+    return tuple(t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in totals)

@@ -1,0 +1,162 @@
+"""The register tile: the inner kernel of every dense product in effc.
+
+A tile holds ``rows x vectors`` accumulators in registers and adds the outer
+product of one column of broadcast scalars and one row of vectors per step of
+the reduction::
+
+    acc[i][v] += A[a + k*a_step + i] * B[b + k*b_step + start(v) ...]   for k in 0..K
+
+Either operand of a convolution can be the broadcast one: weights broadcast and
+activations as vectors (along space), or activations broadcast and weights as
+vectors (along output channels). How ``k`` becomes offsets is the only thing
+that differs between dense and sparse reductions, see ``Dense``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tvm import tirx
+
+from effc.devices.target import Target
+from effc.kernels.builder import bind, local, loop, splat, vload, vstore
+
+__all__ = [
+    "Accumulators",
+    "Dense",
+    "Operand",
+    "Reduction",
+    "Tile",
+    "contract",
+    "pieces",
+    "split_widths",
+]
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``rows`` broadcast scalars times vectors of the given lanes (powers of two)."""
+
+    rows: int
+    widths: tuple[int, ...]
+
+    @property
+    def columns(self) -> int:
+        """Elements in one row of the tile."""
+        return sum(self.widths)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First column of each vector."""
+        return tuple(sum(self.widths[:v]) for v in range(len(self.widths)))
+
+    @property
+    def vectors(self) -> tuple[tuple[int, int], ...]:
+        """(first column, lanes) of each vector."""
+        return tuple(zip(self.starts, self.widths, strict=True))
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Elements at ``base + k * step + i`` of a flat buffer."""
+
+    buffer: Any
+    base: Expr
+    step: Expr
+
+
+class Reduction(Protocol):
+    """Enumerates the reduction: calls ``step(broadcast offset, vector offset)`` per index."""
+
+    def emit(self, step: Callable[[Expr, Expr], None], a: Operand, b: Operand) -> None: ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """``k = 0 .. count-1``, ``unroll`` steps per iteration of the loop."""
+
+    count: int
+    unroll: int = 1
+
+    def emit(self, step: Callable[[Expr, Expr], None], a: Operand, b: Operand) -> None:
+        unroll = min(self.unroll, self.count)
+        trips = self.count // unroll
+        if trips > 1:
+            with loop(trips) as trip:
+                for u in range(unroll):
+                    k = trip * unroll + u
+                    step(a.base + k * a.step, b.base + k * b.step)
+        for k in range(trips * unroll if trips > 1 else 0, self.count):
+            step(a.base + k * a.step, b.base + k * b.step)
+
+
+class Accumulators:
+    """The tile's accumulators: a stack buffer that LLVM keeps in registers."""
+
+    def __init__(self, tile: Tile) -> None:
+        self.tile = tile
+        self._buffer = local(tile.rows * tile.columns)
+
+    def get(self, row: int, vector: int) -> Expr:
+        start, lanes = self.tile.vectors[vector]
+        return vload(self._buffer, row * self.tile.columns + start, lanes)
+
+    def set(self, row: int, vector: int, value: Expr) -> None:
+        start, lanes = self.tile.vectors[vector]
+        vstore(self._buffer, row * self.tile.columns + start, value, lanes)
+
+
+def contract(
+    acc: Accumulators, reduction: Reduction, broadcast: Operand, vectors: Operand, target: Target
+) -> None:
+    """Add the product of both operands over the reduction to the accumulators."""
+    tile = acc.tile
+
+    def step(a_offset: Expr, b_offset: Expr) -> None:
+        xs = [bind(vload(vectors.buffer, b_offset + start, lanes)) for start, lanes in tile.vectors]
+        for i, scalar in enumerate(_scalars(broadcast.buffer, a_offset, tile.rows, target)):
+            for v, lanes in enumerate(tile.widths):
+                acc.set(i, v, acc.get(i, v) + splat(scalar, lanes) * xs[v])
+
+    reduction.emit(step, broadcast, vectors)
+
+
+def _scalars(buffer: Any, offset: Expr, count: int, target: Target) -> list[Expr]:
+    """``count`` consecutive scalars, in the form that multiplies by a splat cheapest.
+
+    Arm multiplies a vector by one lane of another (``fmla v, v, v.s[i]``), so there
+    four scalars are one vector load; x86 broadcasts from memory.
+    """
+    if target.arch not in ("aarch64", "arm"):
+        return [bind(vload(buffer, offset + i, 1)) for i in range(count)]
+    found: list[Expr] = []
+    for start in range(0, count - count % 4, 4):
+        four = bind(vload(buffer, offset + start, 4))
+        found += [tirx.Shuffle([four], [lane]) for lane in range(4)]
+    done = len(found)
+    if count - done >= 2:
+        two = bind(vload(buffer, offset + done, 2))
+        found += [tirx.Shuffle([two], [lane]) for lane in range(2)]
+    return found + [bind(vload(buffer, offset + i, 1)) for i in range(len(found), count)]
+
+
+def split_widths(columns: int, lanes: int) -> tuple[int, ...]:
+    """Vectors of at most ``lanes`` elements, powers of two, that cover ``columns`` exactly."""
+    widths: list[int] = [lanes] * (columns // lanes)
+    rest, width = columns % lanes, lanes // 2
+    while rest:
+        if rest >= width:
+            widths.append(width)
+            rest -= width
+        width //= 2
+    return tuple(widths)
+
+
+def pieces(valid: int, lanes: int) -> Sequence[tuple[int, int]]:
+    """(start, lanes) of the power-of-two pieces that cover the first ``valid`` lanes."""
+    widths = split_widths(valid, lanes)
+    return [(sum(widths[:i]), width) for i, width in enumerate(widths)]

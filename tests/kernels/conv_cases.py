@@ -1,0 +1,93 @@
+"""Convolution regions for tests, with a float64 reference and its error bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from effc.kernels.region import Op, Region, TensorType, Value
+
+__all__ = ["conv_region", "reference"]
+
+
+def conv_region(
+    x_shape: tuple[int, ...],
+    cout: int,
+    kernel: tuple[int, ...],
+    *,
+    group: int = 1,
+    bias: bool = True,
+    relu: bool = False,
+    residual: bool = False,
+    seed: int = 0,
+    **attrs: Any,
+) -> Region:
+    """A Conv region, optionally with a residual Add and a Relu behind it."""
+    rng = np.random.default_rng(seed)
+    space = len(kernel)
+    strides = attrs.get("strides", (1,) * space)
+    dilations = attrs.get("dilations", (1,) * space)
+    pads = attrs.get("pads", (0,) * 2 * space)
+    out = tuple(
+        (x_shape[2 + i] + pads[i] + pads[i + space] - (kernel[i] - 1) * dilations[i] - 1)
+        // strides[i]
+        + 1
+        for i in range(space)
+    )
+    y_type = TensorType((x_shape[0], cout, *out), "float32")
+    x = Value("x", TensorType(x_shape, "float32"))
+    weight = rng.standard_normal((cout, x_shape[1] // group, *kernel)).astype(np.float32)
+    w = Value("w", TensorType(weight.shape, "float32"), weight)
+    inputs: list[Value | None] = [x, w]
+    if bias:
+        value = rng.standard_normal(cout).astype(np.float32)
+        inputs.append(Value("b", TensorType((cout,), "float32"), value))
+    if group != 1:
+        attrs["group"] = group
+    result = Value("conv", y_type)
+    ops = [Op("Conv", tuple(inputs), (result,), attrs, "conv")]
+    runtime = [x]
+    if residual:
+        other = Value("other", y_type)
+        runtime.append(other)
+        total = Value("sum", y_type)
+        ops.append(Op("Add", (result, other), (total,)))
+        result = total
+    if relu:
+        positive = Value("positive", y_type)
+        ops.append(Op("Relu", (result,), (positive,)))
+        result = positive
+    return Region("conv", tuple(ops), ops[0], tuple(runtime), (result,))
+
+
+def reference(region: Region, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The convolution in float64 and, per element, ``sum |w*x| + |bias|`` (for error bounds)."""
+    anchor = region.anchor
+    assert anchor is not None
+    feeds = {"x": inputs["x"].astype(np.float64)}
+    for value in anchor.inputs[1:]:
+        assert value is not None
+        assert value.const is not None
+        feeds[value.name] = value.const.astype(np.float64)
+    exact = _conv(anchor, feeds)
+    bound = _conv(anchor, {name: np.abs(array) for name, array in feeds.items()})
+    for op in region.epilogue:
+        if op.op_type == "Add":
+            exact = exact + inputs["other"]
+            bound = bound + np.abs(inputs["other"])
+        else:
+            exact = np.maximum(exact, 0)
+    return exact, bound
+
+
+def _conv(op: Op, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    names = [value.name for value in op.inputs if value is not None]
+    node = helper.make_node("Conv", names, ["y"], **op.attrs)
+    infos = [helper.make_tensor_value_info(n, 11, feeds[n].shape) for n in names]
+    graph = helper.make_graph([node], "g", infos, [helper.make_tensor_value_info("y", 11, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    result: np.ndarray = ReferenceEvaluator(model).run(None, feeds)[0]
+    return result
