@@ -18,8 +18,11 @@ from typing import ClassVar
 
 from effc.devices.target import Target
 from effc.errors import EffcError, InternalError
+from effc.kernels.fallback_compute import DEFINITIONS, lower_definition
 from effc.kernels.fallback_convert import Lowered, bind, lower_calls
+from effc.kernels.fallback_recurrent import GATES, lower_recurrent
 from effc.kernels.fallback_relax import import_op
+from effc.kernels.fallback_scan import SCANS
 from effc.kernels.region import Op, Region
 from effc.kernels.template import Config, Kernel, Template
 
@@ -73,9 +76,20 @@ def _attempt(problem: _Problem) -> Lowered | str:
     if op.op_type in WRONG:
         return WRONG[op.op_type]
     try:
-        calls = import_op(op, problem.target)
-        lowered = lower_calls(calls.calls, calls.temporaries, problem.target)
+        return _lower(op, problem.target)
     except EffcError as error:
         return f"{op.op_type}: {error}"
+
+
+def _lower(op: Op, target: Target) -> Lowered:
+    kind = op.op_type if op.domain == "" else ""
+    if kind in SCANS:
+        return SCANS[kind](op)
+    if kind in GATES:
+        return lower_recurrent(op, target)
+    if kind in DEFINITIONS:
+        return lower_definition(DEFINITIONS[kind], op, target)
+    calls = import_op(op, target)
+    lowered = lower_calls(calls.calls, calls.temporaries, target)
     lowered.constants.update(calls.constants)
     return lowered

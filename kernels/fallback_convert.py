@@ -10,7 +10,7 @@ Buffers allocated inside a nest stay on the stack and must be small.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,11 @@ from tvm.ir import PointerType, PrimType
 from tvm.tirx.buffer import BufferType
 
 from effc.devices.target import Target
-from effc.errors import UnsupportedError
+from effc.errors import InternalError, UnsupportedError
 from effc.kernels.region import Region, TensorType
 from effc.kernels.template import Kernel, Stage
 
-__all__ = ["Call", "Lowered", "Piece", "bind", "lower_calls", "nests"]
+__all__ = ["Call", "Lowered", "Packed", "Piece", "bind", "lower_calls", "nests"]
 
 _STACK_BYTES = 2048
 _DATA_PARALLEL = 0  # IterVar.DataPar
@@ -53,6 +53,14 @@ class Piece:
     extent: int = 1
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A constant operand in another layout: operand index and the packing function."""
+
+    operand: int
+    pack: Callable[[np.ndarray], np.ndarray]
+
+
 @dataclass
 class Lowered:
     """What one operator lowers to, independent of the names in the graph."""
@@ -60,6 +68,7 @@ class Lowered:
     pieces: list[Piece] = field(default_factory=list)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     temporaries: dict[str, int] = field(default_factory=dict)  # bytes
+    packed: dict[str, Packed] = field(default_factory=dict)
 
 
 def lower_calls(calls: list[Call], temporaries: Mapping[str, TensorType], target: Target) -> Lowered:
@@ -92,6 +101,12 @@ def bind(lowered: Lowered, region: Region) -> Kernel:
             weights[f"i{index}"] = np.ascontiguousarray(value.const)
         elif value is not None:
             refs[f"i{index}"] = value.name
+    for name, packed in lowered.packed.items():
+        value = op.inputs[packed.operand]
+        if value is None or value.const is None:
+            raise InternalError("a packed operand is not constant", where=region.name)
+        refs[name] = f"w:{name}"
+        weights[name] = np.ascontiguousarray(packed.pack(value.const))
     refs.update((f"o{index}", value.name) for index, value in enumerate(op.outputs))
     refs.update((name, f"t:{name}") for name in lowered.temporaries)
     stages = tuple(
