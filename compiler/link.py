@@ -1,0 +1,356 @@
+"""Links stage objects, generated C, weights and the runtime into a library or a test program.
+
+No NDK and no sysroot: undefined C library functions are resolved against stub libraries
+made from ``runtimes/abi/symbols.toml``, so a library can only use what the oldest
+supported system has, and carries no symbol versions. The result depends on the inputs
+alone (no build id, no times, no paths).
+
+A *runner* is the same objects in a static executable, for emulators and benchmarks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from effc import elf, zig
+from effc.codegen import exported_symbols, generate_c, weights_file
+from effc.devices.target import Target
+from effc.errors import ToolError, UnsupportedError
+from effc.program import Program
+
+__all__ = ["LinkReport", "library_headers", "link_library", "link_runner"]
+
+_MAX_WEIGHTS = 2**31 - 2**26  # code reaches read-only data by 32-bit offsets
+_C_FLAGS = (
+    "-std=c11",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-fno-asynchronous-unwind-tables",
+    "-fno-unwind-tables",
+    "-fno-stack-protector",
+    "-fno-ident",
+    "-Wall",
+    "-Werror",
+)
+_ARCH_FLAGS = {"aarch64": ("-mno-outline-atomics",)}
+_EMULATIONS = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux", "arm": "armelf_linux_eabi"}
+
+
+@dataclass(frozen=True)
+class LinkReport:
+    """Sizes in bytes and facts of a linked library.
+
+    Attributes:
+        path: The library.
+        library_bytes: The whole file.
+        code_bytes: Machine code: kernels, thunks and runtime.
+        runtime_bytes: Code and constants of the runtime (``runtimes/core``).
+        weights_bytes: Packed weights.
+        needed: Libraries it depends on.
+        undefined: Functions it takes from them.
+        page_bytes: Alignment of its segments.
+    """
+
+    path: Path
+    library_bytes: int
+    code_bytes: int
+    runtime_bytes: int
+    weights_bytes: int
+    needed: tuple[str, ...]
+    undefined: tuple[str, ...]
+    page_bytes: int
+
+
+def library_headers(program: Program) -> dict[str, str]:
+    """Headers that a user of the library includes: ``NAME.h`` and ``effc.h``."""
+    header = f"{program.name}.h"
+    return {header: generate_c(program)[header], "effc.h": _core_file("effc.h")}
+
+
+def link_library(
+    program: Program, objects: Sequence[bytes | Path], target: Target, out: Path
+) -> LinkReport:
+    """Link a shared library and check it.
+
+    Args:
+        program: What ``run`` does, with the weights.
+        objects: ELF objects that define the stage functions.
+        target: A Linux or Android target.
+        out: File to write; its name becomes the library's SONAME.
+
+    Raises:
+        ToolError: The toolchain is missing or failed.
+        UnsupportedError: The weights are too large for one library.
+        InternalError: An object is for another machine, or the library breaks a rule.
+    """
+    runtime = _runtime_objects(target)
+    stubs = _stub_libraries(target)
+    with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
+        work = Path(folder)
+        parts = [*_model_objects(program, target, work), *_stage_objects(objects, target, work)]
+        exported = exported_symbols(program)
+        script = work / "exports.map"
+        script.write_text(f"{{ global: {' '.join(f'{s};' for s in exported)} local: *; }};\n")
+        zig.lld(
+            [
+                *("-m", _EMULATIONS[target.arch], "-shared", "-soname", out.name),
+                *("--version-script", str(script)),
+                *("--gc-sections", "--icf=all", "--strip-all", "--build-id=none", "--as-needed"),
+                *("--hash-style=both", "--no-undefined", "-O2"),
+                *("-z", "noexecstack", "-z", "relro", "-z", "now", "-z", "text"),
+                *_page_flags(target),
+                *("-o", str(out)),
+                *map(str, (*parts, *runtime, *stubs)),
+                *_compiler_rt(target, [*parts, *runtime]),
+            ]
+        )
+    facts = elf.check_library(out, target, exported=exported, needed=[stub.name for stub in stubs])
+    return LinkReport(
+        path=out,
+        library_bytes=facts.file_bytes,
+        code_bytes=facts.code_bytes,
+        runtime_bytes=sum(elf.loaded_bytes(o) for o in runtime),
+        weights_bytes=program.weights.nbytes,
+        needed=facts.needed,
+        undefined=facts.undefined,
+        page_bytes=facts.page_bytes,
+    )
+
+
+def link_runner(
+    program: Program, objects: Sequence[bytes | Path], target: Target, out: Path
+) -> Path:
+    """Link a static executable that runs the model, see ``runtimes/runner/main.c``.
+
+    Args:
+        program, objects, target: As for ``link_library``.
+        out: Executable to write.
+
+    Raises:
+        ToolError: The toolchain is missing or failed.
+        InternalError: An object is for another machine.
+    """
+    libc = _static_libc(target)
+    with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
+        work = Path(folder)
+        parts = [*_model_objects(program, target, work), *_stage_objects(objects, target, work)]
+        glue = work / "entry.c"
+        glue.write_text(_runner_entry(program))
+        parts.append(_compile(glue, target, work))
+        zig.lld(
+            [
+                *("-m", _EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-debug"),
+                *("--build-id=none", "-z", "noexecstack"),
+                *("-o", str(out), str(libc / "crt1.o"), str(libc / "main.o")),
+                *map(str, (*parts, *_runtime_objects(target))),
+                *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
+            ]
+        )
+    out.chmod(0o755)
+    return out
+
+
+def _runner_entry(program: Program) -> str:
+    name = program.name
+    return (
+        f'#include "{name}.h"\n#include "runner.h"\n'
+        f"const effc_entry effc_runner_entry = "
+        f"{{{name}_info, {name}_create, {name}_run, {name}_destroy}};\n"
+    )
+
+
+def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
+    """Compile the generated files; ``work`` receives them."""
+    if program.weights.nbytes > _MAX_WEIGHTS:
+        raise UnsupportedError(
+            "the weights do not fit one library",
+            where=program.name,
+            expected=f"at most {_MAX_WEIGHTS} bytes",
+            got=f"{program.weights.nbytes} bytes",
+        )
+    for file, text in generate_c(program).items():
+        (work / file).write_text(text, "utf-8")
+    program.weights.tofile(work / weights_file(program))
+    sources = (work / f"{program.name}.c", work / f"{program.name}_weights.S")
+    return [_compile(source, target, work) for source in sources]
+
+
+def _stage_objects(objects: Iterable[bytes | Path], target: Target, work: Path) -> list[Path]:
+    paths = []
+    for i, item in enumerate(objects):
+        elf.check_object(item, target)
+        if isinstance(item, bytes):
+            path = work / f"stage_{i}.o"
+            path.write_bytes(item)
+            paths.append(path)
+        else:
+            paths.append(item)
+    return paths
+
+
+def _compile(source: Path, target: Target, folder: Path) -> Path:
+    """Compile one C or assembly file that lies in ``folder``."""
+    out = folder / f"{source.stem}.o"
+    flags = () if source.suffix == ".S" else _C_FLAGS
+    includes = (f"-I{folder}", f"-I{_core_folder()}", f"-I{_runtimes() / 'runner'}")
+    zig.clang(
+        [
+            f"--target={target.clang_target}",
+            *flags,
+            *_ARCH_FLAGS.get(target.arch, ()),
+            *includes,
+            *("-c", source.name, "-o", out.name),
+        ],
+        cwd=folder,
+    )
+    return out
+
+
+def _page_flags(target: Target) -> tuple[str, ...]:
+    """16 kB pages on every 64-bit ABI: Android 15 refuses less, others do not mind."""
+    page = "4096" if target.arch == "arm" else str(elf.PAGE_BYTES)
+    return ("-z", f"max-page-size={page}", "-z", f"common-page-size={page}")
+
+
+def _runtime_objects(target: Target) -> list[Path]:
+    """The runtime's objects for a target, compiled once."""
+    files = ("pool.c", "model.c", "pool.h", "program.h", "system.h", "effc.h")
+    sources = [_core_file(f) for f in files]
+
+    def build(folder: Path) -> None:
+        for file, text in zip(files, sources, strict=True):
+            (folder / file).write_text(text)
+        for file in files[:2]:
+            _compile(folder / file, target, folder)
+
+    key = ("runtime", target.clang_target, *_C_FLAGS, *sources)
+    folder = zig.cached(key, build)
+    return [folder / "model.o", folder / "pool.o"]
+
+
+def _stub_libraries(target: Target) -> list[Path]:
+    """Empty libraries that stand for the target's libc and libm."""
+    suffix = ".so" if target.os == "android" else ".so.6"
+    lists = _abi_symbols()
+
+    def build(folder: Path) -> None:
+        for library, symbols in lists.items():
+            source = folder / f"{library}.S"
+            source.write_text("".join(_stub_function(s) for s in symbols))
+            stub = _compile(source, target, folder)
+            name = library + suffix
+            zig.lld(
+                [
+                    *("-m", _EMULATIONS[target.arch], "-shared", "-soname", name),
+                    *("-o", str(folder / name), str(stub)),
+                ]
+            )
+
+    text = repr(sorted((k, tuple(v)) for k, v in lists.items()))
+    folder = zig.cached(("stubs", target.clang_target, suffix, text), build)
+    return [folder / (library + suffix) for library in lists]
+
+
+def _stub_function(symbol: str) -> str:
+    return f".global {symbol}\n.type {symbol}, %function\n{symbol}:\n"
+
+
+@cache
+def _abi_symbols() -> dict[str, list[str]]:
+    text = resources.files("effc.runtimes").joinpath("abi/symbols.toml").read_text("utf-8")
+    return {name: table["symbols"] for name, table in tomllib.loads(text).items()}
+
+
+def _compiler_rt(target: Target, objects: Sequence[Path]) -> list[str]:
+    """Arguments that add LLVM's helper functions, where the objects call any.
+
+    Most libraries need none, and building them takes seconds (once per target).
+    """
+    known = {symbol for symbols in _abi_symbols().values() for symbol in symbols}
+    missing = set().union(*(elf.undefined_symbols(o) for o in objects)) - known
+    for path in objects:
+        missing -= elf.defined_symbols(path)
+    if not missing:
+        return []
+
+    def build(folder: Path) -> None:
+        source = zig.zig_path().parent / "lib" / "compiler_rt.zig"
+        zig.run_tool(
+            [
+                *(str(zig.zig_path()), "build-obj", str(source), "-O", "ReleaseSmall"),
+                *("-target", _zig_target(target), "-fPIC", "-fstrip", "-ffunction-sections"),
+                *("--name", "compiler_rt", f"-femit-bin={folder / 'compiler_rt.o'}"),
+            ]
+        )
+
+    folder = zig.cached(("compiler-rt", _zig_target(target)), build)
+    return ["--start-lib", str(folder / "compiler_rt.o"), "--end-lib"]
+
+
+def _zig_target(target: Target) -> str:
+    """The runner's triple: same calling convention, and zig ships its C library."""
+    return target.runner_target
+
+
+def _static_libc(target: Target) -> Path:
+    """Start files, static C library and the runner's main for a target.
+
+    zig compiles its musl on first use (half a minute); the parts are then kept, so that
+    later links take milliseconds.
+    """
+    triple = target.runner_target
+    runner = _runtimes() / "runner"
+    texts = [(runner / f).read_text() for f in ("main.c", "runner.h")]
+
+    def build(folder: Path) -> None:
+        common = [str(zig.zig_path()), "cc", "-target", triple, "-O2"]
+        includes = [f"-I{runner}", f"-I{_core_folder()}"]
+        zig.run_tool(
+            [*common, *includes, "-std=c11", "-Wall", "-Werror", "-fno-sanitize=undefined"]
+            + ["-c", str(runner / "main.c"), "-o", str(folder / "main.o")]
+        )
+        probe = folder / "probe.c"
+        # A content of its own: zig names the parts only when it really links.
+        probe.write_text(f"int main(void) {{ return 0; }} /* {folder} */\n")
+        log = zig.run_tool(
+            [*common, "-static", "-fno-sanitize=undefined", str(probe)]
+            + ["-o", str(folder / "probe")],
+            extra_env={"ZIG_VERBOSE_LINK": "1"},
+        )
+        _keep_libc_parts(log, folder)
+
+    return zig.cached(("static-libc", triple, *texts, _core_file("effc.h")), build)
+
+
+def _keep_libc_parts(log: str, folder: Path) -> None:
+    """Copy ``crt1.o`` and the archives named by zig's link command."""
+    commands = [line for line in log.splitlines() if line.startswith("ld.lld ") and "-o " in line]
+    words = commands[-1].split() if commands else []
+    parts = [w for w in words if w.endswith(".a") or Path(w).name == "crt1.o"]
+    if not any(Path(p).name == "libc.a" for p in parts):
+        raise ToolError("zig did not say which C library it links", where="zig cc", got=log[-500:])
+    for part in parts:
+        shutil.copy(part, folder / Path(part).name)
+    (folder / "probe").unlink()
+
+
+def _runtimes() -> Path:
+    return Path(str(resources.files("effc.runtimes")))
+
+
+def _core_folder() -> Path:
+    return _runtimes() / "core"
+
+
+def _core_file(name: str) -> str:
+    return (_core_folder() / name).read_text("utf-8")

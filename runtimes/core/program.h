@@ -1,0 +1,38 @@
+/* program.h - between the generated code of a model and the runtime. Not installed.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef EFFC_PROGRAM_H
+#define EFFC_PROGRAM_H
+
+#include "effc.h"
+
+/* The memory of one `run`. */
+typedef struct effc_context {
+    const effc_tensor *inputs;
+    const effc_tensor *outputs;
+    uint8_t *arena;
+    const uint8_t *weights;
+} effc_context;
+
+/* Computes the parallel units [begin, end) of one step. */
+typedef void (*effc_step_fn)(const effc_context *context, uint8_t *scratch, int32_t begin,
+                             int32_t end);
+
+typedef struct effc_step {
+    effc_step_fn compute;
+    const uint32_t *bounds; /* cumulative work, extent + 1 entries, or null: equal units */
+    int32_t extent;
+} effc_step;
+
+typedef struct effc_program {
+    const effc_model_info *info;
+    const effc_step *steps;
+    const uint8_t *weights;
+} effc_program;
+
+effc_status effc_create(const effc_program *program, const effc_options *options,
+                        effc_model **model);
+effc_status effc_run(const effc_program *program, effc_model *model, const effc_tensor *inputs,
+                     const effc_tensor *outputs);
+void effc_destroy(const effc_program *program, effc_model *model);
+
+#endif

@@ -1,0 +1,460 @@
+"""Runs a compiled library from Python: ctypes over the C API of ``runtimes/core/effc.h``.
+
+Arrays that already have the right dtype, order and alignment are passed as they are;
+outputs are written straight into the arrays that are returned. Needs NumPy only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from effc.errors import DeviceError, InternalError, UsageError
+
+__all__ = ["BenchStats", "LayerTime", "Runner", "TensorInfo"]
+
+Array = npt.NDArray[Any]
+
+_ABI_VERSION = 1
+_DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+    16: "bfloat16",
+}
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
+
+
+class _TensorInfo(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("bytes", ctypes.c_size_t),
+        ("rank", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+    )
+
+
+class _StepInfo(ctypes.Structure):
+    _fields_ = (("layer", ctypes.c_char_p), ("nodes", ctypes.c_char_p))
+
+
+class _ModelInfo(ctypes.Structure):
+    _fields_ = (
+        ("abi_version", ctypes.c_uint32),
+        ("name", ctypes.c_char_p),
+        ("input_count", ctypes.c_int32),
+        ("output_count", ctypes.c_int32),
+        ("step_count", ctypes.c_int32),
+        ("inputs", ctypes.POINTER(_TensorInfo)),
+        ("outputs", ctypes.POINTER(_TensorInfo)),
+        ("steps", ctypes.POINTER(_StepInfo)),
+        ("arena_bytes", ctypes.c_size_t),
+        ("scratch_bytes", ctypes.c_size_t),
+        ("weights_bytes", ctypes.c_size_t),
+    )
+
+
+_ProfileFn = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint64)
+
+
+class _Options(ctypes.Structure):
+    _fields_ = (
+        ("threads", ctypes.c_int32),
+        ("affinity", ctypes.c_uint64),
+        ("arena", ctypes.c_void_p),
+        ("arena_bytes", ctypes.c_size_t),
+        ("profile", _ProfileFn),
+        ("profile_user", ctypes.c_void_p),
+    )
+
+
+# effc_status of effc.h
+_STATUS = {
+    1: "an argument is null or out of range",
+    2: "a tensor has another size than the model expects",
+    3: "a tensor or the arena is not aligned",
+    4: "out of memory",
+    5: "the supplied arena is too small",
+    6: "cannot start the requested threads",
+    7: "no CPU of the affinity mask may be used",
+    8: "the instance is running on another thread",
+    9: "the instance belongs to another model",
+}
+_MAX_THREADS = 64
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, static shape and NumPy dtype of an input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class BenchStats:
+    """Latencies in milliseconds over ``runs`` timed inferences."""
+
+    median_ms: float
+    min_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    std_ms: float
+    runs: int
+    warmup: int
+    threads: int
+
+    @classmethod
+    def from_nanoseconds(cls, times: Sequence[int], *, warmup: int, threads: int) -> BenchStats:
+        """Summarise measured times.
+
+        Raises:
+            UsageError: There are none.
+        """
+        if not times:
+            raise UsageError("a benchmark needs at least one run", where="--runs", got=0)
+        ms = np.asarray(times, dtype=np.float64) / 1e6
+        return cls(
+            median_ms=float(np.median(ms)),
+            min_ms=float(ms.min()),
+            p90_ms=float(np.percentile(ms, 90)),
+            p99_ms=float(np.percentile(ms, 99)),
+            mean_ms=float(ms.mean()),
+            std_ms=float(ms.std()),
+            runs=len(times),
+            warmup=warmup,
+            threads=threads,
+        )
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Median time of one layer (all its steps) in milliseconds.
+
+    Attributes:
+        name: The layer's name.
+        nodes: ONNX nodes it computes.
+        ms: Median over the profiled runs.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    ms: float
+
+
+class Runner:
+    """A loaded library with one instance of its model.
+
+    Args:
+        library: The shared library.
+        manifest: The artifact's manifest; only ``name`` (prefix of the C functions) is read.
+        threads: Threads for one inference, the caller's included.
+        affinity: Bit i set: helper threads may use CPU i; 0 means any.
+
+    Raises:
+        DeviceError: This machine cannot load the library.
+        UsageError: A bad number of threads or mask.
+    """
+
+    def __init__(
+        self,
+        library: str | os.PathLike[str],
+        manifest: Mapping[str, Any],
+        *,
+        threads: int = 1,
+        affinity: int = 0,
+    ) -> None:
+        self._model = ctypes.c_void_p()
+        self._name = str(manifest["name"])
+        self._path = Path(library).resolve()
+        self._library = _load(self._path)
+        self._run = self._function("run", ctypes.c_int)
+        self._create = self._function("create", ctypes.c_int)
+        self._destroy = self._function("destroy", None)
+        get_info = self._function("info", ctypes.POINTER(_ModelInfo))
+        info = get_info().contents
+        if info.abi_version != _ABI_VERSION:
+            raise UsageError(
+                "the library was made by another version of effc",
+                where=str(self._path),
+                expected=f"runtime ABI {_ABI_VERSION}",
+                got=info.abi_version,
+                hint="compile the model again",
+            )
+        self._info = info
+        self.inputs = _tensor_infos(info.inputs, info.input_count)
+        self.outputs = _tensor_infos(info.outputs, info.output_count)
+        self._affinity = affinity
+        self.threads = threads
+        self._model = self._instance(threads)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Working memory of one instance, without its threads' scratch."""
+        return int(self._info.arena_bytes)
+
+    def run(self, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+        """Run one inference.
+
+        Args:
+            inputs: One array per input, of exactly its shape and dtype.
+
+        Returns:
+            One new array per output.
+
+        Raises:
+            UsageError: A name, shape or dtype is wrong.
+        """
+        arrays = self._check_inputs(inputs)
+        outputs = [np.empty(t.shape, t.dtype) for t in self.outputs]
+        self._call(self._model, _tensors(arrays), _tensors(outputs))
+        return {t.name: a for t, a in zip(self.outputs, outputs, strict=True)}
+
+    def bench(
+        self,
+        runs: int = 50,
+        warmup: int = 10,
+        threads: int | None = None,
+        *,
+        inputs: Mapping[str, npt.ArrayLike] | None = None,
+    ) -> BenchStats:
+        """Measure the latency of ``run`` on this machine.
+
+        Args:
+            runs: Timed inferences.
+            warmup: Untimed inferences before them.
+            threads: Defaults to the runner's own number.
+            inputs: Defaults to small random numbers (integers: zeros).
+        """
+        if runs < 1 or warmup < 0:
+            raise UsageError(
+                "bad number of runs", expected="runs >= 1, warmup >= 0", got=(runs, warmup)
+            )
+        arrays, ins, outs = self._bench_tensors(inputs)
+        with self._borrowed(threads) as model:
+            call, clock = self._run, time.perf_counter_ns
+            for _ in range(warmup):
+                self._call(model, ins, outs)
+            times = []
+            for _ in range(runs):
+                start = clock()
+                call(model, ins, outs)
+                times.append(clock() - start)
+        del arrays
+        return BenchStats.from_nanoseconds(
+            times, warmup=warmup, threads=self.threads if threads is None else threads
+        )
+
+    def profile(
+        self,
+        runs: int = 20,
+        warmup: int = 3,
+        threads: int | None = None,
+        *,
+        inputs: Mapping[str, npt.ArrayLike] | None = None,
+    ) -> tuple[LayerTime, ...]:
+        """Median time of each layer, in execution order, through the profiling hook."""
+        steps = int(self._info.step_count)
+        times = np.zeros((runs, max(steps, 1)), dtype=np.int64)
+        current = -1
+
+        def record(_user: object, step: int, nanoseconds: int) -> None:
+            if current >= 0:
+                times[current, step] = nanoseconds
+
+        hook = _ProfileFn(record)
+        arrays, ins, outs = self._bench_tensors(inputs)
+        with self._borrowed(threads, hook) as model:
+            for i in range(-warmup, runs):
+                current = i
+                self._call(model, ins, outs)
+        del arrays
+        layers: dict[str, tuple[tuple[str, ...], npt.NDArray[np.int64]]] = {}
+        for step in range(steps):
+            info = self._info.steps[step]
+            name = info.layer.decode()
+            nodes = tuple(n for n in info.nodes.decode().split("\n") if n)
+            known = layers.get(name)
+            layers[name] = (nodes, times[:, step] + (known[1] if known else 0))
+        return tuple(
+            LayerTime(name, nodes, float(np.median(ns)) / 1e6)
+            for name, (nodes, ns) in layers.items()
+        )
+
+    def close(self) -> None:
+        """End the instance and unload the library; the runner cannot be used afterwards."""
+        if self._model:
+            self._destroy(self._model)
+            self._model = ctypes.c_void_p()
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _function(self, name: str, result: Any) -> Any:
+        try:
+            function = getattr(self._library, f"{self._name}_{name}")
+        except AttributeError as error:
+            raise UsageError(
+                f"the library has no function {self._name}_{name}",
+                where=str(self._path),
+                hint="is the manifest that of this library?",
+            ) from error
+        function.restype = result
+        return function
+
+    def _instance(self, threads: int, hook: Any = None) -> ctypes.c_void_p:
+        if not 1 <= threads <= _MAX_THREADS:
+            raise UsageError(
+                "bad number of threads",
+                where="--threads",
+                expected=f"1 to {_MAX_THREADS}",
+                got=threads,
+            )
+        options = _Options(threads=threads, affinity=self._affinity)
+        if hook is not None:
+            options.profile = hook
+        model = ctypes.c_void_p()
+        status = self._create(ctypes.byref(options), ctypes.byref(model))
+        self._check_status(status)
+        return model
+
+    @contextlib.contextmanager
+    def _borrowed(self, threads: int | None, hook: Any = None) -> Any:
+        """The runner's own instance, or another one for the time being."""
+        if hook is None and threads in (None, self.threads):
+            yield self._model
+            return
+        model = self._instance(self.threads if threads is None else threads, hook)
+        try:
+            yield model
+        finally:
+            self._destroy(model)
+
+    def _call(self, model: ctypes.c_void_p, inputs: Any, outputs: Any) -> None:
+        if not model:
+            raise UsageError("the runner is closed", where=str(self._path))
+        self._check_status(self._run(model, inputs, outputs))
+
+    def _check_status(self, status: int) -> None:
+        if status == 0:
+            return
+        message = _STATUS.get(status, f"unknown status {status}")
+        kind = DeviceError if status in (4, 6) else UsageError if status == 7 else InternalError
+        raise kind(message, where=str(self._path))
+
+    def _bench_tensors(self, inputs: Mapping[str, npt.ArrayLike] | None) -> tuple[Any, Any, Any]:
+        """Arrays (to be kept alive) and their C descriptors."""
+        if inputs is None:
+            inputs = {t.name: _example(t) for t in self.inputs}
+        arrays = self._check_inputs(inputs)
+        outputs = [np.empty(t.shape, t.dtype) for t in self.outputs]
+        return (arrays, outputs), _tensors(arrays), _tensors(outputs)
+
+    def _check_inputs(self, inputs: Mapping[str, npt.ArrayLike]) -> list[Array]:
+        names = [t.name for t in self.inputs]
+        unknown = sorted(set(inputs) - set(names))
+        missing = [n for n in names if n not in inputs]
+        if unknown or missing:
+            raise UsageError(
+                "the inputs are not those of the model",
+                where=", ".join(f"'{n}'" for n in (*missing, *unknown)),
+                expected=", ".join(f"'{n}'" for n in names),
+                got=", ".join(f"'{n}'" for n in inputs) or "none",
+            )
+        return [_checked(np.asarray(inputs[t.name]), t) for t in self.inputs]
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise DeviceError(
+            "this machine cannot load the library",
+            where=str(path),
+            got=error,
+            hint="was it compiled for another target? use --device qemu, or --target host",
+        ) from error
+
+
+def _dtype(code: int) -> np.dtype[Any]:
+    name = _DTYPES.get(code)
+    if name is None:
+        raise InternalError("the library has a tensor of unknown type", got=code)
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def _tensor_infos(infos: Any, count: int) -> tuple[TensorInfo, ...]:
+    return tuple(
+        TensorInfo(
+            infos[i].name.decode(),
+            tuple(infos[i].shape[k] for k in range(infos[i].rank)),
+            _dtype(infos[i].dtype),
+        )
+        for i in range(count)
+    )
+
+
+def _checked(array: Array, info: TensorInfo) -> Array:
+    """The array as the library needs it: no copy unless order or alignment require one."""
+    if array.dtype != info.dtype or array.shape != info.shape:
+        raise UsageError(
+            "an input has another type or shape than the model's",
+            where=f"'{info.name}'",
+            expected=f"{info.dtype} {list(info.shape)}",
+            got=f"{array.dtype} {list(array.shape)}",
+        )
+    return np.require(array, requirements=["C", "A"])
+
+
+def _tensors(arrays: Sequence[Array]) -> Any:
+    """C descriptors; the arrays must outlive them."""
+    return (_Tensor * max(len(arrays), 1))(*((a.ctypes.data, a.nbytes) for a in arrays))
+
+
+def _example(info: TensorInfo) -> Array:
+    """Random numbers in [-1, 1) for floats, zeros otherwise (valid as indices)."""
+    if np.issubdtype(info.dtype, np.floating):
+        random = np.random.default_rng(0)
+        return random.uniform(-1, 1, info.shape).astype(info.dtype)
+    return np.zeros(info.shape, info.dtype)
