@@ -1,0 +1,243 @@
+"""Runs kernels of regions in this process, and ONNX Runtime as the judge.
+
+A region is given as a list of ``Node``; its kernel's stages are compiled for this machine,
+linked to a library and called over several splits of the parallel units, with canaries
+around every buffer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper
+
+from effc.devices.target import Target
+from effc.kernels.region import Op, Region, TensorType, Value
+from effc.kernels.template import Config, Kernel, Stage, Template
+from effc.lower import lower
+
+Arrays = Mapping[str, np.ndarray]
+_CANARY = 64  # bytes on either side of a buffer
+
+
+def host(bits: int = 256, cpu: str = "") -> Target:
+    """A generic target for this machine."""
+    arch = platform.machine()
+    triple = f"{arch}-linux-gnu"
+    features = ("+avx2", "+fma", "+f16c") if arch == "x86_64" and not cpu else ()
+    return Target(
+        "host", arch, "linux", triple, triple, cpu, features, bits, 16, 32768, 1 << 20, 2, triple, ""
+    )
+
+
+@dataclass
+class Node:
+    """One ONNX node by tensor names."""
+
+    op: str
+    inputs: Sequence[str]
+    outputs: Sequence[str] = ("y",)
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+def onnx_model(
+    nodes: Sequence[Node], inputs: Arrays, constants: Arrays, outputs: Sequence[str], opset: int = 20
+) -> onnx.ModelProto:
+    """A checked model whose output types are inferred."""
+    kind = helper.np_dtype_to_tensor_dtype
+    graph = helper.make_graph(
+        [helper.make_node(n.op, list(n.inputs), list(n.outputs), **n.attrs) for n in nodes],
+        "g",
+        [helper.make_tensor_value_info(k, kind(v.dtype), v.shape) for k, v in inputs.items()],
+        [helper.make_empty_tensor_value_info(name) for name in outputs],
+        [onnx.numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    onnx.checker.check_model(inferred)
+    return inferred
+
+
+def onnx_runtime(model: onnx.ModelProto, inputs: Arrays) -> dict[str, np.ndarray]:
+    """Outputs of ONNX Runtime on this model, by name."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+def region_of(
+    nodes: Sequence[Node],
+    values: Arrays,
+    inputs: Sequence[str],
+    constants: Arrays,
+    outputs: Sequence[str],
+    *,
+    anchored: bool,
+) -> Region:
+    """The region of ``nodes``; ``values`` holds an array of the right type per tensor name."""
+    table = {
+        name: Value(name, TensorType(tuple(a.shape), str(a.dtype)), constants.get(name))
+        for name, a in values.items()
+    }
+    ops = tuple(
+        Op(
+            n.op,
+            tuple(table[name] if name else None for name in n.inputs),
+            tuple(table[name] for name in n.outputs if name),
+            n.attrs,
+        )
+        for n in nodes
+    )
+    return Region(
+        "r",
+        ops,
+        ops[0] if anchored else None,
+        tuple(table[name] for name in inputs),
+        tuple(table[name] for name in outputs),
+    )
+
+
+def make_region(
+    nodes: Sequence[Node],
+    inputs: Arrays,
+    constants: Arrays,
+    outputs: Sequence[str],
+    *,
+    anchored: bool,
+) -> tuple[Region, dict[str, np.ndarray]]:
+    """Region and ONNX Runtime's outputs for it."""
+    made = [name for n in nodes for name in n.outputs if name]
+    everything = onnx_runtime(onnx_model(nodes, inputs, constants, made), inputs)
+    values = {**inputs, **constants, **everything}
+    region = region_of(nodes, values, list(inputs), constants, outputs, anchored=anchored)
+    return region, {name: everything[name] for name in outputs}
+
+
+def library(functions: Mapping[str, Any], target: Target) -> ctypes.CDLL:
+    """Compile and load stage functions."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "k.o"
+        path.write_bytes(lower(functions, target))
+        command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-o", f"{folder}/k.so"]
+        subprocess.run([*command, str(path), "-lm"], check=True, capture_output=True)
+        return ctypes.CDLL(f"{folder}/k.so")
+
+
+class _Guarded:
+    """Memory with canaries on both sides; ``offset`` bytes away from alignment."""
+
+    def __init__(self, nbytes: int, offset: int) -> None:
+        self.raw = np.full(nbytes + 2 * _CANARY + 64, 0xA5, np.uint8)
+        base = -self.raw.ctypes.data % 64 + offset
+        self.start, self.nbytes = base + _CANARY, nbytes
+
+    @property
+    def data(self) -> np.ndarray:
+        return self.raw[self.start : self.start + self.nbytes]
+
+    def pointer(self) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.raw.ctypes.data + self.start)
+
+    def intact(self) -> bool:
+        around = np.r_[self.raw[: self.start], self.raw[self.start + self.nbytes :]]
+        return bool((around == 0xA5).all())
+
+
+def run_kernel(
+    kernel: Kernel,
+    region: Region,
+    inputs: Arrays,
+    target: Target,
+    *,
+    parts: Sequence[int] = (1, 3),
+    inplace: tuple[str, str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Outputs of a kernel; the same for every number of ``parts`` that the work is split into."""
+    functions = {f"k{i}": stage.func for i, stage in enumerate(kernel.stages)}
+    code = library(functions, target)
+    results = []
+    for count in parts:
+        memory: dict[str, _Guarded] = {}
+        for name, size in kernel.workspaces.items():
+            memory[f"t:{name}"] = _Guarded(size, 0)
+        for name, array in kernel.weights.items():
+            memory[f"w:{name}"] = _filled(array, 0)
+        for name, array in inputs.items():
+            memory[name] = _filled(array, array.itemsize)
+        for value in region.outputs:
+            memory[value.name] = _Guarded(value.type.nbytes, np.dtype(value.dtype).itemsize)
+        if inplace is not None:
+            memory[inplace[1]] = memory[inplace[0]]
+        for index, stage in enumerate(kernel.stages):
+            _run_stage(getattr(code, f"k{index}"), stage, memory, count)
+        for name, block in memory.items():
+            assert block.intact(), f"wrote outside {name}"
+        results.append(
+            {
+                v.name: memory[v.name].data.copy().view(v.dtype).reshape(v.shape)
+                for v in region.outputs
+            }
+        )
+    for other in results[1:]:
+        for name, array in other.items():
+            assert array.tobytes() == results[0][name].tobytes(), "the split changes the result"
+    return results[0]
+
+
+def _filled(array: np.ndarray, offset: int) -> _Guarded:
+    block = _Guarded(array.nbytes, offset)
+    block.data[:] = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+    return block
+
+
+def _run_stage(function: Any, stage: Stage, memory: dict[str, _Guarded], parts: int) -> None:
+    scratch = _Guarded(stage.scratch, 0)
+    pointers = [
+        scratch.pointer() if a == "scratch" else memory[a].pointer() for a in stage.args
+    ]
+    bounds = [stage.extent * i // parts for i in range(parts + 1)]
+    for begin, end in reversed(list(zip(bounds, bounds[1:], strict=False))):
+        function(*pointers, ctypes.c_int32(begin), ctypes.c_int32(end))
+    assert scratch.intact(), "wrote outside the scratch"
+
+
+def check(
+    template: Template,
+    nodes: Sequence[Node],
+    inputs: Arrays,
+    constants: Arrays | None = None,
+    outputs: Sequence[str] = ("y",),
+    *,
+    anchored: bool = True,
+    target: Target | None = None,
+    configs: Sequence[Config] | None = None,
+    inplace: bool = False,
+) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Run every configuration of a template: (outputs, ONNX Runtime's outputs) each."""
+    target = target or host()
+    constants = constants or {}
+    region, expected = make_region(nodes, inputs, constants, outputs, anchored=anchored)
+    assert template.refuse(region, target) is None, template.refuse(region, target)
+    found = []
+    for config in configs or [c for c, _ in template.candidates(region, target)]:
+        kernel = template.build(region, target, config)
+        found.append((run_kernel(kernel, region, inputs, target), expected))
+        for pair in kernel.inplace if inplace else ():
+            found.append((run_kernel(kernel, region, inputs, target, inplace=pair), expected))
+    return found
