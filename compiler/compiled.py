@@ -66,7 +66,7 @@ class CompiledModel:
         link_runner: Writes a static test executable for ``target.runner_target``.
         reference: The imported model (shapes and constants bound, nothing simplified), for
             ONNX Runtime.
-        source_sha256: Digest of the model file and its external data.
+        source_sha256: Digest of the imported model, weights included.
         tuning: What the tuner did (mode, database digest, measured candidates).
         opset: Opset of the source model.
     """

@@ -6,12 +6,15 @@ inside a phase lives in the module that the phase calls (docs/ARCHITECTURE.md).
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from effc.compiled import Block, CompiledModel, PassRecord
 from effc.devices.catalog import get_target
@@ -21,6 +24,7 @@ from effc.kernels import registry
 from effc.kernels.region import Region
 from effc.kernels.template import Choice, Kernel, Stage
 from effc.layers import LayerRecord, record
+from effc.link import library_headers, link_library, link_runner
 from effc.options import CompileOptions, ProgressCallback
 from effc.program import Program
 from effc.regions import Graph, partition
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
     from effc.storage import ViewPlan
 
-__all__ = ["compile_model", "import_and_simplify"]
+__all__ = ["Imported", "compile_model", "import_and_simplify"]
 
 MAX_ALTERNATIVES = 8
 """Configurations of a layer kept for ``effc explain``."""
@@ -82,9 +86,9 @@ def compile_model(
     clock = _Clock(progress)
     target = get_target(options.target)
     with clock.phase("import"):
-        reference, model, passes = import_and_simplify(source, options)
+        imported = import_and_simplify(source, options)
     with clock.phase("regions"):
-        graph = _partition(model, target)
+        graph = _partition(imported.model, target)
         views = plan_views(graph.regions, graph.inputs, graph.outputs)
         _require_kernels(views.regions, target)
     with clock.phase("tune"):
@@ -103,18 +107,41 @@ def compile_model(
         )
     with clock.phase("lower"):
         objects = _lower(built, target)
-    return _finish(
-        program,
-        target,
-        options,
-        objects,
-        reference,
-        source,
+    return CompiledModel(
+        program=program,
+        target=target,
+        options=options,
         layers=_layers(graph, views, chosen, target),
-        passes=passes,
+        headers=library_headers(program),
+        link_library=lambda out: link_library(program, objects, target, out),
+        link_runner=lambda out: link_runner(program, objects, target, out),
+        reference=imported.reference,
+        passes=imported.passes,
+        blocks=_blocks(program),
+        phase_seconds=clock.seconds,
+        source_sha256=imported.sha256,
         tuning=tuning,
-        seconds=clock.seconds,
+        opset=imported.opset,
     )
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model after import and simplification.
+
+    Attributes:
+        model: What regions are made of.
+        reference: The imported model before any pass, for ONNX Runtime.
+        sha256: Digest of the reference model, weights included.
+        passes: What every pass did.
+        opset: Opset of the imported model.
+    """
+
+    model: ir.Model
+    reference: onnx.ModelProto
+    sha256: str
+    passes: tuple[PassRecord, ...]
+    opset: int
 
 
 @dataclass(frozen=True)
@@ -134,23 +161,26 @@ class _Built:
     functions: dict[str, Stage]
 
 
-def import_and_simplify(
-    source: str | Path | onnx.ModelProto, options: CompileOptions
-) -> tuple[onnx.ModelProto, ir.Model, tuple[PassRecord, ...]]:
-    """The reference model for ONNX Runtime, the simplified one, and what the passes did."""
+def import_and_simplify(source: str | Path | onnx.ModelProto, options: CompileOptions) -> Imported:
+    """Import a model with the shapes and constants of ``options``, and simplify it."""
     import onnx_ir as ir
 
-    from effc.frontend import import_model
+    from effc.frontend import OPSET, import_model
     from effc.passes.registry import simplify
 
-    imported = import_model(source, shapes=options.shapes, constants=options.constants)
+    imported = import_model(
+        source,
+        shapes=options.shapes,
+        constants={name: np.asarray(value) for name, value in options.constants.items()},
+    )
     reference = ir.to_proto(imported)
+    digest = hashlib.sha256(reference.SerializeToString(deterministic=True)).hexdigest()
     model, reports = simplify(imported)
     records = tuple(
         PassRecord(r.name, tuple(r.applied), tuple(f"{where}: {why}" for where, why in r.refused))
         for r in reports
     )
-    return reference, model, records
+    return Imported(model, reference, digest, records, OPSET)
 
 
 def _partition(model: ir.Model, target: Target) -> Graph:
@@ -241,3 +271,10 @@ def _layers(
         layers.append(record(region, choice, tuple(others[:MAX_ALTERNATIVES])))
     dropped = [region for region in graph.regions if region.name not in kept]
     return (*layers, *(record(region, None, ()) for region in dropped))
+
+
+def _blocks(program: Program) -> tuple[Block, ...]:
+    memory = cast("list[dict[str, Any]]", program.metadata["memory"])
+    return tuple(
+        Block(row["name"], row["offset"], row["bytes"], row["first"], row["last"]) for row in memory
+    )

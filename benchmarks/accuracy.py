@@ -1,0 +1,175 @@
+"""Every float model of a data folder: SNR against ONNX Runtime, and top-1 agreement.
+
+    python benchmarks/accuracy.py ../shared/data [--target host android] [--samples 500] [--only NAME]
+
+Compiles each model, runs it (natively, or under QEMU for Arm targets) on real samples where the
+folder has them and on random ones otherwise, and prints the worst output SNR in dB. Classifiers on
+``host`` also run ``--samples`` labelled samples: share of equal top-1, and both accuracies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+import effc
+from effc.errors import EffcError
+
+Samples = Callable[[Path, int], tuple[np.ndarray, np.ndarray]]
+
+
+def cifar(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    data = np.load(folder / "data/cifar10_test.npz")
+    return data["x"][:count], data["y"][:count]
+
+
+def cifar_normalized(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    x, y = cifar(folder, count)
+    mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
+    std = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
+    return ((x / np.float32(255) - mean) / std).astype(np.float32), y
+
+
+def cifar_unit(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    x, y = cifar(folder, count)
+    return (x / np.float32(255)).astype(np.float32), y
+
+
+def cifar_raw_nhwc(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    x, y = cifar(folder, count)
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1), np.float32), y
+
+
+def keywords(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    data = np.load(folder / "data/kws01_mfcc_int8.npz")
+    x = (data["x"][:count].astype(np.float32) - data["zero_point"]) * data["scale"]
+    return x.astype(np.float32), data["y"][:count]
+
+
+def imagenet(size: int, scale: Callable[[np.ndarray], np.ndarray], offset: int) -> Samples:
+    """ImageNet crops resized to ``size``; labels shifted by ``offset``."""
+
+    def load(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+        packed = np.load(folder / "data/imagenet1000_224_jpeg.npz")
+        data, offsets = packed["data"].tobytes(), packed["offsets"]
+        images = []
+        for i in range(count):
+            image = Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]])).convert("RGB")
+            if size != 224:
+                image = image.resize((size, size), Image.Resampling.BILINEAR)
+            images.append(scale(np.asarray(image, np.float32)).transpose(2, 0, 1))
+        return np.ascontiguousarray(images, np.float32), packed["y"][:count] + offset
+
+    return load
+
+
+def centred(image: np.ndarray) -> np.ndarray:
+    return (image - 127.5) / 127.5
+
+
+def caffe(image: np.ndarray) -> np.ndarray:
+    return image[..., ::-1] - np.array([104, 117, 123], np.float32)
+
+
+CLASSIFIERS: dict[str, Samples] = {
+    "cifar10_resnet20_fp32": cifar_normalized,
+    "cifar10_resnet32_bn_fp32": cifar_normalized,
+    "cifar10_tiniest_fp32": cifar_unit,
+    "mlperf_tiny_ic01_resnet8_fp32": cifar_raw_nhwc,
+    "mlperf_tiny_kws01_dscnn_fp32": keywords,
+    "imagenet_mobilenet_v2_1.0_224_fp32deq": imagenet(224, centred, 1),
+    "imagenet_mobilenet_v1_0.25_128_fp32deq": imagenet(128, centred, 1),
+    "imagenet_squeezenet_v1.0_deepcompressed_fp32": imagenet(227, caffe, 0),
+}
+
+CONSTANTS: dict[str, dict[str, int]] = {"audio_silero_vad_16k_fp32": {"sr": 16000}}
+SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "audio_silero_vad_16k_fp32": {"input": (1, 576), "state": (2, 1, 128)}
+}
+
+
+def snr_db(expected: np.ndarray, got: np.ndarray) -> float:
+    noise = np.sum((expected.astype(np.float64) - got) ** 2)
+    signal = np.sum(expected.astype(np.float64) ** 2)
+    return float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
+
+
+def static_shapes(session: onnxruntime.InferenceSession, name: str) -> dict[str, tuple[int, ...]]:
+    """Batch 1 for every dynamic leading dimension, or the shapes listed above."""
+    if name in SHAPES:
+        return SHAPES[name]
+    return {
+        port.name: tuple(d if isinstance(d, int) else 1 for d in port.shape)
+        for port in session.get_inputs()
+        if not all(isinstance(d, int) for d in port.shape)
+    }
+
+
+def compare(path: Path, folder: Path, target: str, count: int, out: Path) -> str:
+    """One line of the table."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    shapes = static_shapes(session, path.stem)
+    constants = CONSTANTS.get(path.stem, {})
+    artifact = effc.compile(
+        path, target=target, output=out / f"{path.stem}-{target}", shapes=shapes,
+        constants=constants, verify=False,
+    )
+    if target != "host":
+        report = effc.verify(artifact, model=path)
+        return f"{min(o.snr_db for o in report.outputs):6.1f} dB under emulation"
+    runner = effc.load(artifact)
+    generator = np.random.default_rng(0)
+    ports = [p for p in session.get_inputs() if p.name not in constants]
+    fixed = {name: np.array(value, np.int64) for name, value in constants.items()}
+    if path.stem in CLASSIFIERS:
+        x, y = CLASSIFIERS[path.stem](folder, count)
+    else:
+        shape = shapes.get(ports[0].name, tuple(ports[0].shape))
+        x, y = generator.random((8, *shape[1:]), np.float32), None
+    worst, agree, ours, theirs = np.inf, 0, 0, 0
+    for i in range(len(x)):
+        feed = {ports[0].name: x[i : i + 1]}
+        for port in ports[1:]:
+            shape = shapes.get(port.name, tuple(port.shape))
+            feed[port.name] = generator.standard_normal(shape).astype(np.float32)
+        expected = session.run(None, feed | fixed)
+        got = list(runner.run(feed).values())
+        worst = min(worst, *(snr_db(a, b) for a, b in zip(expected, got, strict=True)))
+        if y is not None:
+            a, b = int(expected[0].ravel().argmax()), int(got[0].ravel().argmax())
+            agree, ours, theirs = agree + (a == b), ours + (b == y[i]), theirs + (a == y[i])
+    line = f"{worst:6.1f} dB over {len(x)} samples"
+    if y is not None:
+        n = len(x)
+        line += f"  same top-1 {agree}/{n}, accuracy {100 * ours / n:.2f} % (ONNX Runtime {100 * theirs / n:.2f} %)"
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--target", nargs="+", default=["host", "android"])
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--only", default="")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as out:
+        for path in sorted((args.folder / "models").glob("*.onnx")):
+            if "int8" in path.stem or args.only not in path.stem:
+                continue
+            for target in args.target:
+                try:
+                    line = compare(path, args.folder, target, args.samples, Path(out))
+                except EffcError as error:
+                    line = f"FAILED {type(error).__name__}: {error}"
+                print(f"{path.stem:46s} {target:10s} {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
