@@ -7,9 +7,20 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from effc.passes.base import Pass, PassReport
+from effc.passes.canonicalize_gemm import CanonicalizeGemm
 from effc.passes.fold_batch_norm import FoldBatchNorm
 from effc.passes.fold_constants import FoldConstants
+from effc.passes.fold_scale import FoldScale
+from effc.passes.fuse_layer_norm import FuseLayerNorm
+from effc.passes.make_pads_explicit import MakePadsExplicit
+from effc.passes.merge_common_subexpressions import MergeCommonSubexpressions
+from effc.passes.merge_pad import MergePad
+from effc.passes.recognize_activations import RecognizeActivations
 from effc.passes.remove_dead_code import RemoveDeadCode
+from effc.passes.remove_no_ops import RemoveNoOps
+from effc.passes.sink_transposes import SinkTransposes
+from effc.passes.use_global_pooling import UseGlobalPooling
+from effc.passes.use_slices import UseSlices
 
 __all__ = ["PASSES", "SIMPLIFY", "simplify"]
 
@@ -17,7 +28,18 @@ PASSES: dict[str, Pass] = {
     p.name: p
     for p in (
         FoldConstants(),
+        RemoveNoOps(),
+        MakePadsExplicit(),
         FoldBatchNorm(),
+        FoldScale(),
+        MergePad(),
+        SinkTransposes(),
+        UseSlices(),
+        CanonicalizeGemm(),
+        UseGlobalPooling(),
+        FuseLayerNorm(),
+        RecognizeActivations(),
+        MergeCommonSubexpressions(),
         RemoveDeadCode(),
     )
 }
