@@ -15,7 +15,20 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-__all__ = ["Param", "T", "bind", "local", "loop", "splat", "stage_func", "vload", "vstore"]
+from effc.kernels import intrinsics
+
+__all__ = [
+    "Param",
+    "T",
+    "bind",
+    "local",
+    "loop",
+    "splat",
+    "stage_func",
+    "unravel",
+    "vload",
+    "vstore",
+]
 
 Param = tuple[str, str, int]  # name, dtype, number of elements
 Expr = Any  # tvm.tirx expressions have no useful static types
@@ -55,8 +68,13 @@ def local(size: int, dtype: str = "float32") -> Any:
 
 
 def bind(value: Expr) -> Expr:
-    """Evaluate once and name the result (SSA)."""
-    return T.Bind(value)
+    """Evaluate once and name the result (SSA).
+
+    Float and vector values stay opaque to TVM's simplifier (``effc.kernels.intrinsics``).
+    """
+    dtype = value.ty.dtype
+    is_index = dtype.lanes == 1 and str(dtype) in ("int32", "int64")
+    return T.Bind(value if is_index else intrinsics.value(value))
 
 
 def vload(buffer: Any, offset: Expr, lanes: int, stride: int = 1) -> Expr:
@@ -72,3 +90,16 @@ def vstore(buffer: Any, offset: Expr, value: Expr, lanes: int) -> None:
 def splat(value: Expr, lanes: int) -> Expr:
     """Broadcast a scalar to a vector."""
     return value if lanes == 1 else T.Broadcast(value, lanes)
+
+
+def unravel(index: Expr, shape: Sequence[int]) -> list[Expr]:
+    """Coordinates of a non-negative flat index, outermost first; each is named once."""
+    found: list[Expr] = []
+    for size in reversed(shape[1:]):
+        if size == 1:
+            found.append(tirx.const(0, "int32"))
+            continue
+        found.append(bind(tirx.truncmod(index, size)))
+        index = bind(tirx.truncdiv(index, size))
+    found.append(index)
+    return found[::-1]

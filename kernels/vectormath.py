@@ -34,12 +34,12 @@ float64 goes to LLVM's intrinsics or libm, one call per lane.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import tvm
 from tvm import tirx
 
+from effc.kernels import intrinsics
 from effc.kernels.builder import T, bind, splat
 
 __all__ = [
@@ -62,7 +62,6 @@ __all__ = [
     "log1p",
     "maximum",
     "minimum",
-    "opaque",
     "pow",
     "reciprocal",
     "round_even",
@@ -148,12 +147,6 @@ def _bits(x: Expr, dtype: str) -> Expr:
     return T.reinterpret(_vector_type(dtype, x), x)
 
 
-def opaque(x: Expr) -> Expr:
-    """The same float, hidden from TVM's simplifier, which knows no rounding errors."""
-    bits = "int" + element_type(x).removeprefix("float")
-    return T.reinterpret(x.ty.dtype, _bits(x, bits))
-
-
 def select(condition: Expr, yes: Expr, no: Expr) -> Expr:
     """Lane-wise choice; both sides are evaluated."""
     return tirx.Select(condition, yes, no)
@@ -185,45 +178,14 @@ def _poly(coefficients: Sequence[float], x: Expr) -> Expr:
     return result
 
 
-# Minimum and maximum: one instruction each, NaN in either operand gives NaN where noted.
-
-
-def _is_arm() -> bool:
-    triple = str(tvm.target.Target.current().attrs["mtriple"])
-    return triple.startswith(("aarch64", "arm", "thumb"))
-
-
-def _lower_extreme(intrinsic: str, compare: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
-    def rule(call: Expr) -> Expr:
-        a, b = call.args
-        if _is_arm():
-            return tirx.call_llvm_pure_intrin(call.ty.dtype, intrinsic, a, b)
-        return tirx.Select(compare(b, a), b, a)
-
-    return rule
-
-
-def _register(name: str, rule: Callable[..., Expr]) -> None:
-    """Register an operator that turns into target-specific code in ``LowerIntrin``."""
-    if name not in tvm.ir.Op.list_op_names():
-        tvm.ir._ffi_api.RegisterOp(name, "effc")
-    pure = tirx.CallEffectKind.Pure.value
-    tvm.ir.register_op_attr(name, "TCallEffectKind", pure, level=99)
-    tirx.register_intrin_lowering(name, target="llvm", f=rule, level=99)
-
-
-_register("tirx.effc_maximum", _lower_extreme("llvm.maximum", lambda a, b: a > b))
-_register("tirx.effc_minimum", _lower_extreme("llvm.minimum", lambda a, b: a < b))
-
-
 def maximum(x: Expr, bound: Expr) -> Expr:
     """The larger of two floats; a NaN in ``x`` is kept. ``bound`` must not be NaN."""
-    return T.call_intrin(x.ty.dtype, "tirx.effc_maximum", bind(x), bound)
+    return intrinsics.maximum(bind(x), bound)
 
 
 def minimum(x: Expr, bound: Expr) -> Expr:
     """The smaller of two floats; a NaN in ``x`` is kept. ``bound`` must not be NaN."""
-    return T.call_intrin(x.ty.dtype, "tirx.effc_minimum", bind(x), bound)
+    return intrinsics.minimum(bind(x), bound)
 
 
 def floor(x: Expr) -> Expr:
@@ -258,7 +220,7 @@ def reciprocal(x: Expr) -> Expr:
 
 def _reduce_exp(x: Expr) -> tuple[Expr, Expr]:
     """``x = n ln 2 + r``: (bits of n + magic as int32, r)."""
-    shifted = bind(opaque(x * const(1.0 / math.log(2), x) + const(_MAGIC, x)))
+    shifted = bind(x * const(1.0 / math.log(2), x) + const(_MAGIC, x))
     n = bind(shifted - const(_MAGIC, x))
     r = bind(x - n * const(_LN2_HI, x) - n * const(_LN2_LO, x))
     return _bits(shifted, "int32"), r
@@ -337,9 +299,9 @@ def log1p(x: Expr) -> Expr:
     if element_type(x) == "float64":
         return libm("log1p", x)
     x = bind(x)
-    u = bind(opaque(x + const(1.0, x)))
+    u = bind(x + const(1.0, x))
     # Rounding error of u, exactly (2Sum; abs(x) may exceed 1), relative to u.
-    virtual = bind(opaque(u - x))
+    virtual = bind(u - x)
     error = (x - (u - virtual)) + (const(1.0, x) - virtual)
     finite = select(u < const(math.inf, u), error / u, const(0.0, u))
     value = log(u) + select(u > const(0.0, u), finite, const(0.0, u))
@@ -398,7 +360,7 @@ def _reduce_pio2(x: Expr) -> tuple[Expr, Expr]:
     """``x = q pi/2 + r`` in float64: (q modulo 4 as int32, r as float32)."""
     wide = bind(cast(x, "float64"))
     magic = 1.5 * 2.0**52
-    shifted = bind(opaque(wide * const(2.0 / math.pi, wide) + const(magic, wide)))
+    shifted = bind(wide * const(2.0 / math.pi, wide) + const(magic, wide))
     n = bind(shifted - const(magic, wide))
     r = wide
     for part in _PIO2:
@@ -478,7 +440,7 @@ def _pow_positive(x: Expr, y: Expr) -> Expr:
     product = bind(select(regular, finite, infinite) * power)
     t = bind(minimum(maximum(product, const(-200.0, wide)), const(200.0, wide)))
     magic = 1.5 * 2.0**52
-    shifted = bind(opaque(t + const(magic, t)))
+    shifted = bind(t + const(magic, t))
     r = bind(t - (shifted - const(magic, t)))
     scale = (_bits(shifted, "int64") + const(1023, bits)) << const(52, bits)
     return bind(cast(_poly(_EXP2_64, r) * _bits(scale, "float64"), "float32"))
