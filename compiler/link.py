@@ -25,7 +25,15 @@ from effc.devices.target import Target
 from effc.errors import ToolError, UnsupportedError
 from effc.program import Program
 
-__all__ = ["LinkReport", "library_headers", "link_library", "link_runner"]
+__all__ = [
+    "EMULATIONS",
+    "LinkReport",
+    "abi_symbols",
+    "library_headers",
+    "link_library",
+    "link_runner",
+    "static_libc",
+]
 
 _MAX_WEIGHTS = 2**31 - 2**26  # code reaches read-only data by 32-bit offsets
 _C_FLAGS = (
@@ -43,7 +51,7 @@ _C_FLAGS = (
     "-Werror",
 )
 _ARCH_FLAGS = {"aarch64": ("-mno-outline-atomics",)}
-_EMULATIONS = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux", "arm": "armelf_linux_eabi"}
+EMULATIONS = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux", "arm": "armelf_linux_eabi"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ def link_library(
         script.write_text(f"{{ global: {' '.join(f'{s};' for s in exported)} local: *; }};\n")
         zig.lld(
             [
-                *("-m", _EMULATIONS[target.arch], "-shared", "-soname", out.name),
+                *("-m", EMULATIONS[target.arch], "-shared", "-soname", out.name),
                 *("--version-script", str(script)),
                 *("--gc-sections", "--icf=all", "--strip-all", "--build-id=none", "--as-needed"),
                 *("--hash-style=both", "--no-undefined", "-O2"),
@@ -140,7 +148,7 @@ def link_runner(
         ToolError: The toolchain is missing or failed.
         InternalError: An object is for another machine.
     """
-    libc = _static_libc(target)
+    libc = static_libc(target)
     with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
         work = Path(folder)
         parts = [*_model_objects(program, target, work), *_stage_objects(objects, target, work)]
@@ -149,7 +157,7 @@ def link_runner(
         parts.append(_compile(glue, target, work))
         zig.lld(
             [
-                *("-m", _EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-debug"),
+                *("-m", EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-debug"),
                 *("--build-id=none", "-z", "noexecstack"),
                 *("-o", str(out), str(libc / "crt1.o"), str(libc / "main.o")),
                 *map(str, (*parts, *_runtime_objects(target))),
@@ -241,7 +249,7 @@ def _runtime_objects(target: Target) -> list[Path]:
 def _stub_libraries(target: Target) -> list[Path]:
     """Empty libraries that stand for the target's libc and libm."""
     suffix = ".so" if target.os == "android" else ".so.6"
-    lists = _abi_symbols()
+    lists = abi_symbols()
 
     def build(folder: Path) -> None:
         for library, symbols in lists.items():
@@ -251,7 +259,7 @@ def _stub_libraries(target: Target) -> list[Path]:
             name = library + suffix
             zig.lld(
                 [
-                    *("-m", _EMULATIONS[target.arch], "-shared", "-soname", name),
+                    *("-m", EMULATIONS[target.arch], "-shared", "-soname", name),
                     *("-o", str(folder / name), str(stub)),
                 ]
             )
@@ -266,7 +274,7 @@ def _stub_function(symbol: str) -> str:
 
 
 @cache
-def _abi_symbols() -> dict[str, list[str]]:
+def abi_symbols() -> dict[str, list[str]]:
     text = resources.files("effc.runtimes").joinpath("abi/symbols.toml").read_text("utf-8")
     return {name: table["symbols"] for name, table in tomllib.loads(text).items()}
 
@@ -276,7 +284,7 @@ def _compiler_rt(target: Target, objects: Sequence[Path]) -> list[str]:
 
     Most libraries need none, and building them takes seconds (once per target).
     """
-    known = {symbol for symbols in _abi_symbols().values() for symbol in symbols}
+    known = {symbol for symbols in abi_symbols().values() for symbol in symbols}
     missing = set().union(*(elf.undefined_symbols(o) for o in objects)) - known
     for path in objects:
         missing -= elf.defined_symbols(path)
@@ -302,7 +310,7 @@ def _zig_target(target: Target) -> str:
     return target.runner_target
 
 
-def _static_libc(target: Target) -> Path:
+def static_libc(target: Target) -> Path:
     """Start files, static C library and the runner's main for a target.
 
     zig compiles its musl on first use (half a minute); the parts are then kept, so that
@@ -313,18 +321,15 @@ def _static_libc(target: Target) -> Path:
     texts = [(runner / f).read_text() for f in ("main.c", "runner.h")]
 
     def build(folder: Path) -> None:
-        common = [str(zig.zig_path()), "cc", "-target", triple, "-O2"]
+        common = [str(zig.zig_path()), "cc", "-target", triple, "-O2", "-fno-sanitize=undefined"]
         includes = [f"-I{runner}", f"-I{_core_folder()}"]
-        zig.run_tool(
-            [*common, *includes, "-std=c11", "-Wall", "-Werror", "-fno-sanitize=undefined"]
-            + ["-c", str(runner / "main.c"), "-o", str(folder / "main.o")]
-        )
+        main = [str(runner / "main.c"), "-o", str(folder / "main.o")]
+        zig.run_tool([*common, *includes, "-std=gnu11", "-Wall", "-Werror", "-c", *main])
         probe = folder / "probe.c"
         # A content of its own: zig names the parts only when it really links.
         probe.write_text(f"int main(void) {{ return 0; }} /* {folder} */\n")
         log = zig.run_tool(
-            [*common, "-static", "-fno-sanitize=undefined", str(probe)]
-            + ["-o", str(folder / "probe")],
+            [*common, "-static", str(probe), "-o", str(folder / "probe")],
             extra_env={"ZIG_VERBOSE_LINK": "1"},
         )
         _keep_libc_parts(log, folder)

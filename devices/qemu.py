@@ -1,0 +1,68 @@
+"""An emulated CPU as a device: QEMU's user mode runs a static runner for another machine.
+
+The emulated CPU is the weakest one that the target allows, so that an instruction which the
+target does not promise is caught here and not on a phone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from effc.devices.execution import Execution, TensorSpec, execute
+from effc.devices.target import Target
+from effc.errors import ToolError
+
+__all__ = ["qemu_command", "run_qemu"]
+
+_PROGRAMS = {"aarch64": "qemu-aarch64", "arm": "qemu-arm", "x86_64": "qemu-x86_64"}
+# Target CPU -> QEMU CPU. Others run on `max`, which has every extension.
+_CPUS = {
+    "aarch64": {
+        "generic": "cortex-a53",
+        "cortex-a53": "cortex-a53",
+        "cortex-a55": "cortex-a55",
+        "cortex-a72": "cortex-a72",
+        "cortex-a76": "cortex-a76",
+        "cortex-a78ae": "cortex-a76",
+    },
+    "arm": {"generic": "cortex-a8", "cortex-a8": "cortex-a8"},
+    "x86_64": {"x86-64-v2": "Nehalem", "x86-64-v3": "Haswell"},
+}
+
+
+def qemu_command(target: Target) -> list[str]:
+    """The emulator and its CPU, to be put in front of a static executable.
+
+    Raises:
+        ToolError: QEMU is not installed, or has no user mode for the architecture.
+    """
+    program = _PROGRAMS.get(target.arch)
+    path = shutil.which(program) if program else None
+    if program is None or path is None:
+        raise ToolError(
+            "QEMU's user mode is missing",
+            where=program or target.arch,
+            hint="sudo apt-get install qemu-user",
+        )
+    return [path, "-cpu", _CPUS[target.arch].get(target.cpu, "max")]
+
+
+def run_qemu(
+    runner: Path,
+    target: Target,
+    samples: Sequence[Mapping[str, npt.ArrayLike]],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    **options: Any,
+) -> Execution:
+    """Run a runner of an emulated target; see ``effc.devices.execution.execute``.
+
+    Times are those of the emulator: they say nothing about a device.
+    """
+    command = [*qemu_command(target), str(runner.resolve())]
+    return execute(command, samples, inputs, outputs, **options)
