@@ -1,28 +1,188 @@
-"""Configurations of the direct convolution and their predicted cost."""
+"""Configurations of the direct convolution and their predicted cost.
+
+The model counts, per unit of work, issue cycles of the register tile (fused
+multiply-adds against loads and against the latency of one dependent chain), the packing,
+the epilogue's stores, and the bytes that each cache level has to deliver. On Arm it counts
+instructions, which its narrower front end makes the better measure.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from math import ceil
+
 from effc.devices.target import Target
+from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source
+from effc.kernels.register_tile import Tile, split_widths
 from effc.kernels.template import Config
 
-__all__ = ["direct_candidates"]
+__all__ = ["direct_candidates", "tile_cycles", "tile_fits"]
+
+LIMIT = 24  # candidates offered to the tuner
+_LATENCY = 4  # cycles from one fused multiply-add to the next on the same register
+_UNITS = 8  # parallel units worth having
+
+
+def tile_fits(tile: Tile, target: Target) -> bool:
+    """Whether accumulators and operands of a register tile fit the vector registers."""
+    sums = tile.rows * len(tile.widths)
+    scalars = -(-tile.rows // 4) if _by_lane(target) else 1
+    return sums + len(tile.widths) + scalars <= target.vector_registers
+
+
+def tile_cycles(tile: Tile, depth: int, unroll: int, target: Target) -> float:
+    """Predicted cycles of one register tile over ``depth`` reduction steps."""
+    count = len(tile.widths)
+    if _by_lane(target):
+        loads = -(-count // 2) + -(-tile.rows // 8)
+        step = tile.rows * count + loads + 2 / unroll
+        return depth * max(step, _LATENCY) + 8 + tile.rows
+    half = target.lanes // 2
+    rate = 1.0 if target.lanes >= 16 else 0.5  # cycles of a full-width multiply-add
+    weights = [rate if width > half else rate / 2 for width in tile.widths]
+    fma = tile.rows * sum(max(w, 0.5) for w in weights)
+    loads = sum(max(w, 0.5) for w in weights) + 0.5 * tile.rows
+    issue = (tile.rows * count + count + tile.rows + 3 / unroll) / 5
+    return depth * max(fma, loads, issue, _LATENCY) + 20 + tile.rows * count
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """Bytes per cycle that a level delivers to the tile beside its arithmetic."""
+
+    l2: float = 48.0
+    far: float = 14.0
 
 
 def direct_candidates(
     shape: ConvShape, source: Source, target: Target
 ) -> list[tuple[Config, float]]:
     """Configurations with predicted cycles, best first."""
-    lanes = min(target.lanes, 8)
-    config: Config = {
-        "along": "space",
-        "lanes": lanes,
-        "channels": min(shape.cout, 4 if target.vector_registers < 32 else 8),
-        "columns": min(shape.positions, 2 * lanes if target.vector_registers < 32 else 3 * lanes),
-        "pack": True,
-        "panels": 1,
-        "block": shape.cin,
-        "splits": 1,
-        "unroll": 2,
-    }
-    return [(config, 2.0 * shape.macs / target.lanes)]
+    found: dict[ProductConfig, float] = {}
+    for knobs in _configurations(shape, source, target):
+        if knobs not in found:
+            found[knobs] = _cost(shape, source, knobs, target)
+    ranked = sorted(found.items(), key=lambda item: (item[1], str(item[0])))
+    return [(asdict(knobs), cost) for knobs, cost in ranked[:LIMIT]]
+
+
+def _by_lane(target: Target) -> bool:
+    return target.arch in ("aarch64", "arm")
+
+
+def _configurations(shape: ConvShape, source: Source, target: Target) -> Iterator[ProductConfig]:
+    wide = [target.lanes] + ([8] if target.lanes >= 16 else [])
+    packs = [True, False] if Product.may_read_in_place(source) else [True]
+    for lanes in wide:
+        for along, channels, columns in _tiles(shape, lanes, target):
+            for pack in packs:
+                for block in _blocks(shape, source, columns, target):
+                    for panels in (1, 2, 4):
+                        splits = _splits(shape, channels, columns, panels)
+                        yield ProductConfig(
+                            along,
+                            lanes,
+                            channels,
+                            columns,
+                            pack,
+                            panels,
+                            block,
+                            splits,
+                            unroll=4 if _by_lane(target) else 2,
+                        )
+
+
+def _tiles(shape: ConvShape, lanes: int, target: Target) -> Iterator[tuple[str, int, int]]:
+    """(along, channels, columns) that fit the registers."""
+    for vectors in range(1, 9):
+        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28):
+            if not tile_fits(Tile(rows, (lanes,) * vectors), target):
+                continue
+            if _by_lane(target) and rows > 4 and rows % 4:
+                continue
+            if rows * vectors < min(8, target.vector_registers // 2, _largest(shape, lanes)):
+                continue
+            run = vectors * lanes
+            if run - lanes < shape.positions:
+                yield "space", min(rows, shape.cout), min(run, shape.positions)
+            if run - lanes < shape.cout and shape.positions <= 256:
+                yield "channel", min(run, shape.cout), min(rows, shape.positions)
+
+
+def _largest(shape: ConvShape, lanes: int) -> int:
+    return -(-shape.positions // lanes) * shape.cout
+
+
+def _blocks(shape: ConvShape, source: Source, columns: int, target: Target) -> list[int]:
+    """Input channels per pass: all, or the most that keep a panel in half of a cache."""
+    found = [shape.cin]
+    for room in (target.l1_bytes // 2, target.l2_bytes // 2):
+        most = room // (4 * len(source.taps) * columns)
+        fitting = [d for d in range(1, shape.cin + 1) if shape.cin % d == 0 and d <= most]
+        if fitting and fitting[-1] not in found and fitting[-1] * len(source.taps) >= 32:
+            found.append(fitting[-1])
+    return found
+
+
+def _splits(shape: ConvShape, channels: int, columns: int, panels: int) -> int:
+    """Enough splits of the channels that all cores get work."""
+    blocks = shape.batch * shape.groups * ceil(shape.positions / (columns * panels))
+    tiles = ceil(shape.cout / channels)
+    return max(1, min(tiles, ceil(_UNITS / blocks), ceil(shape.cout / 128)))
+
+
+def _cost(shape: ConvShape, source: Source, knobs: ProductConfig, target: Target) -> float:
+    taps = len(source.taps)
+    depth, passes = knobs.block * taps, shape.cin // knobs.block
+    images = shape.batch * shape.groups
+    work = 0.0
+    for columns, panels in _parts(shape.positions, knobs.columns):
+        for channels, tiles in _parts(shape.cout, knobs.channels):
+            rows, run = (channels, columns) if knobs.along == "space" else (columns, channels)
+            tile = Tile(rows, split_widths(run, knobs.lanes))
+            vectors = rows * len(tile.widths)
+            once = tile_cycles(tile, depth, knobs.unroll, target) * passes
+            if passes > 1 or knobs.along == "channel":
+                once += 2.0 * vectors * passes + vectors
+            if knobs.along == "channel":
+                once += 2.0 * rows * run / min(knobs.lanes, 4)
+            work += panels * tiles * once
+    blocks = ceil(shape.positions / (knobs.columns * knobs.panels))
+    if knobs.pack:
+        per_vector = 2.0 if source.flat else 4.0
+        moved = shape.reduction * ceil(shape.positions / min(knobs.lanes, knobs.columns))
+        work += per_vector * moved * knobs.splits
+    work += _traffic(shape, knobs, depth, blocks, target)
+    if source.copied:
+        work += 3.0 * shape.cin * source.channel / target.lanes
+    return images * work
+
+
+def _traffic(
+    shape: ConvShape, knobs: ProductConfig, depth: int, blocks: int, target: Target
+) -> float:
+    """Cycles that caches beyond the first add, per image and group."""
+    machine = _Machine()
+    panel = 4.0 * depth * knobs.columns
+    tiles = ceil(shape.cout / knobs.channels)
+    passes = shape.reduction // depth
+    cycles = 0.0
+    block = panel * knobs.panels
+    read = block * tiles * passes * blocks
+    if block > target.l2_bytes // 2:
+        cycles += read / machine.far
+    elif block > target.l1_bytes // 2:
+        cycles += 0.3 * read / machine.l2
+    elif not knobs.pack and shape.positions * 4 >= 2048 and tiles > 1:
+        # Rows a page apart: few cache sets and many address translations.
+        cycles += 0.3 * read / machine.far
+    weights = 4.0 * shape.cout * shape.reduction
+    pace = machine.l2 if weights < target.l2_bytes // 2 else machine.far
+    return cycles + 0.5 * weights * blocks / pace
+
+
+def _parts(total: int, tile: int) -> list[tuple[int, int]]:
+    """(size, count) of the full tiles and of the remainder."""
+    return [(tile, total // tile)] + ([(total % tile, 1)] if total % tile else [])
