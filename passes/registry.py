@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from effc.passes.base import Pass, PassReport
 from effc.passes.canonicalize_gemm import CanonicalizeGemm
+from effc.passes.expand_operators import ExpandOperators
 from effc.passes.fold_batch_norm import FoldBatchNorm
 from effc.passes.fold_constants import FoldConstants
 from effc.passes.fold_scale import FoldScale
@@ -28,6 +29,7 @@ PASSES: dict[str, Pass] = {
     p.name: p
     for p in (
         FoldConstants(),
+        ExpandOperators(),
         RemoveNoOps(),
         MakePadsExplicit(),
         FoldBatchNorm(),

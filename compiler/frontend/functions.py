@@ -10,7 +10,13 @@ from onnx import helper
 
 from effc.passes.graph import OPSET, dtype_of, shape_of
 
-__all__ = ["instantiate", "schema_function"]
+__all__ = ["INLINED", "instantiate", "schema_function"]
+
+INLINED = frozenset(
+    "AffineGrid CenterCropPad DynamicQuantizeLinear MeanVarianceNormalization "
+    "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss".split()
+)
+"""Operators of ``OPSET`` that are replaced by ONNX's definition because no kernel has them."""
 
 
 def instantiate(function: ir.Function, call: ir.Node) -> ir.Function:
@@ -32,13 +38,15 @@ def instantiate(function: ir.Function, call: ir.Node) -> ir.Function:
 def schema_function(
     node: ir.Node, inputs: Sequence[ir.Value | None], version: int
 ) -> ir.Function | None:
-    """ONNX's own definition of an operator that ``OPSET`` does not have, or None.
+    """ONNX's own definition of an operator outside ``OPSET`` or in ``INLINED``, or None.
 
     Args:
         node: A node of the default domain at opset ``version``.
         inputs: Its operands in the new graph (typed).
     """
-    if node.domain or onnx.defs.has(node.op_type, OPSET, ""):
+    if node.domain:
+        return None
+    if onnx.defs.has(node.op_type, OPSET, "") and node.op_type not in INLINED:
         return None
     if not onnx.defs.has(node.op_type, version, ""):
         return None
