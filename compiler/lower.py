@@ -12,9 +12,12 @@ purpose: it would turn stack buffers into calls of TVM's allocator.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,10 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.errors import InternalError
 
-__all__ = ["lower", "lower_to_module"]
+__all__ = ["lower", "lower_all", "lower_to_module"]
+
+_FUNCTIONS_PER_OBJECT = 6
+"""Fixed, so that the objects do not depend on the number of processors."""
 
 
 def _passes(target: tvm.target.Target) -> tvm.transform.Sequential:
@@ -94,3 +100,49 @@ def lower(functions: Mapping[str, tirx.PrimFunc], target: Target) -> bytes:
         return Path(path).read_bytes()
     finally:
         os.unlink(path)
+
+
+def lower_all(functions: Mapping[str, tirx.PrimFunc], target: Target) -> list[bytes]:
+    """Lower many stage functions to several object files, on all processors.
+
+    Forked children inherit the functions; only object code comes back.
+
+    Args:
+        functions: PrimFunc by C symbol.
+        target: What to generate code for.
+
+    Returns:
+        Object files that together define every symbol once.
+
+    Raises:
+        InternalError: TVM or LLVM refuses a function, or a child process died.
+    """
+    symbols = list(functions)
+    # Round robin: neighbours are of like size, so every object gets a share of the large ones.
+    count = -(-len(symbols) // _FUNCTIONS_PER_OBJECT)
+    parts = [{s: functions[s] for s in symbols[i::count]} for i in range(count)]
+    workers = min(count, len(os.sched_getaffinity(0)))
+    if workers <= 1:
+        return [lower(part, target) for part in parts]
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_inherit, initargs=(parts, target)
+    ) as pool:
+        try:
+            return list(pool.map(_lower_inherited, range(count)))
+        except BrokenProcessPool as error:
+            raise InternalError("the code generator died", where=target.name) from error
+
+
+_inherited: tuple[list[dict[str, tirx.PrimFunc]], Target]
+
+
+def _inherit(parts: list[dict[str, tirx.PrimFunc]], target: Target) -> None:
+    """Runs in a forked child: arguments arrive through memory, without pickling."""
+    global _inherited
+    _inherited = (parts, target)
+
+
+def _lower_inherited(index: int) -> bytes:
+    parts, target = _inherited
+    return lower(parts[index], target)

@@ -249,10 +249,10 @@ def _build(
 
 
 def _lower(built: _Built, target: Target) -> list[bytes]:
-    from effc.lower import lower
+    from effc.lower import lower_all
 
     functions = {symbol: stage.func for symbol, stage in built.functions.items()}
-    return [lower(functions, target)] if functions else []
+    return lower_all(functions, target)
 
 
 def _layers(
