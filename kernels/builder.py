@@ -15,8 +15,6 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from effc.kernels import intrinsics
-
 __all__ = [
     "Param",
     "T",
@@ -68,13 +66,21 @@ def local(size: int, dtype: str = "float32") -> Any:
 
 
 def bind(value: Expr) -> Expr:
-    """Evaluate once and name the result (SSA).
+    """Evaluate once and use many times.
 
-    Float and vector values stay opaque to TVM's simplifier (``effc.kernels.intrinsics``).
+    Index values are named (``T.Bind``), so that TVM can simplify addresses. Floats and
+    vectors go through a stack cell that LLVM turns into a register: TVM substitutes
+    named arithmetic into its uses, where shared terms grow exponentially, and
+    simplifies float arithmetic as if it were exact; loads it leaves alone.
     """
     dtype = value.ty.dtype
     is_index = dtype.lanes == 1 and str(dtype) in ("int32", "int64")
-    return T.Bind(value if is_index else intrinsics.value(value))
+    if is_index:
+        return T.Bind(value)
+    lanes = int(dtype.lanes)
+    cell = local(lanes, str(dtype).split("x")[0])
+    vstore(cell, 0, value, lanes)
+    return vload(cell, 0, lanes)
 
 
 def vload(buffer: Any, offset: Expr, lanes: int, stride: int = 1) -> Expr:

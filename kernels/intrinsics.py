@@ -3,12 +3,6 @@
 They live from the builder to the ``LowerIntrin`` pass, which replaces each by
 ordinary TIR for the target at hand:
 
-``tirx.effc_value(x)``
-    ``x``. TVM's simplifier substitutes every bound arithmetic expression into
-    its uses, which makes shared sub-expressions grow exponentially, and it
-    reorders float arithmetic as if it were exact. It leaves bound values alone
-    that come from memory or, as here, from an operator that reads state.
-
 ``tirx.effc_maximum(x, bound)``, ``tirx.effc_minimum(x, bound)``
     Float extremes that keep a NaN in ``x``: one instruction on x86 (compare and
     select in the order of ``maxps``) as well as on Arm (``llvm.maximum``).
@@ -22,7 +16,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 
-__all__ = ["maximum", "minimum", "value"]
+__all__ = ["maximum", "minimum"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -50,14 +44,8 @@ def _register(name: str, effect: tirx.CallEffectKind, rule: Callable[[Expr], Exp
     tirx.register_intrin_lowering(name, target="llvm", f=rule, level=99)
 
 
-_register("tirx.effc_value", tirx.CallEffectKind.ReadState, lambda call: call.args[0])
 _register("tirx.effc_maximum", tirx.CallEffectKind.Pure, _extreme("llvm.maximum", tirx.GT))
 _register("tirx.effc_minimum", tirx.CallEffectKind.Pure, _extreme("llvm.minimum", tirx.LT))
-
-
-def value(x: Expr) -> Expr:
-    """``x``, opaque to TVM's simplifier."""
-    return tirx.call_intrin(x.ty.dtype, "tirx.effc_value", x)
 
 
 def maximum(x: Expr, bound: Expr) -> Expr:

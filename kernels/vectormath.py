@@ -174,7 +174,7 @@ def _poly(coefficients: Sequence[float], x: Expr) -> Expr:
     """Horner's scheme, lowest coefficient first; ``x`` must be a variable."""
     result = const(coefficients[-1], x)
     for coefficient in reversed(coefficients[:-1]):
-        result = result * x + const(coefficient, x)
+        result = bind(result * x + const(coefficient, x))  # short terms: TVM's passes are slow
     return result
 
 
