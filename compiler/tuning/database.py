@@ -41,8 +41,9 @@ class Measurement:
         key: ``Region.key``.
         template: Name of the kernel template.
         config: Its knobs.
-        seconds: Time of one run (lower quartile of the rounds); ``None`` if it failed.
-        fastest: Shortest round in seconds.
+        seconds: Time of the fastest run; ``None`` if it failed. Whatever else happens on
+            the machine only makes runs slower, so the fastest one is the best estimate.
+        quartile: Lower quartile of all runs in seconds.
         rounds: Number of rounds.
         error: Why there is no time.
     """
@@ -52,7 +53,7 @@ class Measurement:
     template: str
     config: Config
     seconds: float | None
-    fastest: float | None = None
+    quartile: float | None = None
     rounds: int = 0
     error: str = ""
 
@@ -117,6 +118,11 @@ class Database:
             {"kind": "done", "context": context, "key": key, "effort": effort}
             for key, effort in efforts.items()
         )
+
+    def describe(self, context: str, details: Mapping[str, object]) -> None:
+        """Note once what a context stands for, for people who read the file."""
+        if not any(record["kind"] == "context" for record in self._records(context)):
+            self._append([{"kind": "context", "context": context, "details": details}])
 
     def merge(self, other: Path) -> int:
         """Append every record of another database that this one lacks.

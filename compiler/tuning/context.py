@@ -1,0 +1,64 @@
+"""What a measured time depends on besides the layer: target, device, threads, toolchain."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+
+from effc.devices.target import Target
+
+__all__ = ["Context", "device_name", "toolchain"]
+
+
+class Context:
+    """Identifies measurements that may be compared.
+
+    Args:
+        target: What the code was compiled for.
+        threads: Threads that share a layer.
+        device: Name of the machine that measured.
+    """
+
+    def __init__(self, target: Target, threads: int, device: str) -> None:
+        self.details: dict[str, object] = {
+            "target": target.tvm(),
+            "vector": [target.vector_bits, target.vector_registers],
+            "caches": [target.l1_bytes, target.l2_bytes],
+            "threads": threads,
+            "device": device,
+            "toolchain": toolchain(),
+        }
+        text = json.dumps(self.details, sort_keys=True)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def device_name() -> str:
+    """CPU model of this machine."""
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(
+        (part.strip() for part in line.split(":", 1))
+        for line in reversed(cpuinfo.splitlines())
+        if ":" in line
+    )
+    names = ("vendor_id", "cpu family", "model", "model name", "stepping")
+    arm = ("CPU implementer", "CPU part", "CPU revision")
+    return ", ".join(fields[name] for name in (*names, *arm) if name in fields)
+
+
+@cache
+def toolchain() -> dict[str, str]:
+    """Versions of what turns a configuration into code, kernel sources included."""
+    digest = hashlib.sha256()
+    for package, pattern in (("effc.kernels", ".py"), ("effc", "lower.py")):
+        files = sorted(resources.files(package).iterdir(), key=lambda f: f.name)
+        for file in files:
+            if file.name.endswith(pattern):
+                digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return {"tvm": metadata.version("apache-tvm"), "kernels": digest.hexdigest()[:16]}

@@ -1,0 +1,226 @@
+"""Measure compiled candidates on the machine that runs the tuner.
+
+All candidates of a batch are linked with ``driver.c`` and the runtime's thread
+pool into one static executable; it runs once per layer and compares that
+layer's candidates with each other (see ``driver.c`` for how). A candidate that
+crashes or hangs takes its layer's run with it; the others are then measured
+again, each alone.
+
+Targets that this machine cannot execute natively are not measured: an emulator's
+time says nothing about the device.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from effc.devices.target import Target
+from effc.errors import ToolError
+from effc.kernels.region import Region
+from effc.tuning.build import Compiled, Content, float_bytes
+
+__all__ = ["Harness", "Timing", "refusal"]
+
+_HARNESS_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the driver says about a candidate.
+
+    Attributes:
+        seconds: Shortest round, ``None`` if the candidate failed.
+        quartile: Lower quartile of the rounds in seconds.
+        rounds: Rounds run; few if the candidate was clearly slower than another.
+        error: Why there is no time.
+    """
+
+    seconds: float | None
+    quartile: float | None = None
+    rounds: int = 0
+    error: str = ""
+
+
+def refusal(target: Target) -> str | None:
+    """Why kernels for ``target`` cannot be measured here, or ``None``."""
+    if target.arch != platform.machine() or platform.system() != "Linux":
+        return f"code for {target.arch} does not run natively on this {platform.machine()} machine"
+    if target.os not in ("linux", "android"):
+        return f"code for {target.os} does not run on Linux"
+    if not target.runner_target:
+        return "the target has no test executables"
+    return None
+
+
+class Harness:
+    """Links and runs measurement executables.
+
+    Args:
+        target: What the candidates were compiled for.
+        folder: Existing folder for executables.
+        threads: Threads that share each run.
+    """
+
+    def __init__(self, target: Target, folder: Path, threads: int) -> None:
+        self.target = target
+        self.folder = folder
+        self.threads = threads
+        self.executable = folder / "bench"
+        self.functions: dict[str, int] = {}
+
+    def link(self, compiled: Sequence[Compiled]) -> None:
+        """Link candidates into the executable that :meth:`run` starts.
+
+        Raises:
+            ToolError: Compiling or linking failed.
+        """
+        from effc.zig import run_tool, zig_path
+
+        symbols = [stage.symbol for c in compiled for stage in c.stages]
+        self.functions = {symbol: i for i, symbol in enumerate(symbols)}
+        table = self.folder / "table.c"
+        table.write_text(_table(symbols), "utf-8")
+        with (
+            resources.as_file(resources.files("effc.tuning") / "driver.c") as driver,
+            resources.as_file(resources.files("effc.runtimes") / "core") as core,
+        ):
+            run_tool(
+                [
+                    *(str(zig_path()), "cc", "-target", self.target.runner_target, "-static"),
+                    *("-O2", "-std=gnu11", "-s", f"-I{core}", str(driver), str(core / "pool.c")),
+                    *(str(table), *(c.object for c in compiled if c.object)),
+                    *("-lm", "-o", str(self.executable)),
+                ]
+            )
+
+    def run(
+        self, region: Region, compiled: Sequence[Compiled], budget_s: float, rounds: int
+    ) -> list[Timing]:
+        """Compare candidates of one layer.
+
+        Args:
+            region: The layer.
+            compiled: Linked candidates for it.
+            budget_s: No new round starts after this time (but at least eight rounds run).
+            rounds: Most rounds to run.
+        """
+        try:
+            return self._run(region, compiled, budget_s, rounds)
+        except ToolError as error:
+            if len(compiled) == 1:
+                return [Timing(None, error=error.got if isinstance(error.got, str) else str(error))]
+            alone = [self.run(region, [c], budget_s / len(compiled), rounds) for c in compiled]
+            return [timing for timings in alone for timing in timings]
+
+    def _run(
+        self, region: Region, compiled: Sequence[Compiled], budget_s: float, rounds: int
+    ) -> list[Timing]:
+        job = self._job(region, compiled, budget_s, rounds)
+        try:
+            done = subprocess.run(
+                [str(self.executable.resolve())],
+                input=job,
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=self.folder,
+                timeout=_HARNESS_TIMEOUT_S + 4 * budget_s,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ToolError("a measurement hung", where=region.name, got="timeout") from error
+        if done.returncode != 0:
+            got = f"exit code {done.returncode}: {done.stderr.strip()[-200:]}"
+            raise ToolError("a measurement failed", where=region.name, got=got)
+        timings = []
+        for line in done.stdout.splitlines():
+            _, count, fastest, quartile = (int(word) for word in line.split())
+            timings.append(Timing(fastest * 1e-9, quartile * 1e-9, count))
+        return timings
+
+    def _job(
+        self, region: Region, compiled: Sequence[Compiled], budget_s: float, rounds: int
+    ) -> str:
+        cpus = sorted(os.sched_getaffinity(0))
+        first, helpers = cpus[-1], cpus[:-1][::-1][: self.threads - 1]
+        buffers = _Buffers()
+        for value in region.inputs:
+            buffers.add("i", value.name, Content(value.type.nbytes, float_bytes(value.dtype)))
+        for value in region.outputs:
+            buffers.add("o", value.name, Content(value.type.nbytes))
+        tails = [self._candidate_words(c, buffers) for c in compiled]
+        mask = sum(1 << cpu for cpu in helpers if cpu < 64)
+        words: list[object] = [self.threads, first, mask, self._evict_bytes(), int(budget_s * 1e6)]
+        words += [rounds, len(buffers.contents)]
+        for role, content in buffers.contents:
+            words += [role, content.element, content.nbytes, content.file or "-"]
+        words.append(len(compiled))
+        words += [word for tail in tails for word in tail]
+        return " ".join(map(str, words)) + "\n"
+
+    def _evict_bytes(self) -> int:
+        """Enough foreign memory to push weights out of a core's private caches."""
+        return 2 * self.target.l2_bytes
+
+    def _candidate_words(self, compiled: Compiled, buffers: _Buffers) -> list[object]:
+        names = {"scratch": -1}
+        for number, (name, content) in enumerate(compiled.weights):
+            names[f"w:{name}"] = buffers.shared("w", number, content)
+        for number, (name, nbytes) in enumerate(compiled.workspaces):
+            names[f"t:{name}"] = buffers.shared("o", number, Content(nbytes))
+        scratch = max((stage.scratch for stage in compiled.stages), default=0)
+        words: list[object] = [len(compiled.stages), scratch]
+        for stage in compiled.stages:
+            words += [self.functions[stage.symbol], len(stage.args)]
+            for ref in stage.args:
+                words += [names[ref] if ref in names else buffers.named[ref], 0]
+            words += _split(stage.extent, stage.bounds, self.threads)
+        return words
+
+
+class _Buffers:
+    """Memory of one job; candidates share what they do not need at the same time."""
+
+    def __init__(self) -> None:
+        self.contents: list[tuple[str, Content]] = []
+        self.named: dict[str, int] = {}
+        self.pooled: dict[tuple[str, int, int], int] = {}
+
+    def add(self, role: str, name: str, content: Content) -> None:
+        self.named[name] = len(self.contents)
+        self.contents.append((role, content))
+
+    def shared(self, role: str, number: int, content: Content) -> int:
+        """Index of a buffer that other candidates may use as well; it grows as needed."""
+        if content.file:
+            self.contents.append((role, content))
+            return len(self.contents) - 1
+        key = (role, number, content.element)
+        if key not in self.pooled:
+            self.pooled[key] = len(self.contents)
+            self.contents.append((role, content))
+        index = self.pooled[key]
+        largest = max(self.contents[index][1].nbytes, content.nbytes)
+        self.contents[index] = (role, Content(largest, content.element))
+        return index
+
+
+def _split(extent: int, bounds: Sequence[int] | None, threads: int) -> list[int]:
+    """First unit of each worker, as the runtime splits them, and the end."""
+    if bounds is None or bounds[-1] == 0:
+        return [-(-extent * worker // threads) for worker in range(threads + 1)]
+    goals = [bounds[-1] * worker / threads for worker in range(threads)]
+    return [bisect.bisect_left(bounds, goal) for goal in goals] + [extent]
+
+
+def _table(symbols: Sequence[str]) -> str:
+    lines = [f"void {symbol}(void);" for symbol in symbols]
+    lines.append("typedef void (*stage_fn)(void);")
+    lines.append(f"const stage_fn effc_bench_functions[] = {{{', '.join(symbols)}}};")
+    return "\n".join(lines) + "\n"
