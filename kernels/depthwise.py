@@ -18,10 +18,9 @@ from typing import Any, ClassVar
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels.builder import Param, bind, loop, splat, stage_func, vload
+from effc.kernels.builder import Param, bind, loop, splat, stage_func, unravel, vload
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import store_partial
-from effc.kernels.plane import Plane
+from effc.kernels.plane import Plane, PlaneOutput
 from effc.kernels.region import Op, Region, Value
 from effc.kernels.template import Config, Kernel, Stage, Template
 from effc.kernels.window import Axis, window_axes
@@ -149,27 +148,22 @@ class _Code:
         taps = shape.y.kernel * shape.x.kernel
         plane.clear(scratch, 0, zero)
         with loop(begin, end) as unit:
-            image = bind(tirx.truncdiv(unit, bands)) if bands > 1 else unit
-            band = bind((unit - image * bands) * plane.band) if bands > 1 else 0
-            channel = tirx.truncmod(image, shape.outputs) if shape.batch > 1 else image
-            n = tirx.truncdiv(image, shape.outputs) if shape.batch > 1 else tirx.const(0, "int32")
-            channel, n = bind(channel), bind(n)
+            image, band = unravel(unit, (shape.batch * shape.outputs, bands))
+            n, channel = unravel(image, (shape.batch, shape.outputs))
+            band = bind(band * plane.band) if bands > 1 else 0
             each = shape.outputs // shape.channels
             source = bind(
-                (n * shape.channels + tirx.truncdiv(channel, each))
-                * (shape.y.size * shape.x.size)
+                (n * shape.channels + tirx.truncdiv(channel, each)) * (shape.y.size * shape.x.size)
             )
-            first = (
-                bind(band * shape.y.stride - shape.y.before) if bands > 1 else -shape.y.before
-            )
+            first = bind(band * shape.y.stride - shape.y.before) if bands > 1 else -shape.y.before
             plane.copy(inputs[0], source, first, scratch, 0, zero, lambda v: v)
             weights = [bind(inputs[1][channel * taps + t]) for t in range(taps)]
             bias = bind(inputs[2][channel]) if len(inputs) > 2 else zero
-            store = _Store(self, n, channel, image, operands, y)
+            store = PlaneOutput(self.epilogue, y, operands, shape.view[2], n, channel, image)
             self._rows(scratch, weights, bias, band, store)
 
     def _rows(
-        self, scratch: Any, weights: list[Expr], bias: Expr, band: Expr, store: _Store
+        self, scratch: Any, weights: list[Expr], bias: Expr, band: Expr, store: PlaneOutput
     ) -> None:
         full, rest = divmod(self.plane.band, self.rows)
         step = self.shape.y.stride * self.plane.row
@@ -189,7 +183,7 @@ class _Code:
         origin: Expr,
         row: Expr,
         rows: int,
-        store: _Store,
+        store: PlaneOutput,
     ) -> None:
         """All columns of ``rows`` output rows from output row ``row`` on."""
         lanes, width = self.plane.lanes, self.shape.x.out
@@ -200,8 +194,16 @@ class _Code:
         if full > 1:
             with loop(full) as v:
                 column = bind(v * wide)
-                self._tile(scratch, weights, bias, origin + column, start + column, rows,
-                           [lanes] * self.vectors, store)
+                self._tile(
+                    scratch,
+                    weights,
+                    bias,
+                    origin + column,
+                    start + column,
+                    rows,
+                    [lanes] * self.vectors,
+                    store,
+                )
         elif full:
             self._tile(scratch, weights, bias, origin, start, rows, [lanes] * self.vectors, store)
         if rest:
@@ -218,7 +220,7 @@ class _Code:
         out: Expr,
         rows: int,
         valid: list[int],
-        store: _Store,
+        store: PlaneOutput,
     ) -> None:
         """``rows`` x ``len(valid)`` vectors of outputs; ``valid[v]`` lanes are stored."""
         shape, lanes = self.shape, self.plane.lanes
@@ -239,34 +241,7 @@ class _Code:
                         before = total.get((i, v), splat(bias, lanes))
                         total[i, v] = bind(before + x * w)
         for (i, v), value in total.items():
-            store.vector(out + i * shape.x.out + v * lanes, value, valid[v], lanes)
-
-
-@dataclass(frozen=True)
-class _Store:
-    """Applies the epilogue and stores vectors of one output plane."""
-
-    code: _Code
-    n: Expr
-    channel: Expr
-    image: Expr
-    operands: list[Any]
-    y: Any
-
-    def vector(self, position: Expr, value: Expr, valid: int, lanes: int) -> None:
-        """Store ``valid`` of ``lanes`` results from plane position ``position`` on."""
-        epilogue = self.code.epilogue
-        plane = self.code.shape.view[2]
-
-        def finish(piece: Expr, start: int, width: int) -> Expr:
-            coords = (self.n, self.channel, position + start)
-            return epilogue.apply(piece, coords, self.operands, axis=2, lanes=width)
-
-        if epilogue.params:
-            store_partial(self.y, self.image * plane + position, value, valid, lanes, finish)
-        else:
-            value = finish(value, 0, lanes)
-            store_partial(self.y, self.image * plane + position, value, valid, lanes)
+            store.store(out + i * shape.x.out + v * lanes, value, valid[v], lanes)
 
 
 def _bias(op: Op) -> Value | None:

@@ -121,10 +121,6 @@ def reduce_lanes(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]
     while lanes > 1:
         half = lanes // 2
         whole = bind(vector)
-        vector = combine(
-            pick(whole, range(half), lanes), pick(whole, range(half, lanes), lanes)
-        )
+        vector = combine(pick(whole, range(half), lanes), pick(whole, range(half, lanes), lanes))
         lanes = half
     return vector
-
-

@@ -12,7 +12,7 @@ phase ``p % s``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,10 +20,11 @@ from typing import Any
 from tvm import tirx
 
 from effc.kernels.builder import bind, loop, splat, vload, vstore
-from effc.kernels.lanes import pick
+from effc.kernels.epilogue import Epilogue
+from effc.kernels.lanes import pick, store_partial
 from effc.kernels.window import Axis
 
-__all__ = ["Plane"]
+__all__ = ["Plane", "PlaneOutput"]
 
 Expr = Any
 
@@ -109,8 +110,10 @@ class Plane:
         """
         fixed = isinstance(first, int)
         low = max(-first, 0) if fixed else bind(tirx.max(-first, 0))
-        high = min(self.rows, self.y.size - first) if fixed else bind(
-            tirx.min(tirx.max(self.y.size - first, 0), self.rows)
+        high = (
+            min(self.rows, self.y.size - first)
+            if fixed
+            else bind(tirx.min(tirx.max(self.y.size - first, 0), self.rows))
         )
         if fixed:
             if high <= low:
@@ -137,8 +140,15 @@ class Plane:
         full = width // chunk
         if full > 8:
             with loop(full) as i:
-                self._deal(source, origin + i * chunk, scratch, target + i * self.lanes, 0,
-                           self.lanes, convert)
+                self._deal(
+                    source,
+                    origin + i * chunk,
+                    scratch,
+                    target + i * self.lanes,
+                    0,
+                    self.lanes,
+                    convert,
+                )
         else:
             for i in range(full):
                 self._deal(source, origin, scratch, target, i * chunk, self.lanes, convert)
@@ -197,3 +207,37 @@ class Plane:
     def tap_limit(self) -> int:
         """Largest row offset that any tap of column 0 reads."""
         return max(self.tap(k) for k in range(self.x.kernel))
+
+
+@dataclass(frozen=True)
+class PlaneOutput:
+    """Applies the epilogue and stores vectors of one output plane of [N, C, plane].
+
+    Attributes:
+        epilogue: For the view (N, C, plane).
+        buffer: The flat output tensor.
+        operands: Buffers of the epilogue's parameters.
+        size: Elements of one plane.
+        n, channel, image: Position of the plane; ``image = n * C + channel``.
+    """
+
+    epilogue: Epilogue
+    buffer: Any
+    operands: Sequence[Any]
+    size: int
+    n: Expr
+    channel: Expr
+    image: Expr
+
+    def store(self, position: Expr, value: Expr, valid: int, lanes: int) -> None:
+        """Store the first ``valid`` of ``lanes`` results from plane position ``position`` on."""
+
+        def finish(piece: Expr, start: int, width: int) -> Expr:
+            coords = (self.n, self.channel, position + start)
+            return self.epilogue.apply(piece, coords, self.operands, axis=2, lanes=width)
+
+        offset = self.image * self.size + position
+        if self.epilogue.params:
+            store_partial(self.buffer, offset, value, valid, lanes, finish)
+        else:
+            store_partial(self.buffer, offset, finish(value, 0, lanes), valid, lanes)
