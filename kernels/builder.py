@@ -73,6 +73,8 @@ def bind(value: Expr) -> Expr:
     named arithmetic into its uses, where shared terms grow exponentially, and
     simplifies float arithmetic as if it were exact; loads it leaves alone.
     """
+    if isinstance(value, int | float):
+        return value
     dtype = value.ty.dtype
     is_index = dtype.lanes == 1 and str(dtype) in ("int32", "int64")
     if is_index:
