@@ -79,9 +79,10 @@ class DirectConv(Template):
         bias = conv_bias(region, shape)
 
         weights = {"w": pack_weights(weight.const, shape.groups, knobs.channels)}
+        if len(source.taps) > 1:
+            weights["taps"] = np.array(source.taps, np.int32)
         if bias is not None:
             weights["bias"] = bias
-        weights |= epilogue.weights
         size = shape.batch * shape.groups * shape.cin * source.channel
         stages: list[Stage] = []
         workspaces: dict[str, int] = {}
@@ -94,8 +95,8 @@ class DirectConv(Template):
             workspaces["source"] = size * 4
             input_ref = "t:source"
         product = Product(shape, source, knobs, target, epilogue, bias is not None, size)
-        args = (input_ref, "w:w", *(("w:bias",) if bias is not None else ()), *epilogue.args)
-        args += (region.outputs[0].name, "scratch")
-        stages.append(Stage(product.function(), args, product.units, product.scratch_bytes))
+        args = [input_ref, *(f"w:{name}" for name in weights), *epilogue.args]
+        args += [region.outputs[0].name, "scratch"]
+        stages.append(Stage(product.function(), tuple(args), product.units, product.scratch_bytes))
         inplace = tuple(pair for pair in epilogue.inplace if pair[0] != data.name)
-        return Kernel(tuple(stages), weights, workspaces, inplace)
+        return Kernel(tuple(stages), weights | epilogue.weights, workspaces, inplace)

@@ -180,6 +180,7 @@ def pack_panel(
     shape: ConvShape,
     source: Source,
     x: Any,
+    taps: Any,
     base: Expr,
     position: Expr,
     panel: Any,
@@ -187,13 +188,14 @@ def pack_panel(
     channels: int,
     columns: int,
     lanes: int,
-    exact: bool,
 ) -> None:
     """Write ``panel[to + (c*taps + t)*columns + j]`` for ``columns`` positions from ``position``.
 
     Args:
         shape, source: What is read, and its layout.
         x: Buffer in ``source``'s layout.
+        taps: Buffer with ``source.taps`` (data, so that the code is one loop), or ``None``
+            if there is just one tap.
         base: Offset of the first channel in ``x``.
         position: First output position.
         panel: Destination buffer.
@@ -201,24 +203,28 @@ def pack_panel(
         channels: Input channels to pack.
         columns: Positions per panel.
         lanes: Vector width.
-        exact: Read no element beyond the panel's last (flat sources only).
     """
     widths = split_widths(columns, lanes)
-    if not exact and columns % lanes and len(widths) > columns // lanes + 1:
-        widths = split_widths(columns - columns % lanes, lanes) + (lanes,)
-    taps = len(source.taps)
+    if not source.flat and len(widths) > -(-columns // lanes):
+        widths = (lanes,) * -(-columns // lanes)  # may run over, into columns written later
+    count = len(source.taps)
     width = shape.output[-1]
+
+    def copy(src: Expr, dst: Expr) -> None:
+        if source.flat:
+            _copy(x, src + position, panel, dst, widths)
+        elif width % columns == 0:
+            _copy(x, bind(src + _offset(shape, source, position)), panel, dst, widths)
+        else:
+            _segments(shape, source, x, src, position, panel, dst, columns, lanes)
+
     with loop(channels) as c:
-        for t, tap in enumerate(source.taps):
-            src = bind(base + c * source.channel + tap)
-            dst = bind(to + (c * taps + t) * columns)
-            if source.flat:
-                _copy(x, src + position, panel, dst, split_widths(columns, lanes))
-            elif width % columns == 0:
-                start = _offset(shape, source, position)
-                _copy(x, bind(src + start), panel, dst, widths)
-            else:
-                _segments(shape, source, x, src, position, panel, dst, columns, lanes)
+        if taps is None:
+            copy(bind(base + c * source.channel + source.taps[0]), bind(to + c * columns))
+        else:
+            with loop(count) as t:
+                src = bind(base + c * source.channel + taps[t])
+                copy(src, bind(to + (c * count + t) * columns))
 
 
 def _copy(x: Any, src: Expr, panel: Any, dst: Expr, widths: tuple[int, ...]) -> None:

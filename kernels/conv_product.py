@@ -103,15 +103,22 @@ class Product:
         return source.flat and len(source.taps) == 1
 
     @property
+    def reads_taps(self) -> bool:
+        """Whether the stage takes the flat offsets of the kernel taps as ``int32`` data."""
+        return len(self.source.taps) > 1
+
+    @property
     def scratch_bytes(self) -> int:
         return self.scratch_elements * 4
 
     def function(self) -> tirx.PrimFunc:
-        """The stage function ``(source, w, [bias], epilogue..., y, scratch, begin, end)``."""
+        """The stage function ``(source, w, [taps], [bias], epilogue..., y, scratch, int, int)``."""
         shape = self.shape
         outputs = shape.batch * shape.groups * shape.cout * shape.positions
         cout = shape.groups * shape.cout
         params = [("x", "float32", self.source_elements), ("w", "float32", cout * shape.reduction)]
+        if self.reads_taps:
+            params.append(("taps", "int32", len(self.source.taps)))
         if self.has_bias:
             params.append(("bias", "float32", cout))
         params += self.epilogue.params
@@ -128,6 +135,7 @@ class Product:
 
     def _bind_buffers(self, buffers: list[Any]) -> None:
         self.x, self.w, *rest = buffers
+        self.taps = rest.pop(0) if self.reads_taps else None
         self.bias = rest.pop(0) if self.has_bias else None
         *self.extra, self.y, self.scratch = rest
 
@@ -196,6 +204,7 @@ class Product:
                 self.shape,
                 self.source,
                 self.x,
+                self.taps,
                 base,
                 bind(first + panel * columns),
                 self.scratch,
@@ -203,7 +212,6 @@ class Product:
                 self.knobs.block,
                 columns,
                 self.knobs.lanes,
-                exact=self.source.flat,
             )
 
     def _positions(self, number: Expr, first: Expr, panel: Expr, columns: int) -> Operand:
