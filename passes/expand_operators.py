@@ -16,7 +16,7 @@ import onnx_ir as ir
 from effc.passes import expand_quantized as quantized
 from effc.passes.base import RewritePass
 from effc.passes.expand_spectral import dft, stft
-from effc.passes.graph import Writer, attribute, const, dtype_of, fresh_name, redirect, shape_of
+from effc.passes.graph import Writer, attribute, dtype_of, fresh_name, redirect, shape_of
 
 __all__ = ["EXPANSIONS", "ExpandOperators"]
 
@@ -84,17 +84,6 @@ def lp_normalization(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
     return [writer.op("Div", x, safe)]
 
 
-def compress(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
-    """Gather of the places that a constant condition selects."""
-    x, condition = _input(node), const(_input(node, 1))
-    if condition is None:
-        return "the condition is not constant: the result's shape depends on it"
-    axis = attribute(node, "axis")
-    if axis is None:
-        x = writer.op("Reshape", x, np.array([-1], np.int64))
-    return [writer.op("Gather", x, np.flatnonzero(condition), axis=axis or 0)]
-
-
 def cast_like(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
     """Cast to the type of the second operand, whose value nobody reads."""
     target = int(dtype_of(_input(node, 1)))
@@ -131,7 +120,6 @@ def det(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
 
 EXPANSIONS: dict[str, Expansion] = {
     "CastLike": cast_like,
-    "Compress": compress,
     "ConvInteger": quantized.conv_integer,
     "DFT": dft,
     "DequantizeLinear": quantized.dequantize_linear,

@@ -39,6 +39,18 @@ def _matrix(length: int, bins: int, parts: int, inverse: bool, dtype: Any) -> Ar
     return matrix.reshape(length * parts, bins * 2).astype(dtype)
 
 
+def _inverse_real(length: int, dtype: Any) -> Array:
+    """The matrix ``[bins * 2, length]`` from one-sided spectra to real signals."""
+    bins = length // 2 + 1
+    angle = 2 * np.pi * (np.outer(np.arange(bins), np.arange(length)) % length) / length
+    twice = np.full((bins, 1), 2.0)  # each bin stands for its mirror image, too
+    twice[0] = 1
+    if length % 2 == 0:
+        twice[-1] = 1
+    matrix = np.stack([twice * np.cos(angle), -twice * np.sin(angle)], axis=1) / length
+    return matrix.reshape(bins * 2, length).astype(dtype)
+
+
 def _scalar(value: ir.Value | None) -> int | None:
     array = const(value)
     return None if array is None else int(array.reshape(-1)[0])
@@ -56,25 +68,30 @@ def dft(writer: Writer, node: ir.Node) -> Result:
     shape = shape_of(x)
     rank = len(shape)
     axis = -2 if axis_value is None else _scalar(axis_value)
-    length = shape[axis] if length_value is None and axis is not None else _scalar(length_value)
-    if axis is None or length is None:
-        return "axis and dft_length must be constant"
+    if axis is None:
+        return "axis must be constant"
     axis %= rank
     inverse, onesided = (bool(attribute(node, name, 0)) for name in ("inverse", "onesided"))
-    if inverse and onesided:
-        return "the inverse of a one-sided transform is not supported"
-    bins = length // 2 + 1 if onesided else length
+    real = inverse and onesided
+    default = 2 * (shape[axis] - 1) if real else shape[axis]
+    length = default if length_value is None else _scalar(length_value)
+    if length is None:
+        return "dft_length must be constant"
+    bins = length if real or not onesided else length // 2 + 1
     if _too_large(length, bins):
         return f"{length} points are too many for a matrix product"
-    x = _resized(writer, x, axis, length)
+    points = length // 2 + 1 if real else length
+    x = _resized(writer, x, axis, points)
     order = [d for d in range(rank) if d not in (axis, rank - 1)] + [axis, rank - 1]
     moved = writer.op("Transpose", x, perm=order) if order != list(range(rank)) else x
     lead = [shape[d] for d in order[:-2]]
     parts = shape[-1]
-    flat = writer.op("Reshape", moved, np.array([*lead, length * parts], np.int64))
+    flat = writer.op("Reshape", moved, np.array([*lead, points * parts], np.int64))
     dtype = dtype_of(x).numpy()
-    product = writer.op("MatMul", flat, _matrix(length, bins, parts, inverse, dtype))
-    y = writer.op("Reshape", product, np.array([*lead, bins, 2], np.int64))
+    matrix = (_inverse_real(length, dtype) if real else
+              _matrix(length, bins, parts, inverse, dtype))
+    product = writer.op("MatMul", flat, matrix)
+    y = writer.op("Reshape", product, np.array([*lead, bins, 1 if real else 2], np.int64))
     if order != list(range(rank)):
         y = writer.op("Transpose", y, perm=[order.index(d) for d in range(rank)])
     return [y]

@@ -116,9 +116,7 @@ def infer(node: ir.Node) -> None:
     proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
     proto.attribute.extend(ir.serde.serialize_attribute(a) for a in node.attributes.values())
     try:
-        found = schema._infer_node_outputs(
-            proto.SerializeToString(), types, data, {}, {"": OPSET}, onnx.IR_VERSION
-        )
+        found = _apply(schema, proto, types, data)
     except (shape_inference.InferenceError, RuntimeError, ValueError, IndexError) as error:
         text = str(error).strip().splitlines()
         raise ModelError(
@@ -131,6 +129,27 @@ def infer(node: ir.Node) -> None:
     for i, out in enumerate(node.outputs):
         if f"o{i}" in found:
             _assign(out, onnx.TypeProto.FromString(found[f"o{i}"]))
+
+
+def _apply(
+    schema: Any, proto: onnx.NodeProto, types: dict[str, bytes], data: dict[str, bytes]
+) -> dict[str, bytes]:
+    """Run a schema's inference; element types may be those of the newest opset."""
+    node = proto.SerializeToString()
+    try:
+        found: dict[str, bytes] = schema._infer_node_outputs(
+            node, types, data, {}, {"": OPSET}, onnx.IR_VERSION
+        )
+    except onnx.checker.ValidationError:
+        newest = onnx.defs.onnx_opset_version()
+        try:
+            schema = onnx.defs.get_schema(proto.op_type, newest, proto.domain)
+            found = schema._infer_node_outputs(
+                node, types, data, {}, {"": newest}, onnx.IR_VERSION
+            )
+        except (onnx.checker.ValidationError, onnx.defs.SchemaError) as error:
+            raise ValueError(str(error)) from None
+    return found
 
 
 def _assign(out: ir.Value, proto: Any) -> None:

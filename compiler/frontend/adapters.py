@@ -213,6 +213,20 @@ def _scatter(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Val
     return [writer.op("ScatterElements", *inputs, **_attrs(node))]
 
 
+def _compress(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
+    """Gather of the places that a constant condition selects."""
+    x, condition = _operand(inputs, 0, node), const(_operand(inputs, 1, node))
+    if condition is None:
+        raise UnsupportedError(
+            "the shape of the result depends on the condition, which is not constant",
+            where=node.name,
+        )
+    axis = attribute(node, "axis")
+    if axis is None:
+        x = writer.op("Reshape", x, _ints([-1]))
+    return [writer.op("Gather", x, np.flatnonzero(condition), axis=axis or 0)]
+
+
 def _dft(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
     x, length = _operand(inputs, 0, node), _optional(inputs, 1)
     axis = np.array(attribute(node, "axis", 1), np.int64)
@@ -277,6 +291,7 @@ _AXES = _attribute_to_input("axes", 1)
 ADAPTERS: dict[str, tuple[tuple[int, int, Adapter], ...]] = {
     "BatchNormalization": ((7, 13, _batch_normalization),),
     "Clip": ((7, 10, _clip),),
+    "Compress": ((9, 99, _compress),),
     "DFT": ((17, 19, _dft),),
     "Dropout": ((7, 99, _dropout),),
     "GridSample": ((16, 19, _grid_sample),),

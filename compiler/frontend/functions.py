@@ -74,6 +74,9 @@ def schema_function(
         )
     else:
         return None
+    produced = {name for part in proto.node for name in part.output} | set(proto.input)
+    while proto.output and proto.output[-1] not in produced:
+        proto.output.pop()  # a result this call leaves out
     if not proto.opset_import:
         proto.opset_import.append(helper.make_opsetid("", schema.since_version))
     return ir.serde.deserialize_function(proto)
