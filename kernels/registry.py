@@ -20,30 +20,16 @@ __all__ = ["accepts_fused", "choices", "refusals", "template", "templates"]
 def templates() -> tuple[Template, ...]:
     """All templates, the fallback last."""
     from effc.kernels.conv import DirectConv
-    from effc.kernels.conv_transpose import ConvTranspose
     from effc.kernels.depthwise import DepthwiseConv
     from effc.kernels.elementwise import ElementwiseTemplate
     from effc.kernels.fallback import FallbackTemplate
-    from effc.kernels.layout import LAYOUT_TEMPLATES
-    from effc.kernels.matmul import MatMulTemplate
-    from effc.kernels.normalize import NORMALIZE_TEMPLATES
     from effc.kernels.pool import PoolTemplate
-    from effc.kernels.reduce import ReduceTemplate
-    from effc.kernels.softmax import SoftmaxTemplate
-    from effc.kernels.winograd import Winograd
 
     return (
         ElementwiseTemplate(),
-        Winograd(),
         DirectConv(),
         DepthwiseConv(),
-        ConvTranspose(),
-        MatMulTemplate(),
         PoolTemplate(),
-        SoftmaxTemplate(),
-        ReduceTemplate(),
-        *NORMALIZE_TEMPLATES,
-        *LAYOUT_TEMPLATES,
         FallbackTemplate(),
     )
 
