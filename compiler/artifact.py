@@ -42,7 +42,8 @@ MANIFEST = "manifest.json"
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "name": str,
-    "target": dict,
+    "target": str,
+    "abi": str,
     "library": str,
     "entry": str,
     "inputs": list,
@@ -54,6 +55,9 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "library_bytes": int,
     "macs": int,
     "layers": list,
+    "steps": list,
+    "machine": dict,
+    "threads": int,
     "files": dict,
 }
 

@@ -22,7 +22,16 @@ from effc.errors import ModelError, UsageError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Arrays", "Dataset", "Tensor", "generate", "index_limits", "load_inputs"]
+__all__ = [
+    "Arrays",
+    "Dataset",
+    "Tensor",
+    "generate",
+    "index_limits",
+    "load_inputs",
+    "numpy_dtype",
+    "read_npz",
+]
 
 Arrays = dict[str, np.ndarray]
 """Tensors by name."""
@@ -154,7 +163,7 @@ def load_inputs(path: Path, inputs: Sequence[Tensor]) -> Dataset:
         UsageError: The file is missing.
         ModelError: It is no ``.npz``, or names, shapes or dtypes do not fit the model.
     """
-    arrays = _read_npz(path)
+    arrays = read_npz(path)
     names = [t.name for t in inputs]
     stacked = set(arrays) <= {"x", "y"} and "x" in arrays and len(inputs) == 1
     if stacked and not (names == ["x"] and arrays["x"].shape == inputs[0].shape):
@@ -178,7 +187,13 @@ def load_inputs(path: Path, inputs: Sequence[Tensor]) -> Dataset:
     return Dataset([{t.name: _fit(path, arrays[t.name], t) for t in inputs}])
 
 
-def _read_npz(path: Path) -> Arrays:
+def read_npz(path: Path) -> Arrays:
+    """All arrays of an ``.npz`` file.
+
+    Raises:
+        UsageError: The file is missing.
+        ModelError: It is no ``.npz``.
+    """
     if not path.exists():
         raise UsageError("no such file", where=str(path))
     try:

@@ -23,7 +23,7 @@ from effc.errors import ModelError, ToolError
 from effc.metrics import OutputError, accumulated_length
 from effc.samples import Arrays, Dataset, Tensor, generate, index_limits
 
-__all__ = ["Execute", "Reference", "Verification", "reference_limits", "verify", "verify_golden"]
+__all__ = ["Execute", "Reference", "Verification", "reference_limits", "verify"]
 
 Execute = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """Runs one inference: arrays by input name to arrays by output name."""
@@ -203,15 +203,6 @@ def verify(
     if data.labels is not None:
         _score(result, data, comparison.classes)
     return result
-
-
-def verify_golden(
-    manifest: Mapping[str, Any], execute: Execute, inputs: Arrays, outputs: Arrays, device: str
-) -> Verification:
-    """Run the artifact on stored inputs and compare with stored outputs."""
-    comparison = _Comparison(manifest)
-    comparison.add(outputs, execute(inputs))
-    return Verification(device, "golden outputs", 1, comparison.errors)
 
 
 def _allow_amplification(

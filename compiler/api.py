@@ -1,0 +1,202 @@
+"""``effc.compile`` and ``effc.load``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effc.artifact import Artifact, load_artifact, staging, write_manifest
+from effc.errors import ModelError, QualityError
+from effc.options import CompileOptions, ProgressCallback
+
+if TYPE_CHECKING:
+    import onnx
+
+    from effc.compiled import CompiledModel
+    from effc.runtimes.loader import Runner
+    from effc.verify import Verification
+
+__all__ = ["compile", "compile_to", "load"]
+
+
+def compile(
+    model: str | Path | onnx.ModelProto,
+    target: str = "host",
+    output: str | Path | None = None,
+    *,
+    name: str | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    threads: int = 1,
+    tune: str | int = "none",
+    tuning_db: str | Path | None = None,
+    verify: bool = True,
+    progress: ProgressCallback | None = None,
+) -> Artifact:
+    """Compile an ONNX model.
+
+    Args:
+        model: File, or a model in memory.
+        target: A name of ``effc targets``.
+        output: Folder, or file ending in ``.effc``. Without it the artifact lives in a
+            temporary folder for as long as the returned object.
+        name: C prefix; derived from the file name if ``None``.
+        shapes: Shapes of inputs with dynamic dimensions.
+        constants: Inputs to fix to a value.
+        threads: Threads to optimise for.
+        tune: ``none``, ``quick``, ``full`` or a number of measurements.
+        tuning_db: Tuning database file.
+        verify: Compare with ONNX Runtime before the artifact is written.
+        progress: Called as the phases advance.
+
+    Returns:
+        The artifact.
+
+    Raises:
+        EffcError: See docs/ERRORS.md; ``QualityError`` when verification fails.
+    """
+    options = CompileOptions(
+        target=target,
+        name=name,
+        shapes=dict(shapes or {}),
+        constants=dict(constants or {}),
+        threads=threads,
+        tune=tune,
+        tuning_db=None if tuning_db is None else Path(tuning_db),
+        verify=verify,
+    )
+    if output is not None:
+        return compile_to(model, options, Path(output), progress)
+    keep = tempfile.TemporaryDirectory(prefix="effc-")
+    source = Path(model) if isinstance(model, str | Path) else None
+    artifact = compile_to(model, options, Path(keep.name) / options.model_name(source), progress)
+    return Artifact(artifact.path, artifact.folder, artifact.manifest, keep)
+
+
+def compile_to(
+    model: str | Path | onnx.ModelProto,
+    options: CompileOptions,
+    output: Path,
+    progress: ProgressCallback | None = None,
+    seconds: dict[str, float] | None = None,
+) -> Artifact:
+    """Compile into ``output``; either the whole artifact appears there or nothing.
+
+    Args:
+        model: File, or a model in memory.
+        options: What to do.
+        output: Folder, or file ending in ``.effc``.
+        progress: Called as the phases advance.
+        seconds: Receives the wall time of each phase.
+    """
+    from effc.pipeline import compile_model
+
+    with staging(output) as folder:
+        compiled = compile_model(model, options, progress)
+        _write(folder, model, compiled, progress)
+        if seconds is not None:
+            seconds.update(compiled.phase_seconds)
+    return load_artifact(output)
+
+
+def _write(
+    folder: Path,
+    model: str | Path | onnx.ModelProto,
+    compiled: CompiledModel,
+    progress: ProgressCallback | None,
+) -> None:
+    """Link, verify, and write every file of the artifact into an empty folder."""
+    from effc.manifest import build_manifest, library_path
+    from effc.report import render_report
+
+    def report(phase: str, done: int) -> None:
+        if progress is not None:
+            progress(phase, done, 1)
+
+    report("link", 0)
+    library = folder / library_path(compiled)
+    library.parent.mkdir(parents=True)
+    linked = compiled.link_library(library)
+    include = folder / "include"
+    include.mkdir()
+    for file, text in compiled.headers.items():
+        (include / file).write_text(text, encoding="utf-8")
+    report("link", 1)
+    verification = None
+    manifest = build_manifest(compiled, linked, None)
+    if compiled.options.verify:
+        report("verify", 0)
+        verification = _verify(folder, model, compiled, manifest)
+        manifest["verification"] = verification.describe()
+        report("verify", 1)
+    (folder / "report.html").write_text(render_report(manifest), encoding="utf-8")
+    write_manifest(folder, manifest)
+
+
+def _verify(
+    folder: Path,
+    model: str | Path | onnx.ModelProto,
+    compiled: CompiledModel,
+    manifest: Mapping[str, Any],
+) -> Verification:
+    """Run the linked program against ONNX Runtime; store golden inputs and outputs.
+
+    Raises:
+        QualityError: An output misses its limit.
+    """
+    from effc.execute import open_library
+    from effc.golden import write_golden
+    from effc.verify import Reference, reference_limits, verify
+
+    try:
+        reference = Reference(model, compiled.options.constants)
+    except ModelError:  # for example an opset that ONNX Runtime no longer runs
+        reference = Reference(compiled.reference)
+    limits = reference_limits(compiled.reference)
+    library = folder / manifest["library"]
+    with open_library(library, manifest, None, None) as executor:
+        result = verify(manifest, executor.run, reference, executor.device, limits=limits)
+    if not result.ok:
+        raise quality_error(result)
+    write_golden(folder, manifest, reference, limits)
+    return result
+
+
+def quality_error(result: Verification) -> QualityError:
+    """What to raise for outputs beyond their limit; lists all of them."""
+    bad = [output for output in result.outputs if not output.ok]
+    return QualityError(
+        "the compiled model does not match the reference",
+        where=", ".join(output.name for output in bad),
+        expected="; ".join(
+            "equal values" if o.limit_db is None else f"SNR >= {o.limit_db:.1f} dB" for o in bad
+        ),
+        got="; ".join(
+            f"{o.mismatches} of {o.elements} elements differ"
+            if o.mismatches
+            else f"SNR {o.snr_db:.1f} dB, largest error {o.max_abs_error:.3g}"
+            for o in bad
+        ),
+        hint="nothing was written; please report this, or pass --no-verify to look at the result",
+    )
+
+
+def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runner:
+    """Load an artifact into this process.
+
+    An artifact is native code: load only what you trust.
+
+    Args:
+        artifact: Path of a folder or ``.effc`` file, or what ``compile`` returned.
+        threads: Threads of one inference; the artifact's own number if ``None``.
+
+    Raises:
+        ModelError: The artifact is damaged.
+        DeviceError: It was compiled for another machine.
+    """
+    from effc.execute import open_local
+
+    opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+    return open_local(opened, threads)

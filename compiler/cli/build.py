@@ -1,0 +1,126 @@
+"""``effc compile``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from effc.cli.arguments import parse_constants, parse_shapes, parse_tune
+from effc.cli.console import Console, human_bytes, human_count, human_time
+from effc.errors import UsageError
+from effc.options import CompileOptions
+
+__all__ = ["compile_command"]
+
+
+def compile_command(
+    console: Console,
+    model: Path,
+    output: Path | None,
+    *,
+    target: str,
+    name: str | None,
+    shapes: Sequence[str],
+    constants: Sequence[str],
+    threads: int,
+    tune: str,
+    tuning_db: Path | None,
+    verify: bool,
+) -> None:
+    """Compile a model and say what came out."""
+    options = CompileOptions(
+        target=target,
+        name=name,
+        shapes=parse_shapes(shapes),
+        constants=parse_constants(constants),
+        threads=threads,
+        tune=parse_tune(tune),
+        tuning_db=tuning_db,
+        verify=verify,
+    )
+    _require_file(model)
+    if output is None:
+        output = _default_output(options, model)
+
+    from effc.artifact import check_output
+    from effc.devices.catalog import get_target
+
+    check_output(output)
+    get_target(target)
+
+    from effc.api import compile_to
+
+    seconds: dict[str, float] = {}
+    with console.progress() as progress:
+        artifact = compile_to(model, options, output, progress, seconds)
+    manifest = artifact.manifest
+    console.result(
+        {
+            "ok": True,
+            "artifact": str(output),
+            "name": artifact.name,
+            "target": manifest["target"],
+            "abi": manifest["abi"],
+            "library": manifest["library"],
+            "library_bytes": manifest["library_bytes"],
+            "weights_bytes": manifest["weights_bytes"],
+            "code_bytes": manifest["code_bytes"],
+            "arena_bytes": manifest["arena_bytes"],
+            "arena_lower_bound_bytes": manifest["arena_lower_bound_bytes"],
+            "macs": manifest["macs"],
+            "layers": len(manifest["layers"]),
+            "verification": manifest["verification"],
+            "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+        }
+    )
+    console.say(f"{output} for {manifest['target']} ({manifest['abi']})")
+    console.say(
+        f"  library {human_bytes(manifest['library_bytes'])}, of it weights "
+        f"{human_bytes(manifest['weights_bytes'])}; arena {human_bytes(manifest['arena_bytes'])}; "
+        f"{human_count(manifest['macs'])} MACs in {len(manifest['steps'])} steps"
+    )
+    console.say(f"  {_verification_text(manifest['verification'])}")
+    if console.verbose:
+        _say_details(console, manifest["passes"], seconds)
+
+
+def _require_file(model: Path) -> None:
+    if not model.is_file():
+        raise UsageError("no such file", where=str(model), expected="an ONNX model")
+
+
+def _default_output(options: CompileOptions, model: Path) -> Path:
+    """``./NAME``, unless that holds an artifact for another target."""
+    output = Path(options.model_name(model))
+    if (output / "manifest.json").is_file():
+        from effc.artifact import load_artifact
+
+        old = load_artifact(output).manifest["target"]
+        if old != options.target:
+            raise UsageError(
+                f"{output} holds an artifact for '{old}'",
+                hint=f"choose another place, for example -o {output}-{options.target}",
+            )
+    return output
+
+
+def _verification_text(verification: dict[str, object] | None) -> str:
+    if verification is None:
+        return "not verified"
+    outputs = verification["outputs"]
+    assert isinstance(outputs, list)
+    worst = min(outputs, key=lambda o: float(o["snr_db"]))
+    snr = "identical" if worst["snr_db"] >= 300 else f"SNR {worst['snr_db']} dB"
+    return f"verified on {verification['device']} against {verification['against']}: {snr}"
+
+
+def _say_details(
+    console: Console, passes: Sequence[dict[str, list[str]]], seconds: dict[str, float]
+) -> None:
+    for entry in passes:
+        for where in entry["applied"]:
+            console.note(f"{entry['name']}: applied at {where}")
+        for why in entry["refused"]:
+            console.note(f"{entry['name']}: refused at {why}")
+    for phase, value in seconds.items():
+        console.note(f"{phase}: {human_time(value)}")

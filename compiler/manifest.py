@@ -1,0 +1,141 @@
+"""From a compiled model to ``manifest.json``: everything about an artifact, as plain data.
+
+Nothing in it depends on when or where it was made: no dates, no paths, no measured
+times but those of the tuning database. So equal input, options and database give
+equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from effc.codegen import exported_symbols
+from effc.layers import LayerRecord
+from effc.program import Port
+
+if TYPE_CHECKING:
+    from effc.compiled import CompiledModel
+    from effc.link import LinkReport
+    from effc.verify import Verification
+
+__all__ = ["SPARSE_FROM", "build_manifest", "library_path"]
+
+SPARSE_FROM = 0.05
+"""Share of zeros from which weights are called sparse; fewer are chance."""
+
+_TOOLS = ("apache-tvm", "ziglang", "onnx", "onnx-ir", "onnxruntime", "numpy")
+
+
+def library_path(compiled: CompiledModel) -> str:
+    """Where the library lies in the artifact."""
+    return f"lib/{compiled.target.abi}/lib{compiled.program.name}.so"
+
+
+def build_manifest(
+    compiled: CompiledModel, linked: LinkReport, verification: Verification | None
+) -> dict[str, Any]:
+    """All fields but ``schema_version`` and ``files``, which ``write_manifest`` adds."""
+    program, target, options = compiled.program, compiled.target, compiled.options
+    layers = [_layer(record) for record in compiled.layers]
+    return {
+        "effc_version": _version("effc"),
+        "name": program.name,
+        "target": target.name,
+        "abi": target.abi,
+        "machine": {
+            "arch": target.arch,
+            "os": target.os,
+            "triple": target.triple,
+            "cpu": target.cpu,
+            "features": list(target.features),
+            "android_api": target.android_api or None,
+        },
+        "library": library_path(compiled),
+        "entry": f"{program.name}_run",
+        "symbols": list(exported_symbols(program)),
+        "inputs": [_port(port) for port in program.inputs],
+        "outputs": [_port(port) for port in program.outputs],
+        "arena_bytes": program.arena_bytes,
+        "arena_lower_bound_bytes": program.arena_lower_bound_bytes,
+        "scratch_bytes_per_thread": program.scratch_bytes,
+        "weights_bytes": linked.weights_bytes,
+        "code_bytes": linked.code_bytes,
+        "runtime_bytes": linked.runtime_bytes,
+        "library_bytes": linked.library_bytes,
+        "needed_libraries": list(linked.needed),
+        "undefined_symbols": list(linked.undefined),
+        "segment_alignment": linked.page_bytes,
+        "macs": sum(record.macs for record in compiled.layers),
+        "threads": options.threads,
+        "layers": layers,
+        "steps": [call.region for call in program.calls],
+        "passes": [
+            {"name": p.name, "applied": list(p.applied), "refused": list(p.refused)}
+            for p in compiled.passes
+        ],
+        "memory_plan": [
+            {"name": b.name, "offset": b.offset, "bytes": b.size, "first": b.first, "last": b.last}
+            for b in compiled.blocks
+        ],
+        "options": {
+            "shapes": {name: list(shape) for name, shape in sorted(options.shapes.items())},
+            "constants": {name: _plain(v) for name, v in sorted(options.constants.items())},
+        },
+        "tuning": compiled.tuning,
+        "source": {"sha256": compiled.source_sha256, "opset": compiled.opset},
+        "verification": None if verification is None else verification.describe(),
+        "tools": {name: _version(name) for name in _TOOLS},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _port(port: Port) -> dict[str, Any]:
+    shape = port.type.shape
+    return {
+        "name": port.name,
+        "dtype": port.type.dtype,
+        "shape": list(shape),
+        "layout": "row-major",
+        "bytes": port.type.nbytes,
+        "scale": None,
+        "zero_point": None,
+    }
+
+
+def _layer(record: LayerRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "op": record.op,
+        "kernel": record.kernel,
+        "macs": record.macs,
+        "sparsity": round(record.sparsity, 4),
+        "pattern": "unstructured" if record.sparsity >= SPARSE_FROM else "dense",
+        "config": dict(record.config),
+        "nodes": list(record.nodes),
+        "inputs": [list(shape) for shape in record.inputs],
+        "outputs": [list(shape) for shape in record.outputs],
+        "alternatives": _alternatives(record),
+    }
+
+
+def _alternatives(record: LayerRecord) -> Sequence[dict[str, Any]]:
+    return [
+        {
+            "kernel": choice.template.name,
+            "config": dict(choice.config),
+            "predicted_cycles": float(f"{choice.cost:.4g}"),
+        }
+        for choice in record.alternatives
+    ]
