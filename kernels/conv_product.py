@@ -22,6 +22,7 @@ from effc.kernels.register_tile import (
     pieces,
     split_widths,
 )
+from effc.kernels.shuffles import store_transposed
 from effc.kernels.template import Config
 
 __all__ = ["Product", "ProductConfig"]
@@ -94,8 +95,11 @@ class Product:
         panel_room = self.depth * knobs.columns * knobs.panels if knobs.pack else 0
         slack = panel_slack(shape, source, knobs.columns, knobs.lanes)[1] if knobs.pack else 0
         self.sums_at = -(-(panel_room + slack) // 16) * 16
-        sums = self.tiles_per_split * knobs.channels * knobs.columns * knobs.panels
-        self.scratch_elements = self.sums_at + (sums if self.spilled else 0)
+        self.sums = 0
+        if self.spilled:
+            self.sums = self.tiles_per_split * knobs.channels * knobs.columns * knobs.panels
+        room = knobs.lanes**2 if knobs.along == "channel" else 0
+        self.scratch_elements = self.sums_at + self.sums + room
 
     @staticmethod
     def may_read_in_place(source: Source) -> bool:
@@ -315,23 +319,36 @@ class Product:
         self, tile: Expr, channels: int, first: Expr, count: Expr, columns: int
     ) -> None:
         channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
-        transposed = self.knobs.along == "channel"
-        # Transposed sums of all panels follow each other: one long run of positions.
-        run = columns * (count if transposed and isinstance(count, int) else 1)
-        outer = 1 if run != columns else count
-        with loop(outer) as panel, loop(channels) as i:
-            at = bind(self._sums(tile, panel, channels, columns))
+        if self.knobs.along == "channel":
+            self._store_transposed(tile, channel, channels, first, count, columns)
+            return
+        lanes = self.target.lanes
+        with loop(count) as panel, loop(channels) as i:
+            at = bind(self._sums(tile, panel, channels, columns) + i * columns)
             position = bind(first + panel * columns)
-            step = channels if transposed else 1
-            begin = bind(at + i) if transposed else bind(at + i * columns)
-            lanes = self.target.lanes
-
-            def store(offset: Expr, width: int, begin: Expr = begin, step: int = step) -> None:
-                value = vload(self.scratch, begin + offset * step, width, step)
+            if columns // lanes:
+                with loop(columns // lanes) as v:
+                    value = vload(self.scratch, at + v * lanes, lanes)
+                    self._store(value, channel + i, position + v * lanes, lanes)
+            for start, width in pieces(columns % lanes, lanes):
+                offset = columns - columns % lanes + start
+                value = vload(self.scratch, at + offset, width)
                 self._store(value, channel + i, position + offset, width)
 
-            if run // lanes:
-                with loop(run // lanes) as v:
-                    store(v * lanes, lanes)
-            for start, width in pieces(run % lanes, lanes):
-                store(run - run % lanes + start, width)
+    def _store_transposed(
+        self, tile: Expr, channel: Expr, channels: int, first: Expr, count: Expr, columns: int
+    ) -> None:
+        # The sums of all panels follow each other: one run of positions where it is static.
+        static = isinstance(count, int)
+        with loop(1 if static else count) as panel:
+            position = bind(first + panel * columns)
+            store_transposed(
+                self.scratch,
+                bind(self._sums(tile, panel, channels, columns)),
+                channels,
+                columns * count if static else columns,
+                channels,
+                self.sums_at + self.sums,
+                self.knobs.lanes,
+                lambda value, c, p, lanes: self._store(value, channel + c, position + p, lanes),
+            )

@@ -1,0 +1,126 @@
+"""Vector permutations: strided loads, square transposes, transposed stores.
+
+Written as two-operand shuffles that LLVM turns into ``vpermt2ps``, ``uzp``/``trn`` or, on
+Arm, into the structure loads ``ld2`` and ``ld4``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+
+from effc.devices.target import Target
+from effc.kernels.builder import bind, loop, vload, vstore
+from effc.kernels.register_tile import split_widths
+
+__all__ = ["load_strided", "store_transposed", "transpose"]
+
+Expr = Any
+
+
+def load_strided(
+    buffer: Any, offset: Expr, lanes: int, stride: int, phases: int, target: Target
+) -> list[Expr]:
+    """``[buffer[offset + p + stride*i] for i < lanes]`` for ``p < phases``; stride 2 or 4.
+
+    Reads ``stride * lanes`` elements.
+    """
+    if lanes == 1:
+        return [bind(vload(buffer, offset + p, 1)) for p in range(phases)]
+    if target.arch in ("aarch64", "arm") and lanes <= 4:
+        wide = bind(vload(buffer, offset, stride * lanes))
+        return [
+            bind(tirx.Shuffle([wide], list(range(p, stride * lanes, stride))))
+            for p in range(phases)
+        ]
+    parts = [bind(vload(buffer, offset + i * lanes, lanes)) for i in range(stride)]
+    evens = list(range(0, 2 * lanes, 2))
+    odds = list(range(1, 2 * lanes, 2))
+
+    def halve(vectors: list[Expr], order: list[int]) -> list[Expr]:
+        return [
+            bind(tirx.Shuffle([vectors[i], vectors[i + 1]], order))
+            for i in range(0, len(vectors), 2)
+        ]
+
+    if stride == 2:
+        return [halve(parts, order)[0] for order in (evens, odds)[:phases]]
+    even, odd = halve(parts, evens), halve(parts, odds) if phases > 1 else []
+    made = [halve(even, evens)[0]]
+    if phases > 1:
+        made.append(halve(odd, evens)[0])
+    if phases > 2:
+        made += [halve(even, odds)[0], halve(odd, odds)[0]]
+    return made[:phases]
+
+
+def transpose(vectors: list[Expr]) -> list[Expr]:
+    """Transpose ``n`` vectors of ``n`` lanes (a power of two)."""
+    size = len(vectors)
+    step = 1
+    while step < size:
+        low = [j if not j & step else size + j - step for j in range(size)]
+        high = [j + step if not j & step else size + j for j in range(size)]
+        moved = list(vectors)
+        for i in range(size):
+            if not i & step:
+                pair = [vectors[i], vectors[i + step]]
+                moved[i] = bind(tirx.Shuffle(pair, low))
+                moved[i + step] = bind(tirx.Shuffle(pair, high))
+        vectors = moved
+        step *= 2
+    return vectors
+
+
+def store_transposed(
+    scratch: Any,
+    base: Expr,
+    pitch: int,
+    positions: int,
+    channels: int,
+    room: Expr,
+    lanes: int,
+    store: Callable[[Expr, Expr, Expr, int], None],
+) -> None:
+    """Hand ``scratch[base + position*pitch + channel]`` to ``store`` as vectors along positions.
+
+    Args:
+        scratch: Buffer with the matrix and with ``lanes**2`` free elements.
+        base: First element of the matrix.
+        pitch: Elements from one position to the next.
+        positions, channels: Size of the matrix.
+        room: First of the free elements.
+        lanes: Vector width.
+        store: Called as ``store(vector, channel, position, lanes)``.
+    """
+
+    def block(channel: Expr, position: Expr, width: int) -> None:
+        at = bind(base + position * pitch + channel)
+        if width == 1:
+            store(vload(scratch, at, 1), channel, position, 1)
+            return
+        rows = [bind(vload(scratch, at + i * pitch, width)) for i in range(width)]
+        for i, column in enumerate(transpose(rows)):
+            vstore(scratch, room + i * width, column, width)
+        with loop(width) as i:
+            store(vload(scratch, room + i * width, width), channel + i, position, width)
+
+    def band(position: Expr, width: int) -> None:
+        done = channels // width * width
+        if done:
+            with loop(done // width) as c:
+                block(c * width, position, width)
+        for part in split_widths(channels - done, width):
+            with loop(width // part) as p:
+                block(done, position + p * part, part)
+            done += part
+
+    if positions // lanes:
+        with loop(positions // lanes) as p:
+            band(p * lanes, lanes)
+    at = positions // lanes * lanes
+    for width in split_widths(positions - at, lanes):
+        band(at, width)
+        at += width
