@@ -90,13 +90,7 @@ def infer(node: ir.Node) -> None:
     known = [shape for shape in shapes if shape is not None]
     if len(known) == len(present) and _quick(node, known):
         return
-    try:
-        schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)
-    except onnx.defs.SchemaError:
-        raise UnsupportedError(
-            f"operator {node.domain or 'ai.onnx'}::{node.op_type} is not known at opset {OPSET}",
-            where=node.name,
-        ) from None
+    schema = _schema(node)
     types: dict[str, bytes] = {}
     data: dict[str, bytes] = {}
     proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=node.name or "")
@@ -129,6 +123,55 @@ def infer(node: ir.Node) -> None:
     for i, out in enumerate(node.outputs):
         if f"o{i}" in found:
             _assign(out, onnx.TypeProto.FromString(found[f"o{i}"]))
+    if node.op_type in _BY_VALUE and not node.domain:
+        _BY_VALUE[node.op_type](node)
+
+
+def _newest(node: ir.Node) -> onnx.defs.OpSchema:
+    return onnx.defs.get_schema(node.op_type, node.domain)
+
+
+def _schema(node: ir.Node) -> onnx.defs.OpSchema:
+    """The operator's schema at ``OPSET``, or the newest if it came later."""
+    try:
+        if onnx.defs.has(node.op_type, OPSET, node.domain):
+            return onnx.defs.get_schema(node.op_type, OPSET, node.domain)
+        return _newest(node)
+    except onnx.defs.SchemaError:
+        raise UnsupportedError(
+            f"there is no operator {node.domain or 'ai.onnx'}::{node.op_type}", where=node.name
+        ) from None
+
+
+def _constant(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+    if value is None or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def _compress(node: ir.Node) -> None:
+    """Compress by a constant condition."""
+    x, condition = node.inputs[0], _constant(node.inputs[1])
+    shape = None if x is None else static_shape(x)
+    if condition is None or shape is None:
+        return
+    count = int(np.count_nonzero(condition))
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else None
+    dims = [count] if axis is None else list(shape)
+    if axis is not None:
+        dims[axis] = count
+    node.outputs[0].shape = ir.Shape(dims)
+
+
+def _max_unpool(node: ir.Node) -> None:
+    """MaxUnpool to a constant output shape."""
+    wanted = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if wanted is not None:
+        node.outputs[0].shape = ir.Shape([int(d) for d in wanted])
+
+
+_BY_VALUE = {"Compress": _compress, "MaxUnpool": _max_unpool}
+"""Operators whose result's shape is a value that ONNX's inference does not look at."""
 
 
 def _apply(

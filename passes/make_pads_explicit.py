@@ -93,6 +93,8 @@ class MakePadsExplicit(RewritePass):
             return False
         if node.op_type == "MaxPool" and attribute(node, "ceil_mode", 0):
             drop.append("ceil_mode")
+            if any(p >= k for p, k in zip(pads, kernel * 2, strict=True)):
+                return "the padding would be as large as the window"
         new["pads"] = pads
         before = [shape_of(v) for v in node.outputs]
         return replace_node(Writer(graph, node), node, drop=drop, expect=before, **new)

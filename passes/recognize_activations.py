@@ -47,7 +47,8 @@ def _clip(x: Array, low: Array | None = None, high: Array | None = None) -> Arra
 
 _COMPUTE: dict[str, Callable[..., Array]] = {
     "Abs": np.abs, "Add": np.add, "Clip": _clip, "Div": np.divide, "Erf": special.erf,
-    "Exp": np.exp, "HardSigmoid": lambda a, b, x: np.clip(a * x + b, 0, 1), "Log": np.log, "Max": np.maximum, "Min": np.minimum, "Mul": np.multiply,
+    "Exp": np.exp, "HardSigmoid": lambda a, b, x: np.clip(a * x + b, 0, 1),
+    "Log": np.log, "Max": np.maximum, "Min": np.minimum, "Mul": np.multiply,
     "Neg": np.negative, "Pow": np.power, "Reciprocal": np.reciprocal,
     "Relu": lambda x: np.maximum(x, 0), "Sigmoid": special.expit, "Softplus": _softplus,
     "Sqrt": np.sqrt, "Sub": np.subtract, "Tanh": np.tanh,

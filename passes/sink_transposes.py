@@ -68,7 +68,7 @@ class SinkTransposes(RewritePass):
             return False
         perm = source[1]
         if not _profitable(node):
-            return "a transpose is also read by an operator that it cannot pass"
+            return "there would be more transposes behind it than before"
         return rule(Writer(graph, node), node, perm)
 
 
@@ -90,17 +90,13 @@ def _merge_pair(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _profitable(node: ir.Node) -> bool:
-    """Whether no transpose would have to stay for the sake of another reader."""
-    for value in node.inputs:
-        if _transposed(value) is None or value is None:
-            continue
-        if value.is_graph_output():
-            return False
-        for use in value.uses():
-            reader = use.node
-            if reader.op_type != "Transpose" and reader.op_type not in _RULES:
-                return False
-    return True
+    """Whether at least as many transposes disappear before the node as appear behind it."""
+    spent = {
+        id(v) for v in node.inputs
+        if v is not None and _transposed(v) is not None and not v.is_graph_output()
+        and all(use.node is node for use in v.uses())
+    }
+    return len(spent) >= len(node.outputs)
 
 
 def _operands(writer: Writer, node: ir.Node, perm: Perm, rank: int) -> list[ir.Value | None] | None:

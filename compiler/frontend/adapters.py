@@ -263,6 +263,131 @@ def _group_normalization(
     return [y]
 
 
+def _recurrent(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
+    """``layout=1`` (batch first) is ``layout=0`` between transposes."""
+    attrs = _attrs(node, "layout")
+    if not attribute(node, "layout", 0):
+        return writer.ops(node.op_type, *inputs, outputs=len(node.outputs), **attrs)
+    swapped = list(inputs)
+    for index in (0, 5, 6):  # X, initial_h, initial_c
+        value = _optional(inputs, index)
+        if value is not None:
+            swapped[index] = writer.op("Transpose", value, perm=(1, 0, 2))
+    outs = list(writer.ops(node.op_type, *swapped, outputs=len(node.outputs), **attrs))
+    for index, perm in enumerate(((2, 0, 1, 3), (1, 0, 2), (1, 0, 2))[: len(outs)]):
+        if node.outputs[index].name:
+            outs[index] = writer.op("Transpose", outs[index], perm=perm)
+    return outs
+
+
+def _range(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
+    """One-element tensors, which ONNX's own definitions pass, become scalars."""
+    scalars = [
+        v if v is None or not shape_of(v) else writer.op("Reshape", v, _ints([])) for v in inputs
+    ]
+    return [writer.op("Range", *scalars)]
+
+
+def _cumulative_product(
+    writer: Writer, node: ir.Node, inputs: Operands
+) -> Sequence[ir.Value | None]:
+    """CumProd by doubling: after step k every element holds the product of 2^k elements."""
+    x, axis_value = _operand(inputs, 0, node), const(_operand(inputs, 1, node))
+    if axis_value is None:
+        raise UnsupportedError("CumProd along an axis computed at run time", where=node.name)
+    shape, dtype = shape_of(x), dtype_of(x).numpy()
+    axis = int(axis_value.reshape(-1)[0]) % len(shape)
+    length = shape[axis]
+    back = bool(attribute(node, "reverse", 0))
+
+    def shifted(value: ir.Value, distance: int) -> ir.Value:
+        pads = [0] * (2 * len(shape))
+        pads[axis + (len(shape) if back else 0)] = distance
+        span = (distance, length) if back else (0, length - distance)
+        cut = writer.op("Slice", value, _ints([span[0]]), _ints([span[1]]), _ints([axis]))
+        return writer.op("Pad", cut, _ints(pads), np.array(1, dtype))
+
+    product = shifted(x, 1) if attribute(node, "exclusive", 0) and length > 0 else x
+    distance = 1
+    while distance < length:
+        product = writer.op("Mul", product, shifted(product, distance))
+        distance *= 2
+    return [product]
+
+
+def _space_to_depth(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
+    """28 added the order CRD (channel first) to SpaceToDepth."""
+    x, block = _operand(inputs, 0, node), attribute(node, "blocksize")
+    if attribute(node, "mode", "DCR") != "CRD":
+        return [writer.op("SpaceToDepth", x, blocksize=block)]
+    n, c, h, w = shape_of(x)
+    split = writer.op("Reshape", x, _ints([n, c, h // block, block, w // block, block]))
+    moved = writer.op("Transpose", split, perm=(0, 1, 3, 5, 2, 4))
+    return [writer.op("Reshape", moved, _ints([n, c * block * block, h // block, w // block]))]
+
+
+def _blocked(
+    writer: Writer, node: ir.Node, inputs: Operands
+) -> tuple[ir.Value, list[ir.Value | None]] | None:
+    """(x, scale and zero point repeated to x's shape) of blocked quantization."""
+    size = attribute(node, "block_size", 0)
+    if not size:
+        return None
+    x = _operand(inputs, 0, node)
+    shape = shape_of(x)
+    axis = attribute(node, "axis", 1) % len(shape)
+    spread: list[ir.Value | None] = []
+    for value in (_operand(inputs, 1, node), _optional(inputs, 2)):
+        if value is None:
+            spread.append(None)
+            continue
+        index = np.arange(shape[axis], dtype=np.int64) // size
+        spread.append(writer.op("Gather", value, index, axis=axis))
+    return x, spread
+
+
+def _dequantize(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
+    """Blocks have a scale per element of a block: plain arithmetic."""
+    blocked = _blocked(writer, node, inputs)
+    if blocked is None:
+        return _plain(writer, node, inputs)
+    x, (scale, zero) = blocked
+    assert scale is not None
+    kind = int(dtype_of(scale))
+    y = writer.op("Cast", x, to=kind)
+    if zero is not None:
+        y = writer.op("Sub", y, writer.op("Cast", zero, to=kind))
+    return [writer.op("Mul", y, scale)]
+
+
+def _quantize(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
+    """round(x / scale) + zero point, saturated."""
+    blocked = _blocked(writer, node, inputs)
+    if blocked is None:
+        return _plain(writer, node, inputs)
+    x, (scale, zero) = blocked
+    assert scale is not None
+    kind = dtype_of(zero) if zero is not None else ir.DataType(
+        attribute(node, "output_dtype", 0) or int(ir.DataType.UINT8))
+    if kind.numpy().kind not in "iu":
+        raise UnsupportedError("blocked quantization to this type", where=node.name, got=kind.name)
+    y = writer.op("Round", writer.op("Div", x, scale))
+    if zero is not None:
+        y = writer.op("Add", y, writer.op("Cast", zero, to=int(dtype_of(x))))
+    signed = kind.is_signed()
+    low = -(1 << (kind.bitwidth - 1)) if signed else 0
+    bounds = [np.array(b, dtype_of(x).numpy()) for b in (low, low + (1 << kind.bitwidth) - 1)]
+    return [writer.op("Cast", writer.op("Clip", y, *bounds), to=int(kind))]
+
+
+def _plain(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
+    """The same node, without attributes newer than ``OPSET``."""
+    changed = _without_new_attributes(writer, node, inputs)
+    if changed is not None:
+        return changed
+    return writer.ops(node.op_type, *inputs, outputs=len(node.outputs), **_attrs(node))
+
+
 def _without_new_attributes(
     writer: Writer, node: ir.Node, inputs: Operands
 ) -> Sequence[ir.Value | None] | None:
@@ -291,19 +416,27 @@ _AXES = _attribute_to_input("axes", 1)
 ADAPTERS: dict[str, tuple[tuple[int, int, Adapter], ...]] = {
     "BatchNormalization": ((7, 13, _batch_normalization),),
     "Clip": ((7, 10, _clip),),
+    "CumProd": ((26, 99, _cumulative_product),),
     "Compress": ((9, 99, _compress),),
     "DFT": ((17, 19, _dft),),
+    "DequantizeLinear": ((21, 99, _dequantize),),
     "Dropout": ((7, 99, _dropout),),
+    "GRU": ((14, 99, _recurrent),),
     "GridSample": ((16, 19, _grid_sample),),
     "GroupNormalization": ((18, 99, _group_normalization),),
     "Hardmax": ((7, 12, _flattened),),
+    "LSTM": ((14, 99, _recurrent),),
     "LogSoftmax": ((7, 12, _flattened),),
     "Pad": ((7, 10, _pad),),
+    "QuantizeLinear": ((21, 99, _quantize),),
+    "RNN": ((14, 99, _recurrent),),
+    "Range": ((7, 99, _range),),
     "ReduceSum": ((7, 12, _AXES),),
     "Resize": ((10, 10, _resize_10), (11, 17, _resize_11)),
     "Scatter": ((9, 10, _scatter),),
     "Slice": ((7, 9, _slice),),
     "Softmax": ((7, 12, _flattened),),
+    "SpaceToDepth": ((28, 99, _space_to_depth),),
     "Split": ((7, 17, _split),),
     "Squeeze": ((7, 12, _AXES),),
     "TopK": ((7, 9, _topk),),

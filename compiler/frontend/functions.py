@@ -23,7 +23,7 @@ def instantiate(function: ir.Function, call: ir.Node) -> ir.Function:
     """A copy of a function whose attribute references hold the call's attributes."""
     body = function.clone()
     given = {name: attr for name, attr in function.attributes.items() if attr.value is not None}
-    given.update(call.attributes)
+    given.update(call.attributes.items())
     for node in body.all_nodes():
         for name, attr in list(node.attributes.items()):
             if not attr.is_ref():
@@ -43,6 +43,10 @@ def schema_function(
     Args:
         node: A node of the default domain at opset ``version``.
         inputs: Its operands in the new graph (typed).
+
+    Returns:
+        A function whose outputs carry the names of the node's outputs that it computes;
+        attributes hold their defaults.
     """
     if node.domain:
         return None
@@ -51,32 +55,46 @@ def schema_function(
     if not onnx.defs.has(node.op_type, version, ""):
         return None
     schema = onnx.defs.get_schema(node.op_type, version, "")
-    if schema.has_function:
-        proto = onnx.FunctionProto.FromString(schema.get_function_with_opset_version(
-            max(schema.function_opset_versions)))
-    elif schema.has_context_dependent_function:
-        call = helper.make_node(
-            node.op_type,
-            [f"i{n}" if v is not None else "" for n, v in enumerate(inputs)],
-            [v.name or "" for v in node.outputs],
-        )
-        call.attribute.extend(ir.serde.serialize_attribute(a) for a in node.attributes.values())
-        types = [
-            b"" if v is None else
-            helper.make_tensor_type_proto(int(dtype_of(v)), shape_of(v)).SerializeToString()
-            for v in inputs
-        ]
-        versions = schema.context_dependent_function_opset_versions
-        proto = onnx.FunctionProto.FromString(
-            schema.get_context_dependent_function_with_opset_version(
-                max(versions), call.SerializeToString(), types
-            )
-        )
-    else:
+    proto = _definition(schema, node, inputs)
+    if proto is None:
         return None
-    produced = {name for part in proto.node for name in part.output} | set(proto.input)
-    while proto.output and proto.output[-1] not in produced:
-        proto.output.pop()  # a result this call leaves out
+    for name, default in schema.attributes.items():
+        if default.default_value.type and name not in node.attributes:
+            proto.attribute_proto.append(default.default_value)
+    computed = {name for inner in proto.node for name in inner.output}
+    for position, name in enumerate(list(proto.output)):
+        if name not in computed and name not in proto.input:
+            # Results that the call leaves out are not computed by the definition.
+            inner = proto.node.add(op_type="Identity", input=[proto.input[0]], output=[name])
+            inner.name = f"unused_{position}"
     if not proto.opset_import:
         proto.opset_import.append(helper.make_opsetid("", schema.since_version))
     return ir.serde.deserialize_function(proto)
+
+
+def _definition(
+    schema: onnx.defs.OpSchema, node: ir.Node, inputs: Sequence[ir.Value | None]
+) -> onnx.FunctionProto | None:
+    """The operator's body, as written for these operands where it depends on them."""
+    if schema.has_function:
+        newest = max(schema.function_opset_versions)
+        return onnx.FunctionProto.FromString(schema.get_function_with_opset_version(newest))
+    if not schema.has_context_dependent_function:
+        return None
+    call = helper.make_node(
+        node.op_type,
+        [f"i{n}" if v is not None else "" for n, v in enumerate(inputs)],
+        [v.name or "" for v in node.outputs],
+    )
+    call.attribute.extend(ir.serde.serialize_attribute(a) for a in node.attributes.values())
+    types = [
+        b"" if v is None else
+        helper.make_tensor_type_proto(int(dtype_of(v)), shape_of(v)).SerializeToString()
+        for v in inputs
+    ]
+    newest = max(schema.context_dependent_function_opset_versions)
+    return onnx.FunctionProto.FromString(
+        schema.get_context_dependent_function_with_opset_version(
+            newest, call.SerializeToString(), types
+        )
+    )
