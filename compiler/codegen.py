@@ -136,7 +136,7 @@ def _header(program: Program) -> str:
 def _port_comments(kind: str, ports: Sequence[Port]) -> Iterable[str]:
     for i, port in enumerate(ports):
         shape = ", ".join(map(str, port.type.shape))
-        label = port.name.replace("*/", "* /").replace("\n", " ")
+        label = re.sub(r"[^\w .:/()\[\]-]", "_", port.name, flags=re.ASCII)
         yield f" * {kind} {i}: {label}, {port.type.dtype} [{shape}]"
 
 

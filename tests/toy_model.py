@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from effc import zig
+from effc.codegen import generate_c, weights_file
 from effc.devices.target import Target
 from effc.kernels.region import TensorType
 from effc.program import Call, Pointer, Port, Program, StorageClass
@@ -93,3 +99,43 @@ def toy_object(target: Target, folder: Path, name: str = "toy", units: int = 10)
         ]
     )
     return out.read_bytes()
+
+
+def native_program(
+    folder: Path, programs: Sequence[Program], sources: Sequence[Path], flags: Sequence[str]
+) -> Path:
+    """Build runtime, generated code, stages and more sources with the system's C compiler.
+
+    Unlike ``effc.link`` this can add sanitizers: everything is compiled from source.
+
+    Args:
+        folder: Receives the generated files and the program.
+        programs: Toy programs.
+        sources: Further C files, one with ``main``.
+        flags: Compiler flags.
+    """
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no system C compiler (cc)")
+    core = Path(str(resources.files("effc.runtimes"))) / "core"
+    files = [*sources, core / "model.c", core / "pool.c"]
+    for program in programs:
+        for name, text in generate_c(program).items():
+            (folder / name).write_text(text)
+        program.weights.tofile(folder / weights_file(program))
+        stages = folder / f"{program.name}_stages.c"
+        stages.write_text(toy_source(program.name, program.inputs[0].type.shape[0]))
+        files += [folder / f"{program.name}.c", folder / f"{program.name}_weights.S", stages]
+    out = folder / "program"
+    warnings = ("-Wall", "-Wextra", "-Werror")
+    includes = (f"-I{folder}", f"-I{core}")
+    inputs = (*map(str, files), "-lm", "-lpthread")
+    done = subprocess.run(
+        [compiler, "-std=c11", "-g", "-O1", *warnings, *flags, *includes, *inputs, "-o", str(out)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return out

@@ -1,0 +1,76 @@
+"""The target catalog: complete, consistent, quick to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from effc.devices.catalog import get_target, list_targets
+from effc.errors import UsageError
+
+FAMILIES = {
+    "host",
+    "android",
+    "android-armv7",
+    "android-x86_64",
+    "linux-arm64",
+    "linux-armv7",
+    "linux-x86_64",
+}
+
+
+def test_families_are_there() -> None:
+    assert {e.name for e in list_targets() if e.base is None} == FAMILIES
+
+
+@pytest.mark.parametrize("name", [e.name for e in list_targets()])
+def test_every_entry_is_consistent(name: str) -> None:
+    target = get_target(name)
+    assert target.name == name
+    assert all(f[0] in "+-" for f in target.features)
+    assert target.vector_bits in (128, 256, 512)
+    assert target.l1_bytes <= target.l2_bytes
+    assert target.cores >= 1
+    assert (target.android_api >= 21) == (target.os == "android")
+    assert target.triple.startswith({"arm": "armv7a"}.get(target.arch, target.arch))
+    assert ("hf" in target.runner_target) == ("hf" in target.clang_target)
+
+
+def test_devices_have_a_chip_with_enough_cores() -> None:
+    for entry in list_targets():
+        if entry.base is not None:
+            assert entry.soc
+            assert sum(c.count for c in entry.clusters) >= get_target(entry.name).cores
+
+
+def test_device_inherits_from_its_family() -> None:
+    phone, family = get_target("pixel-8"), get_target("android")
+    assert (phone.abi, phone.android_api) == (family.abi, family.android_api)
+    assert phone.has("dotprod")
+    assert not family.has("dotprod")
+    assert phone.cpu != family.cpu
+
+
+def test_unknown_name_lists_near_matches() -> None:
+    with pytest.raises(UsageError, match="raspberry-pi-4"):
+        get_target("rasberry-pi4")
+    with pytest.raises(UsageError, match="effc targets"):
+        get_target("zzzzzz")
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, effc.devices.catalog as c; c.list_targets(); c.get_target('android');"
+        "sys.exit(any(m in sys.modules for m in ('tvm', 'onnx', 'numpy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_host_has_what_it_claims() -> None:
+    host = get_target("host")
+    assert host.lanes * 32 == host.vector_bits
+    assert host.cpu
+    if host.vector_bits == 512:
+        assert host.has("avx512f")

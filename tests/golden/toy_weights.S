@@ -1,0 +1,9 @@
+    .section .rodata.toy_weights, "a", %progbits
+    .global toy_weights
+    .hidden toy_weights
+    .type toy_weights, %object
+    .balign 64
+toy_weights:
+    .incbin "toy.weights"
+    .size toy_weights, . - toy_weights
+    .section .note.GNU-stack, "", %progbits
