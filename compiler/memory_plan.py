@@ -24,6 +24,8 @@ from dataclasses import dataclass
 __all__ = ["Buffer", "MemoryPlan", "Part", "align_up", "plan"]
 
 _SEARCH_PLACEMENTS = 120_000  # single placements tried by the local search, about one second
+_SEARCH_TRIALS = 2_000  # orders tried by the local search
+_SEARCH_PATIENCE = 500  # orders tried without finding a better one
 
 
 @dataclass(frozen=True)
@@ -223,16 +225,18 @@ class _Search:
         chance = random.Random(len(self.buffers))
         current, current_score = list(order), self._score(best)
         best_score = current_score
-        for _ in range(_SEARCH_PLACEMENTS // len(self.buffers)):
-            if best_score[0] <= bound:
+        patience = _SEARCH_PATIENCE
+        for _ in range(min(_SEARCH_PLACEMENTS // len(self.buffers), _SEARCH_TRIALS)):
+            if best_score[0] <= bound or patience == 0:
                 break
+            patience -= 1
             trial = self._neighbour(current, self.place(current), chance)
             offsets = self.place(trial)
             score = self._score(offsets)
             if score <= current_score or chance.random() < 0.02:
                 current, current_score = trial, score
             if score < best_score:
-                best_score, best = score, offsets
+                best_score, best, patience = score, offsets, _SEARCH_PATIENCE
         return best
 
     def _score(self, offsets: Sequence[int]) -> tuple[int, int]:

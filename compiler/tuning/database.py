@@ -131,8 +131,8 @@ class Database:
             How many were appended.
         """
         mine = set(self._lines())
-        missing = [line for line in Database(other)._lines() if line not in mine]
-        self._write("".join(line + "\n" for line in dict.fromkeys(missing)))
+        missing = [line for line in dict.fromkeys(Database(other)._lines()) if line not in mine]
+        self._write("".join(line + "\n" for line in missing))
         return len(missing)
 
     def _records(self, context: str) -> Iterable[dict[str, Any]]:
@@ -158,7 +158,7 @@ class Database:
                 continue
             if isinstance(record, dict) and "kind" in record:
                 lines.append(raw.decode("utf-8"))
-        if text.strip() and not lines and len(text) > 4096:
+        if text.strip() and not lines and not text.startswith(b"{"):
             raise UsageError(
                 "the file is no tuning database",
                 where=str(self.path),
