@@ -1,10 +1,11 @@
 /* Runs the model `digits` through its C API, in three ways.
  *
  *     effc compile examples/digits/digits.onnx --target host -o digits
- *     cc -I digits/include examples/c_api/main.c digits/lib/ABI/libdigits.so -o main
+ *     lib=digits/lib/x86_64-linux-gnu
+ *     cc -I digits/include examples/c_api/main.c -L $lib -ldigits -Wl,-rpath,$PWD/$lib -o main
  *
- * (ABI: x86_64-linux-gnu or aarch64-linux-gnu. For Android link the file below lib/arm64-v8a in
- * the same way with your app's native code.)
+ * (On an Arm machine the folder is aarch64-linux-gnu. For Android link the library below
+ * lib/arm64-v8a with your app's native code in the same way.)
  *
  * SPDX-License-Identifier: Apache-2.0
  */

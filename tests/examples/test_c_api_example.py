@@ -23,11 +23,12 @@ def test_example(tmp_path: Path) -> None:
     for name, text in library_headers(program).items():
         (tmp_path / name).write_text(text)
     target = get_target("host")
-    library = tmp_path / "libdigits.so"
-    link_library(program, [toy_object(target, tmp_path, "digits")], target, library)
+    stages = toy_object(target, tmp_path, "digits")
+    link_library(program, [stages], target, tmp_path / "libdigits.so")
     out = tmp_path / "main"
     flags = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{tmp_path}"]
-    subprocess.run([compiler, *flags, EXAMPLE, library, "-o", out], check=True)
+    link = [f"-L{tmp_path}", "-ldigits", f"-Wl,-rpath,{tmp_path}"]
+    subprocess.run([compiler, *flags, EXAMPLE, *link, "-o", out], check=True)
     done = subprocess.run([out], capture_output=True, text=True, check=True)
     assert 'input in "x": [10, 4], 160 bytes' in done.stdout
     assert done.stdout.count(" us\n") == len(program.calls)
