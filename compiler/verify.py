@@ -131,6 +131,7 @@ class Verification:
             "against": self.against,
             "samples": self.samples,
             "outputs": [output.describe() for output in self.outputs],
+            "notes": list(self.notes),
         }
         if self.agreement is not None:
             result |= {
@@ -138,8 +139,6 @@ class Verification:
                 "accuracy": self.accuracy,
                 "reference_accuracy": self.reference_accuracy,
             }
-        if self.notes:
-            result["notes"] = list(self.notes)
         return result
 
 
