@@ -41,34 +41,36 @@ def schema_function(
     """ONNX's own definition of an operator outside ``OPSET`` or in ``INLINED``, or None.
 
     Args:
-        node: A node of the default domain at opset ``version``.
+        node: A node of one of ONNX's domains at opset ``version``.
         inputs: Its operands in the new graph (typed).
 
     Returns:
         A function whose outputs carry the names of the node's outputs that it computes;
         attributes hold their defaults.
     """
-    if node.domain:
+    domain = node.domain
+    if not domain and onnx.defs.has(node.op_type, OPSET, "") and node.op_type not in INLINED:
         return None
-    if onnx.defs.has(node.op_type, OPSET, "") and node.op_type not in INLINED:
+    if not onnx.defs.has(node.op_type, version, domain):
         return None
-    if not onnx.defs.has(node.op_type, version, ""):
-        return None
-    schema = onnx.defs.get_schema(node.op_type, version, "")
+    schema = onnx.defs.get_schema(node.op_type, version, domain)
     proto = _definition(schema, node, inputs)
     if proto is None:
         return None
-    for name, default in schema.attributes.items():
-        if default.default_value.type and name not in node.attributes:
-            proto.attribute_proto.append(default.default_value)
+    defaults = {n: a.default_value for n, a in schema.attributes.items() if a.default_value.type}
+    named = [name for name in proto.attribute if name not in defaults]
+    del proto.attribute[:]
+    proto.attribute.extend(named)
+    proto.attribute_proto.extend(defaults.values())
     computed = {name for inner in proto.node for name in inner.output}
     for position, name in enumerate(list(proto.output)):
         if name not in computed and name not in proto.input:
             # Results that the call leaves out are not computed by the definition.
             inner = proto.node.add(op_type="Identity", input=[proto.input[0]], output=[name])
             inner.name = f"unused_{position}"
-    if not proto.opset_import:
-        proto.opset_import.append(helper.make_opsetid("", schema.since_version))
+    if not any(o.domain == "" for o in proto.opset_import):
+        own = onnx.defs.onnx_opset_version() if domain else schema.since_version
+        proto.opset_import.append(helper.make_opsetid("", own))
     return ir.serde.deserialize_function(proto)
 
 
@@ -85,6 +87,7 @@ def _definition(
         node.op_type,
         [f"i{n}" if v is not None else "" for n, v in enumerate(inputs)],
         [v.name or "" for v in node.outputs],
+        domain=node.domain,
     )
     call.attribute.extend(ir.serde.serialize_attribute(a) for a in node.attributes.values())
     types = [
