@@ -1,6 +1,7 @@
 """Every float model of a data folder: SNR against ONNX Runtime, and top-1 agreement.
 
-    python benchmarks/accuracy.py ../shared/data [--target host android] [--samples 500] [--only NAME]
+    python benchmarks/accuracy.py ../shared/data [--target host android] [--samples 500]
+                                  [--only NAME]
 
 Compiles each model, runs it (natively, or under QEMU for Arm targets) on real samples where the
 folder has them and on random ones otherwise, and prints the worst output SNR in dB. Classifiers on
@@ -118,8 +119,12 @@ def compare(path: Path, folder: Path, target: str, count: int, out: Path) -> str
     shapes = static_shapes(session, path.stem)
     constants = CONSTANTS.get(path.stem, {})
     artifact = effc.compile(
-        path, target=target, output=out / f"{path.stem}-{target}", shapes=shapes,
-        constants=constants, verify=False,
+        path,
+        target=target,
+        output=out / f"{path.stem}-{target}",
+        shapes=shapes,
+        constants=constants,
+        verify=False,
     )
     if target != "host":
         report = effc.verify(artifact, model=path)
@@ -147,8 +152,9 @@ def compare(path: Path, folder: Path, target: str, count: int, out: Path) -> str
             agree, ours, theirs = agree + (a == b), ours + (b == y[i]), theirs + (a == y[i])
     line = f"{worst:6.1f} dB over {len(x)} samples"
     if y is not None:
-        n = len(x)
-        line += f"  same top-1 {agree}/{n}, accuracy {100 * ours / n:.2f} % (ONNX Runtime {100 * theirs / n:.2f} %)"
+        share = 100 / len(x)
+        line += f"  same top-1 {agree}/{len(x)}, accuracy {share * ours:.2f} %"
+        line += f" (ONNX Runtime {share * theirs:.2f} %)"
     return line
 
 

@@ -1,7 +1,7 @@
 """Instructions per inference of an arm64 artifact, counted exactly under QEMU.
 
     python benchmarks/arm_instructions.py --counter COUNT.PY MODEL.onnx [MODEL.onnx ...]
-                                          [--target linux-arm64] [--peer ENGINE ...]
+                                          [--target linux-arm64]
 
 ``COUNT.PY exe RUNNER --runs-a 1 --runs-b 3 --cpu a76 --json -- ARGS`` is expected to run the static
 test executable of the artifact with ``--runs 1`` and ``--runs 3`` under ``qemu-aarch64`` with an
@@ -18,27 +18,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import onnx
-from latency import random_inputs
-
 from effc.options import CompileOptions
 from effc.pipeline import compile_model
-from effc.runtimes.tensors import write_tensors
 
 
 def count(path: Path, args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Counts of one inference of one model."""
-    compiled = compile_model(
-        path, CompileOptions(target=args.target, tune=args.tune, verify=False)
-    )
+    compiled = compile_model(path, CompileOptions(target=args.target, tune=args.tune, verify=False))
     runner = folder / f"{path.stem}.static"
     compiled.link_runner(runner)
-    inputs = folder / f"{path.stem}.in"
-    write_tensors(inputs, random_inputs(onnx.load(path)))
     command = [sys.executable, str(args.counter), "exe", str(runner), "--cpu", args.cpu, "--json"]
     macs = sum(layer.macs for layer in compiled.layers)
-    command += ["--runs-a", "1", "--runs-b", "3", "--macs", str(macs), "--", "--input", str(inputs)]
+    command += ["--runs-a", "1", "--runs-b", "3", "--macs", str(macs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{path.name}: the counter failed\n{done.stdout}\n{done.stderr}")
@@ -62,7 +53,6 @@ def main() -> None:
                 f"  {row['ldB'] / 1e6:9.1f} MB loaded  ratio to MACs/4 {row['ratio']:.3f}",
                 flush=True,
             )
-            np.testing.assert_array_less(0, row["total"])
 
 
 if __name__ == "__main__":

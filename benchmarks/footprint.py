@@ -40,8 +40,17 @@ def main() -> None:
             out = Path(folder) / path.stem
             start = time.perf_counter()
             effc(
-                "compile", str(path), "--target", args.target, "--tune", args.tune,
-                "--no-verify", "-q", "-o", str(out), *shapes,
+                "compile",
+                str(path),
+                "--target",
+                args.target,
+                "--tune",
+                args.tune,
+                "--no-verify",
+                "-q",
+                "-o",
+                str(out),
+                *shapes,
             )
             seconds = time.perf_counter() - start
             info = json.loads(effc("inspect", str(out), "--json"))
