@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -9,6 +10,9 @@ from effc.kernels.region import Op, Region
 from effc.kernels.template import Choice
 
 __all__ = ["LayerRecord", "macs_of", "record"]
+
+MAX_ALTERNATIVES = 8
+"""Configurations of a layer kept for ``effc explain``."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,11 @@ class LayerRecord:
         macs: Multiply-accumulate operations of the dense layer.
         sparsity: Fraction of zero weights, 0 when the layer has none.
         inputs, outputs: Shapes.
-        alternatives: Other configurations considered: kernel, config, predicted
-            cost in cycles and measured seconds (``None`` when not measured).
+        choice: Chosen template and configuration with predicted cost and measured time;
+            ``None`` for a view.
+        considered: Number of configurations there were to choose from.
+        alternatives: The best of the others: measured ones by time, then by prediction.
+        refused: Kernel families that could not compute it, and why.
     """
 
     name: str
@@ -37,7 +44,10 @@ class LayerRecord:
     sparsity: float
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
+    choice: Choice | None = None
+    considered: int = 0
     alternatives: tuple[Choice, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 def macs_of(op: Op) -> int:
@@ -61,8 +71,21 @@ def macs_of(op: Op) -> int:
     return 0
 
 
-def record(region: Region, choice: Choice | None, alternatives: tuple[Choice, ...]) -> LayerRecord:
-    """Describe a region; ``choice`` is ``None`` for a view."""
+def record(
+    region: Region,
+    choice: Choice | None,
+    others: Sequence[Choice] = (),
+    refused: Mapping[str, str] | None = None,
+) -> LayerRecord:
+    """Describe a region.
+
+    Args:
+        region: The region.
+        choice: What computes it; ``None`` for a view.
+        others: All configurations that were not chosen.
+        refused: Why kernel families refused it, by name.
+    """
+    ranked = sorted(others, key=lambda c: (c.seconds is None, c.seconds or 0.0, c.cost))
     weights = [v.const for v in region.constants if v.const is not None and v.const.ndim > 1]
     total = sum(w.size for w in weights)
     zeros = sum(int((w == 0).sum()) for w in weights)
@@ -76,5 +99,8 @@ def record(region: Region, choice: Choice | None, alternatives: tuple[Choice, ..
         sparsity=zeros / total if total else 0.0,
         inputs=tuple(v.shape for v in region.inputs),
         outputs=tuple(v.shape for v in region.outputs),
-        alternatives=alternatives,
+        choice=choice,
+        considered=len(others) + (choice is not None),
+        alternatives=tuple(ranked[:MAX_ALTERNATIVES]),
+        refused=tuple(sorted((refused or {}).items())),
     )

@@ -123,11 +123,29 @@ def _layer(record: LayerRecord) -> dict[str, Any]:
         "sparsity": round(record.sparsity, 4),
         "pattern": "unstructured" if record.sparsity >= SPARSE_FROM else "dense",
         "config": dict(record.config),
+        "why": _why(record),
+        "seconds": None if record.choice is None else record.choice.seconds,
         "nodes": list(record.nodes),
         "inputs": [list(shape) for shape in record.inputs],
         "outputs": [list(shape) for shape in record.outputs],
         "alternatives": _alternatives(record),
+        "refused": [{"kernel": name, "why": why} for name, why in record.refused],
     }
+
+
+def _why(record: LayerRecord) -> str:
+    """One sentence on the choice of the kernel."""
+    if record.choice is None:
+        return "only gives existing bytes another shape; no code runs"
+    if record.kernel == "relax":
+        return "no kernel template takes this operator; TVM's own schedule computes it"
+    if record.considered == 1:
+        return "the only kernel and configuration for this layer"
+    if record.choice.seconds is None:
+        return f"lowest predicted cost of {record.considered} configurations, none measured"
+    timed = 1 + sum(other.seconds is not None for other in record.alternatives)
+    more = "or more " if timed > len(record.alternatives) else ""
+    return f"fastest of {timed} {more}measured configurations ({record.considered} possible)"
 
 
 def _alternatives(record: LayerRecord) -> Sequence[dict[str, Any]]:
@@ -135,6 +153,7 @@ def _alternatives(record: LayerRecord) -> Sequence[dict[str, Any]]:
         {
             "kernel": choice.template.name,
             "config": dict(choice.config),
+            "seconds": choice.seconds,
             "predicted_cycles": float(f"{choice.cost:.4g}"),
         }
         for choice in record.alternatives

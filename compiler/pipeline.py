@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Imported", "compile_model", "import_and_simplify"]
 
-MAX_ALTERNATIVES = 8
-"""Configurations of a layer kept for ``effc explain``."""
+_OTHER_ANCHOR = ("the anchor is not", "is not element-wise")
+"""Refusals that only say that a kernel is for other operators."""
 
 
 class _Clock:
@@ -268,9 +268,20 @@ def _layers(
             for other in registry.choices(region, target)
             if (other.template, other.config) != (choice.template, choice.config)
         ]
-        layers.append(record(region, choice, tuple(others[:MAX_ALTERNATIVES])))
+        layers.append(record(region, choice, others, _refusals(region, target)))
     dropped = [region for region in graph.regions if region.name not in kept]
-    return (*layers, *(record(region, None, ()) for region in dropped))
+    return (*layers, *(record(region, None) for region in dropped))
+
+
+def _refusals(region: Region, target: Target) -> dict[str, str]:
+    """Why kernel families for this kind of operator refused it; the fallback is not asked."""
+    *own, _ = registry.templates()
+    found = {t.name: t.refuse(region, target) for t in own}
+    return {
+        name: why
+        for name, why in found.items()
+        if why is not None and not any(text in why for text in _OTHER_ANCHOR)
+    }
 
 
 def _blocks(program: Program) -> tuple[Block, ...]:

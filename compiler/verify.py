@@ -21,6 +21,7 @@ import numpy as np
 
 from effc.errors import ModelError, ToolError
 from effc.metrics import OutputError, accumulated_length
+from effc.options import ProgressCallback
 from effc.samples import Arrays, Dataset, Tensor, generate, index_limits
 
 __all__ = ["Execute", "Reference", "Verification", "reference_limits", "verify"]
@@ -174,6 +175,7 @@ def verify(
     device: str,
     data: Dataset | None = None,
     limits: Mapping[str, int] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Verification:
     """Run artifact and reference on the same inputs.
 
@@ -184,6 +186,7 @@ def verify(
         device: Name for the record.
         data: Inputs; generated if ``None``.
         limits: See :func:`effc.samples.generate`.
+        progress: Called after every sample.
 
     Raises:
         ModelError: The reference cannot run, or has other outputs.
@@ -193,8 +196,10 @@ def verify(
     if data is None:
         data = Dataset([generate([Tensor.of(e) for e in manifest["inputs"]], limits)])
     comparison = _Comparison(manifest)
-    for sample in data.samples:
+    for number, sample in enumerate(data.samples):
         comparison.add(reference(sample), execute(sample))
+        if progress is not None:
+            progress("verify", number + 1, len(data.samples))
     against = f"onnxruntime {ort.__version__}"
     result = Verification(device, against, data.count, comparison.errors)
     if not result.ok:

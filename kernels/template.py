@@ -70,11 +70,18 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Choice:
-    """A template with one configuration and its predicted cost, for ranking only."""
+    """A template with one configuration.
+
+    Attributes:
+        template, config: What to build.
+        cost: Predicted cycles, for ranking only.
+        seconds: Measured time of one run, ``None`` if the tuner has none.
+    """
 
     template: Template
     config: Config
     cost: float
+    seconds: float | None = None
 
 
 class Template(ABC):

@@ -14,11 +14,12 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
+    from effc.errors import EffcError
     from effc.options import ProgressCallback
 
 __all__ = ["Console", "human_bytes", "human_count", "human_time"]
@@ -63,6 +64,11 @@ class Console:
         if not self.quiet:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
+
+    def fail(self, error: EffcError) -> NoReturn:
+        """End with an error whose JSON result was printed already."""
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code)
 
     def table(
         self,

@@ -1,0 +1,250 @@
+"""``effc run``, ``effc verify`` and ``effc bench``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effc.cli.console import Console
+from effc.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from effc.runtimes.loader import LayerTime
+
+__all__ = ["bench_command", "run_command", "verify_command"]
+
+
+def run_command(
+    console: Console,
+    path: Path,
+    source: Path,
+    output: Path,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Run an artifact on the samples of a file; stacked samples give stacked outputs."""
+    import numpy as np
+
+    from effc.artifact import load_artifact
+    from effc.execute import open_executor
+    from effc.samples import Tensor, load_inputs
+
+    artifact = load_artifact(path)
+    data = load_inputs(source, [Tensor.of(entry) for entry in artifact.manifest["inputs"]])
+    if not output.absolute().parent.is_dir():
+        raise UsageError("the output's folder does not exist", where=f"-o {output}")
+    with open_executor(artifact, device, threads) as executor, console.progress() as progress:
+        results = []
+        for number, sample in enumerate(data.samples):
+            results.append(executor.run(sample))
+            if progress is not None:
+                progress("run", number + 1, len(data.samples))
+        used = executor.device
+    names = list(results[0])
+    if len(results) == 1:
+        arrays = results[0]
+    else:
+        arrays = {n: _stack([r[n] for r in results], data.count) for n in names}
+    _save(output, arrays)
+    console.result(
+        {
+            "ok": True,
+            "device": used,
+            "samples": data.count,
+            "output": str(output),
+            "outputs": [
+                {"name": n, "dtype": str(a.dtype), "shape": list(a.shape)}
+                for n, a in arrays.items()
+            ],
+        }
+    )
+    shapes = ", ".join(f"{n} {a.dtype} {list(np.shape(a))}" for n, a in arrays.items())
+    console.say(f"{output}: {shapes}")
+
+
+def _stack(results: list[np.ndarray], count: int) -> np.ndarray:
+    """Outputs of all runs along the batch axis, without the padding of the last batch."""
+    import numpy as np
+
+    joined = np.concatenate(results) if results[0].ndim else np.stack(results)
+    per_run = results[0].shape[0] if results[0].ndim else 1
+    return joined[:count] if len(results) * per_run >= count else joined
+
+
+def _save(output: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an ``.npz`` in one step: never a half-written file."""
+    import numpy as np
+
+    handle, name = tempfile.mkstemp(
+        prefix=".effc-tmp-", suffix=".npz", dir=output.absolute().parent
+    )
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+        os.chmod(name, 0o644)
+        os.replace(name, output)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def verify_command(
+    console: Console,
+    path: Path,
+    model: Path | None,
+    source: Path | None,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Compare an artifact with its model, or with its own golden outputs."""
+    from effc.api import quality_error
+    from effc.artifact import load_artifact
+    from effc.execute import open_executor
+    from effc.golden import verify_against_golden
+    from effc.samples import Tensor, load_inputs
+    from effc.verify import Reference, reference_limits, verify
+
+    if model is not None and not model.is_file():
+        raise UsageError("no such file", where=str(model), expected="an ONNX model")
+    if source is not None and model is None:
+        raise UsageError("--input needs --model", hint="golden outputs exist for one input only")
+    artifact = load_artifact(path)
+    manifest = artifact.manifest
+    with open_executor(artifact, device, threads) as executor:
+        if model is None:
+            result = verify_against_golden(artifact, executor)
+        else:
+            data = None
+            if source is not None:
+                data = load_inputs(source, [Tensor.of(entry) for entry in manifest["inputs"]])
+            reference = Reference(model, manifest["options"]["constants"])
+            limits = reference_limits(model)
+            with console.progress() as progress:
+                result = verify(
+                    manifest, executor.run, reference, executor.device, data, limits, progress
+                )
+    description = result.describe()
+    console.result(description)
+    console.table(
+        ["output", "SNR dB", "required", "max abs error", "max rel error", ""],
+        [
+            [
+                o["name"],
+                "identical" if o["snr_db"] >= 300 else o["snr_db"],
+                "exact" if o["snr_limit_db"] is None else o["snr_limit_db"],
+                o["max_abs_error"],
+                o["max_rel_error"],
+                "ok" if o["ok"] else "FAILS",
+            ]
+            for o in description["outputs"]
+        ],
+        title=f"{result.samples} sample(s) on {result.device} against {result.against}",
+        right=["SNR dB", "required", "max abs error", "max rel error"],
+    )
+    if result.agreement is not None:
+        console.say(
+            f"accuracy {_percent(result.accuracy)} (reference "
+            f"{_percent(result.reference_accuracy)}), same top-1 class on "
+            f"{_percent(result.agreement)} of the samples"
+        )
+    for note in result.notes:
+        console.note(note)
+    if not result.ok:
+        error = quality_error(result)
+        error.hint = None
+        console.fail(error)
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{100 * share:.2f} %"
+
+
+def bench_command(
+    console: Console,
+    path: Path,
+    device: str | None,
+    *,
+    runs: int,
+    warmup: int,
+    threads: int | None,
+    profile: bool,
+) -> None:
+    """Measure latency, and with ``profile`` the time of each layer."""
+    from effc.artifact import load_artifact
+    from effc.execute import open_executor
+
+    artifact = load_artifact(path)
+    with open_executor(artifact, device, threads) as executor:
+        console.note(f"measuring {runs} inferences after {warmup} on {executor.device} ...")
+        stats = executor.bench(runs, warmup)
+        layers = executor.profile(runs, warmup) if profile else ()
+        used = executor.device
+    payload: dict[str, Any] = {
+        "latency_ms": {
+            "median": stats.median_ms,
+            "min": stats.min_ms,
+            "p90": stats.p90_ms,
+            "p99": stats.p99_ms,
+            "mean": stats.mean_ms,
+            "std": stats.std_ms,
+        },
+        "runs": stats.runs,
+        "warmup": stats.warmup,
+        "threads": stats.threads,
+        "device": used,
+        "emulated": used == "qemu",
+    }
+    rows = _layer_rows(artifact.manifest, layers)
+    if profile:
+        payload["per_layer"] = rows
+    console.result(payload)
+    console.say(
+        f"median {stats.median_ms:.4g} ms, min {stats.min_ms:.4g}, p90 {stats.p90_ms:.4g}, "
+        f"p99 {stats.p99_ms:.4g}, mean {stats.mean_ms:.4g}, std {stats.std_ms:.2g} "
+        f"({stats.runs} runs, {stats.threads} thread(s), {used})"
+    )
+    if used == "qemu":
+        console.note("times under an emulator say nothing about the real device")
+    if profile:
+        console.table(
+            ["layer", "op", "kernel", "ms", "share", "GMAC/s", "nodes"],
+            [
+                [
+                    row["name"],
+                    row["op"],
+                    row["kernel"],
+                    f"{row['ms']:.4f}",
+                    f"{100 * row['share']:.1f} %",
+                    f"{row['gmacs']:.1f}" if row["gmacs"] else "",
+                    ", ".join(row["nodes"])[:60],
+                ]
+                for row in rows
+            ],
+            right=["ms", "share", "GMAC/s"],
+        )
+
+
+def _layer_rows(manifest: dict[str, Any], layers: tuple[LayerTime, ...]) -> list[dict[str, Any]]:
+    known = {layer["name"]: layer for layer in manifest["layers"]}
+    total = sum(layer.ms for layer in layers) or 1.0
+    rows = []
+    for layer in layers:
+        about = known.get(layer.name, {})
+        macs = about.get("macs", 0)
+        rows.append(
+            {
+                "name": layer.name,
+                "op": about.get("op", "copy"),
+                "kernel": about.get("kernel", ""),
+                "nodes": list(layer.nodes),
+                "macs": macs,
+                "ms": layer.ms,
+                "share": layer.ms / total,
+                "gmacs": macs / layer.ms / 1e6 if layer.ms else 0.0,
+            }
+        )
+    return rows
