@@ -134,10 +134,7 @@ def problem_of(op: Op, *, collapse: bool) -> Problem:
     left, right = op.inputs[0], op.inputs[1]
     assert left is not None
     assert right is not None
-    if op.op_type == "Gemm":
-        found = _gemm(op, left, right)
-    else:
-        found = _matmul(left, right, collapse)
+    found = _gemm(op, left, right) if op.op_type == "Gemm" else _matmul(left, right, collapse)
     if found.n == 1 and found.m > 1:
         found = _swap(found)
     return found
@@ -175,7 +172,7 @@ def _gemm(op: Op, left: Value, right: Value) -> Problem:
     bias = op.inputs[2] if len(op.inputs) > 2 else None
     c = None
     if bias is not None and beta != 0:
-        rows, columns = ((1, 1) + bias.shape)[-2:]
+        rows, columns = (1, 1, *bias.shape)[-2:]
         c = Factor(
             bias.name,
             bias.type.size,
