@@ -98,14 +98,7 @@ def open_library(
             hint="this version runs artifacts on this machine and in QEMU only",
         )
     if device == "local":
-        if machine["arch"] != platform.machine():
-            raise DeviceError(
-                "this machine cannot run the artifact",
-                where="--device local",
-                expected=f"a {machine['arch']} processor",
-                got=platform.machine(),
-                hint="use --device qemu",
-            )
+        _check_processor(machine)
         if machine["os"] == "linux":
             return LocalExecutor(library, manifest, threads)
         return LoaderExecutor(library, manifest, threads, "local", [])
@@ -121,6 +114,26 @@ def open_library(
     return LoaderExecutor(library, manifest, threads, "qemu", [path])
 
 
+def _check_processor(machine: Mapping[str, Any]) -> None:
+    """Refuse what would end in an illegal instruction."""
+    from effc.devices.host import host_features
+
+    missing = []
+    if machine["arch"] == platform.machine():
+        wanted = {f[1:] for f in machine["features"] if f.startswith("+")}
+        known = host_features()
+        missing = sorted(wanted - known) if known else []
+    if machine["arch"] != platform.machine() or missing:
+        lacking = f" without {', '.join(missing)}" if missing else ""
+        raise DeviceError(
+            "this machine cannot run the artifact",
+            where="--device local",
+            expected=f"{machine['arch']} {machine['cpu']}".strip(),
+            got=f"{platform.machine()}{lacking}",
+            hint="use --device qemu, or compile for this machine with --target host",
+        )
+
+
 def open_local(artifact: Artifact, threads: int | None = None) -> Runner:
     """Load an artifact into this process.
 
@@ -128,12 +141,13 @@ def open_local(artifact: Artifact, threads: int | None = None) -> Runner:
         DeviceError: It was compiled for another machine.
     """
     machine = artifact.manifest["machine"]
-    if machine["arch"] != platform.machine() or machine["os"] != "linux":
+    _check_processor(machine)
+    if machine["os"] != "linux":
         raise DeviceError(
             "this process cannot load the artifact",
             where=str(artifact.path),
-            expected=f"{machine['arch']} {machine['os']}",
-            got=f"{platform.machine()} {platform.system().lower()}",
+            expected="a library for Linux",
+            got=f"one for {machine['os']}",
             hint="compile it with target='host', or use 'effc run --device qemu'",
         )
     return Runner(

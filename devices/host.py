@@ -14,7 +14,7 @@ from pathlib import Path
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
 
-__all__ = ["detect_host"]
+__all__ = ["detect_host", "host_features"]
 
 # /proc/cpuinfo flag -> LLVM feature, where code generation for dense kernels can use it.
 _X86_FEATURES = {
@@ -103,6 +103,13 @@ def detect_host(name: str = "host") -> Target:
         clang_target=f"{machine}-linux-gnu",
         runner_target=f"{machine}-linux-musl",
     )
+
+
+def host_features() -> frozenset[str]:
+    """Known features of this machine's processor, without their sign."""
+    table = _X86_FEATURES if platform.machine() == "x86_64" else _ARM_FEATURES
+    found = _features(Path("/proc/cpuinfo"), table)
+    return frozenset(feature[1:] for feature in found if feature[0] == "+")
 
 
 def _features(cpuinfo: Path, table: dict[str, str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -402,8 +403,16 @@ class Runner:
 
 
 def _load(path: Path) -> ctypes.CDLL:
+    """Load a library under a name of its own.
+
+    The dynamic linker takes a path that it has seen for the library it has loaded, even if
+    the file was replaced since; a new name makes it look at the file.
+    """
     try:
-        return ctypes.CDLL(str(path))
+        with tempfile.TemporaryDirectory(prefix="effc-load-") as folder:
+            link = Path(folder) / path.name
+            link.symlink_to(path)
+            return ctypes.CDLL(str(link))
     except OSError as error:
         raise DeviceError(
             "this machine cannot load the library",
