@@ -181,6 +181,9 @@ def _serve(
 ) -> None:
     """Body of a worker process; it leaves without running the parent's exit handlers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    quiet = os.open(os.devnull, os.O_WRONLY)  # TVM and LLVM print a trace when they crash
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
     try:
         while True:
             item = pipe.recv()

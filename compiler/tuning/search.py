@@ -211,9 +211,10 @@ class Search:
         for layer in self.layers:
             room = min(_STEP, self.effort.per_layer - layer.tried)
             choices = layer.untried()[: max(room, 0)]
-            if choices and layer.seconds is not None:
+            if choices:
                 # more of the same helps less and less, above all if the last ones did not
-                gain = layer.seconds * layer.count / (1 + layer.tried)
+                spent = layer.seconds if layer.seconds is not None else float("inf")
+                gain = spent * layer.count / (1 + layer.tried)
                 gains.append((-gain if layer.improved else -gain / 3, layer.key, layer, choices))
         gains.sort(key=lambda item: item[:2])
         plan = self._within([(layer, choices) for _, _, layer, choices in gains])

@@ -1,0 +1,169 @@
+"""The tuner measures, survives bad candidates, keeps results and replays them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from effc.devices.catalog import get_target
+from effc.devices.target import Target
+from effc.errors import UnsupportedError
+from effc.kernels import registry
+from effc.kernels.builder import T, loop, stage_func
+from effc.kernels.region import Op, Region, TensorType, Value
+from effc.kernels.template import Choice, Config, Kernel, Stage, Template
+from effc.tuning import build, tuner
+from effc.tuning.build import Candidate, compile_candidates
+from effc.tuning.measure import Harness, refusal
+from effc.tuning.search import Effort
+
+SIZE = 4096
+
+
+class Scale(Template):
+    """``y = x * w`` with a knob that repeats the work, and ways to misbehave."""
+
+    name: ClassVar[str] = "scale"
+
+    def refuse(self, region: Region, target: Target) -> str | None:
+        return None if region.ops[0].op_type == "Scale" else "not a Scale"
+
+    def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
+        repeats = region.ops[0].attrs["repeats"]
+        # the prediction is wrong on purpose: the most work looks cheapest
+        return sorted((({"repeat": r}, 100.0 - r) for r in repeats), key=lambda pair: pair[1])
+
+    def build(self, region: Region, target: Target, config: Config) -> Kernel:
+        repeat = int(config["repeat"])
+        if repeat == 13:
+            raise ValueError("an unlucky number")
+        if repeat == 14:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if repeat == 15:
+            time.sleep(60)
+        crash = 1 << 40 if repeat == 16 else 0
+
+        def body(x, w, table, scratch, y, begin, end):  # type: ignore[no-untyped-def]
+            with loop(begin, end) as i:
+                with loop(repeat) as r:
+                    T.buffer_store(scratch, x[i] * T.Cast("float32", r), [0])
+                    T.buffer_store(y, scratch[0] + x[i] * w[i] + y[i], [i + crash])
+                T.buffer_store(y, x[i] * w[i], [i + T.Cast("int32", table[0]) - 7])
+
+        x, y = region.inputs[0].name, region.outputs[0].name
+        params = [("x", "float32", SIZE), ("w", "float32", SIZE), ("table", "int64", 1)]
+        func = stage_func([*params, ("scratch", "float32", 1), ("y", "float32", SIZE)], body)
+        weights = {"w": np.ones(SIZE, np.float32), "table": np.full(1, 7)}
+        stage = Stage(func, (x, "w:w", "w:table", "scratch", y), SIZE, scratch=64)
+        return Kernel((stage,), weights)
+
+
+def _region(*repeats: int, name: str = "r0") -> Region:
+    x, y = (Value(n, TensorType((SIZE,), "float32")) for n in ("x", "y"))
+    op = Op("Scale", (x,), (y,), {"repeats": repeats}, name)
+    return Region(name, (op,), op, (x,), (y,))
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Target:
+    """This machine, with the template above as the only one."""
+    template = Scale()
+
+    def choices(region: Region, target: Target) -> list[Choice]:
+        if template.refuse(region, target):
+            return []
+        return [Choice(template, c, cost) for c, cost in template.candidates(region, target)]
+
+    monkeypatch.setattr(registry, "choices", choices)
+    target = get_target("host")
+    if refusal(target) is not None:
+        pytest.skip(f"this machine cannot measure: {refusal(target)}")
+    return target
+
+
+def test_measured_time_beats_prediction_and_replays(host: Target, tmp_path: Path) -> None:
+    regions = [_region(1, 40, name="a"), _region(1, 40, name="b"), _region(3, name="c")]
+    database = tmp_path / "db.jsonl"
+    seen: list[tuple[int, int, str]] = []
+    default, _ = tuner.tune(regions, host, "none", None, 1)
+    assert default[regions[0].key].config == {"repeat": 40}
+    chosen, info = tuner.tune(
+        regions, host, "quick", database, 1, lambda *state: seen.append(state)
+    )
+    assert chosen[regions[0].key].config == {"repeat": 1}
+    assert chosen[regions[2].key].config == {"repeat": 3}
+    assert info["measured_layers"] == 1
+    assert seen[-1][:2] == (2, 2)
+    assert "s left" in seen[-1][2]
+    before = database.read_bytes()
+    again, same = tuner.tune(regions, host, "quick", database, 1)
+    assert {k: c.config for k, c in again.items()} == {k: c.config for k, c in chosen.items()}
+    assert same == info
+    replayed, _ = tuner.tune(regions, host, "none", database, 1)
+    assert replayed[regions[0].key].config == {"repeat": 1}
+    assert database.read_bytes() == before
+
+
+def test_bad_candidates_lose(host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_TIMEOUT_S", 3.0)
+    region = _region(2, 13, 14, 15, 16)
+    chosen, info = tuner.tune([region], host, 5, tmp_path / "db.jsonl", 1)
+    assert chosen[region.key].config == {"repeat": 2}
+    assert info["failed_candidates"] == 4
+    text = (tmp_path / "db.jsonl").read_text()
+    for reason in ("an unlucky number", "generator died", "more than 3 s", "exit code -11"):
+        assert reason in text
+
+
+def test_two_threads_share_the_work(host: Target, tmp_path: Path) -> None:
+    region = _region(30)
+    (choice,) = registry.choices(region, host)
+    compiled = compile_candidates([Candidate(region, choice)], host, tmp_path, 1)
+    harness = Harness(host, tmp_path, 2)
+    harness.link(compiled)
+    (timing,) = harness.run(region, compiled, 0.05, 10)
+    assert timing.error == ""
+    assert timing.seconds is not None
+    assert timing.rounds >= 8
+
+
+def test_interrupt_keeps_results(host: Target, tmp_path: Path) -> None:
+    regions = [_region(*range(1 + i, 8 + i), name=f"r{i}") for i in range(4)]
+    database = tmp_path / "db.jsonl"
+
+    def stop(done: int, total: int, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tuner.tune(regions, host, "full", database, 1, stop)
+    _, info = tuner.tune(regions, host, "none", database, 1)
+    assert info["measured_layers"] == 1
+
+
+def test_full_continues_after_quick_but_not_the_reverse(host: Target) -> None:
+    quick, full, some = Effort.of("quick"), Effort.of("full"), Effort.of(9)
+    assert quick.covered_by("quick")
+    assert quick.covered_by("full")
+    assert not full.covered_by("quick")
+    assert not quick.covered_by("9")
+    assert some.covered_by("9")
+
+
+def test_foreign_targets_use_the_prediction(host: Target, tmp_path: Path) -> None:
+    target = get_target("android-armv7")
+    chosen, info = tuner.tune([_region(1, 40)], target, "quick", tmp_path / "db", 1)
+    assert [c.config for c in chosen.values()] == [{"repeat": 40}]
+    assert "does not run natively" in str(info["not_measured"])
+
+
+def test_layer_without_kernel_is_an_error(host: Target) -> None:
+    region = _region(1)
+    region.ops[0].op_type = "Unheard"
+    with pytest.raises(UnsupportedError):
+        tuner.tune([region], host, "none", None, 1)
