@@ -116,14 +116,11 @@ def open_library(
 
 def _check_processor(machine: Mapping[str, Any]) -> None:
     """Refuse what would end in an illegal instruction."""
-    from effc.devices.host import host_features
+    from effc.devices.host import missing_features
 
-    missing = []
-    if machine["arch"] == platform.machine():
-        wanted = {f[1:] for f in machine["features"] if f.startswith("+")}
-        known = host_features()
-        missing = sorted(wanted - known) if known else []
-    if machine["arch"] != platform.machine() or missing:
+    same = machine["arch"] == platform.machine()
+    missing = missing_features(machine["features"]) if same else []
+    if not same or missing:
         lacking = f" without {', '.join(missing)}" if missing else ""
         raise DeviceError(
             "this machine cannot run the artifact",

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
 
-__all__ = ["detect_host", "host_features"]
+__all__ = ["detect_host", "missing_features"]
 
 # /proc/cpuinfo flag -> LLVM feature, where code generation for dense kernels can use it.
 _X86_FEATURES = {
@@ -105,11 +106,14 @@ def detect_host(name: str = "host") -> Target:
     )
 
 
-def host_features() -> frozenset[str]:
-    """Known features of this machine's processor, without their sign."""
+def missing_features(features: Iterable[str]) -> list[str]:
+    """Which of a target's features (``+avx2`` ...) this machine's processor lacks.
+
+    Features that the operating system does not list are taken for granted.
+    """
     table = _X86_FEATURES if platform.machine() == "x86_64" else _ARM_FEATURES
-    found = _features(Path("/proc/cpuinfo"), table)
-    return frozenset(feature[1:] for feature in found if feature[0] == "+")
+    absent = {f"+{f[1:]}" for f in _features(Path("/proc/cpuinfo"), table) if f[0] == "-"}
+    return sorted(f[1:] for f in set(features) & absent)
 
 
 def _features(cpuinfo: Path, table: dict[str, str]) -> tuple[str, ...]:
