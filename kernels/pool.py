@@ -32,12 +32,12 @@ from effc.kernels.region import Op, Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 from effc.kernels.window import Axis, window_axes
 
-__all__ = ["PoolTemplate", "Reduction", "reduction_of"]
+__all__ = ["POOL_DTYPES", "PoolTemplate", "Reduction", "reduction_of"]
 
 Expr = Any
 
 _OPS = ("MaxPool", "AveragePool", "LpPool")
-_DTYPES = {
+POOL_DTYPES = {
     "MaxPool": ("float32", "float64", "int8", "uint8", "int32"),
     "AveragePool": ("float32", "float64"),
     "LpPool": ("float32", "float64"),
@@ -114,7 +114,7 @@ class PoolTemplate(Template):
         assert data is not None
         if len(op.outputs) > 1:
             return "the indices of the maxima are asked for"
-        if data.dtype not in _DTYPES[op.op_type]:
+        if data.dtype not in POOL_DTYPES[op.op_type]:
             return f"{op.op_type} kernels do not take {data.dtype}"
         if len(data.shape) not in (3, 4, 5):
             return "pooling kernels have one to three spatial axes"

@@ -20,16 +20,22 @@ __all__ = ["accepts_fused", "choices", "refusals", "template", "templates"]
 def templates() -> tuple[Template, ...]:
     """All templates, the fallback last."""
     from effc.kernels.conv import DirectConv
+    from effc.kernels.conv_transpose import ConvTranspose
     from effc.kernels.depthwise import DepthwiseConv
     from effc.kernels.elementwise import ElementwiseTemplate
     from effc.kernels.fallback import FallbackTemplate
+    from effc.kernels.matmul import MatMulTemplate
     from effc.kernels.pool import PoolTemplate
+    from effc.kernels.pool_global import GlobalPoolTemplate
 
     return (
         ElementwiseTemplate(),
         DirectConv(),
         DepthwiseConv(),
+        ConvTranspose(),
+        MatMulTemplate(),
         PoolTemplate(),
+        GlobalPoolTemplate(),
         FallbackTemplate(),
     )
 
