@@ -81,24 +81,29 @@ class Harness:
         Raises:
             ToolError: Compiling or linking failed.
         """
-        from effc.zig import run_tool, zig_path
+        from effc import zig
+        from effc.link import EMULATIONS, static_libc
 
         symbols = [stage.symbol for c in compiled for stage in c.stages]
         self.functions = {symbol: i for i, symbol in enumerate(symbols)}
         table = self.folder / "table.c"
         table.write_text(_table(symbols), "utf-8")
-        with (
-            resources.as_file(resources.files("effc.tuning") / "driver.c") as driver,
-            resources.as_file(resources.files("effc.runtimes") / "core") as core,
-        ):
-            run_tool(
-                [
-                    *(str(zig_path()), "cc", "-target", self.target.runner_target, "-static"),
-                    *("-O2", "-std=gnu11", "-s", f"-I{core}", str(driver), str(core / "pool.c")),
-                    *(str(table), *(c.object for c in compiled if c.object)),
-                    *("-lm", "-o", str(self.executable)),
-                ]
-            )
+        zig.clang(
+            [f"--target={self.target.runner_target}", "-c", "table.c", "-o", "table.o"],
+            cwd=self.folder,
+        )
+        libc = static_libc(self.target)
+        driver = _driver(self.target)
+        objects = [table.with_suffix(".o"), *sorted(driver.glob("*.o"))]
+        zig.lld(
+            [
+                *("-m", EMULATIONS[self.target.arch], "-static", "--gc-sections", "-s"),
+                *("-o", str(self.executable), str(libc / "crt1.o"), *map(str, objects)),
+                *(c.object for c in compiled if c.object),
+                *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
+            ]
+        )
+        self.executable.chmod(0o755)
 
     def run(
         self, region: Region, compiled: Sequence[Compiled], budget_s: float, rounds: int
@@ -217,6 +222,25 @@ def _split(extent: int, bounds: Sequence[int] | None, threads: int) -> list[int]
         return [-(-extent * worker // threads) for worker in range(threads + 1)]
     goals = [bounds[-1] * worker / threads for worker in range(threads)]
     return [bisect.bisect_left(bounds, goal) for goal in goals] + [extent]
+
+
+def _driver(target: Target) -> Path:
+    """Folder with the objects of the driver and of the runtime's thread pool."""
+    from effc import zig
+
+    core = resources.files("effc.runtimes") / "core"
+    files = {f: (core / f).read_text("utf-8") for f in ("pool.c", "pool.h", "system.h", "effc.h")}
+    files["driver.c"] = (resources.files("effc.tuning") / "driver.c").read_text("utf-8")
+
+    def build(folder: Path) -> None:
+        for name, text in files.items():
+            (folder / name).write_text(text, "utf-8")
+        command = [str(zig.zig_path()), "cc", "-target", target.runner_target, "-O2"]
+        for name in ("driver", "pool"):
+            flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fno-sanitize=undefined"]
+            zig.run_tool([*command, *flags, "-c", f"{name}.c", "-o", f"{name}.o"], cwd=folder)
+
+    return zig.cached(("bench", target.runner_target, *files.values()), build)
 
 
 def _table(symbols: Sequence[str]) -> str:
