@@ -32,13 +32,24 @@ def tile_fits(tile: Tile, target: Target) -> bool:
     return sums + len(tile.widths) + scalars <= target.vector_registers
 
 
-def tile_cycles(tile: Tile, depth: int, unroll: int, target: Target) -> float:
-    """Predicted cycles of one register tile over ``depth`` reduction steps."""
+def tile_cycles(tile: Tile, depth: int, unroll: int, target: Target, paired: bool = True) -> float:
+    """Predicted cycles of one register tile over ``depth`` reduction steps.
+
+    Args:
+        tile: Rows and vectors.
+        depth: Reduction steps.
+        unroll: Steps per loop iteration.
+        target: Whose instructions to count.
+        paired: Whether successive steps read adjacent memory, so that Arm can load pairs.
+    """
     count = len(tile.widths)
     if _by_lane(target):
-        loads = -(-count // 2) + -(-tile.rows // 8)
-        step = tile.rows * count + loads + 2 / unroll
-        return depth * max(step, _LATENCY) + 8 + tile.rows
+        vectors, scalars = tile.rows * count, -(-tile.rows // 4)
+        loads = (count + scalars) / 2 if paired else count + 1 + scalars / 2
+        if tile.rows % 4:
+            loads += 0.5
+        step = vectors + loads + 4 / min(unroll, depth)
+        return depth * max(step, _LATENCY) + 3.5 * vectors + 12
     half = target.lanes // 2
     rate = 1.0 if target.lanes >= 16 else 0.5  # cycles of a full-width multiply-add
     weights = [rate if width > half else rate / 2 for width in tile.widths]
@@ -90,7 +101,7 @@ def _configurations(shape: ConvShape, source: Source, target: Target) -> Iterato
                             panels,
                             block,
                             splits,
-                            unroll=4 if _by_lane(target) else 2,
+                            unroll=8 if _by_lane(target) else 2,
                         )
 
 
@@ -143,7 +154,7 @@ def _cost(shape: ConvShape, source: Source, knobs: ProductConfig, target: Target
             rows, run = (channels, columns) if knobs.along == "space" else (columns, channels)
             tile = Tile(rows, split_widths(run, knobs.lanes))
             vectors = rows * len(tile.widths)
-            once = tile_cycles(tile, depth, knobs.unroll, target) * passes
+            once = tile_cycles(tile, depth, knobs.unroll, target, knobs.pack) * passes
             if passes > 1 or knobs.along == "channel":
                 once += 2.0 * vectors * passes + vectors
             if knobs.along == "channel":
@@ -151,13 +162,23 @@ def _cost(shape: ConvShape, source: Source, knobs: ProductConfig, target: Target
             work += panels * tiles * once
     blocks = ceil(shape.positions / (knobs.columns * knobs.panels))
     if knobs.pack:
-        per_vector = 2.0 if source.flat else 4.0
-        moved = shape.reduction * ceil(shape.positions / min(knobs.lanes, knobs.columns))
-        work += per_vector * moved * knobs.splits
+        panels = ceil(shape.positions / knobs.columns)
+        work += panels * shape.reduction * _pack_cycles(shape, source, knobs) * knobs.splits
     work += _traffic(shape, knobs, depth, blocks, target)
     if source.copied:
         work += 3.0 * shape.cin * source.channel / target.lanes
     return images * work
+
+
+def _pack_cycles(shape: ConvShape, source: Source, knobs: ProductConfig) -> float:
+    """Cycles to pack one reduction index of one panel."""
+    width, columns, lanes = shape.output[-1], knobs.columns, knobs.lanes
+    vectors = ceil(columns / lanes)
+    if source.flat or width % columns == 0:
+        return 2.0 * vectors + 1.5
+    if columns % width == 0:
+        return columns // width * (2.0 * ceil(width / lanes) + 4)
+    return (columns / width + 1) * 16 + 4.0 * vectors
 
 
 def _traffic(

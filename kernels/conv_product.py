@@ -247,7 +247,12 @@ class Product:
     ) -> None:
         weights = self._weights(tile, channels, number)
         pair = (weights, positions) if self.knobs.along == "space" else (positions, weights)
-        contract(acc, Dense(self.depth, self.knobs.unroll), *pair, self.target)
+        # Remainder tiles run rarely: less code for them.
+        full = channels == self.knobs.channels and acc.tile.columns * acc.tile.rows == (
+            self.knobs.channels * self.knobs.columns
+        )
+        unroll = self.knobs.unroll if full else min(self.knobs.unroll, 2)
+        contract(acc, Dense(self.depth, unroll), *pair, self.target)
 
     # -- one pass: results straight from registers ---------------------------------------------
 
