@@ -64,9 +64,7 @@ def _operands(ops: Sequence[Op]) -> tuple[Value, ...]:
 def _plan(region: Region) -> _Plan:
     shape = region.outputs[0].shape
     operands = _operands(region.ops)
-    spans = [
-        [own != 1 for own in (1,) * (len(shape) - len(v.shape)) + v.shape] for v in operands
-    ]
+    spans = [[own != 1 for own in (1,) * (len(shape) - len(v.shape)) + v.shape] for v in operands]
     merged: list[tuple[int, tuple[bool, ...]]] = []
     for axis, extent in enumerate(shape):
         spanning = tuple(span[axis] for span in spans)
@@ -157,9 +155,10 @@ def _emit(region: Region, plan: _Plan, lanes: int, blocks: int, args: Sequence[A
         return
     with loop(begin, end) as unit:
         number = bind(tirx.floordiv(unit, blocks)) if blocks > 1 else unit
-        bases = [0 if not any(s[:-1]) else bind(b) for s, b in zip(
-            plan.strides, _row_offsets(plan, number), strict=True
-        )]
+        bases = [
+            0 if not any(s[:-1]) else bind(b)
+            for s, b in zip(plan.strides, _row_offsets(plan, number), strict=True)
+        ]
         start = bind(tirx.floormod(unit, blocks) * _BLOCK) if blocks > 1 else T.int32(0)
         stop = start + _BLOCK if blocks > 1 else T.int32(plan.inner)
         row.emit(bases, number * plan.inner, start, stop, lanes)
@@ -188,9 +187,7 @@ class _Row:
         self.sources = buffers[: len(plan.operands)]
         self.targets = buffers[len(plan.operands) :]
 
-    def emit(
-        self, bases: Sequence[Expr], out: Expr, start: Expr, stop: Expr, lanes: int
-    ) -> None:
+    def emit(self, bases: Sequence[Expr], out: Expr, start: Expr, stop: Expr, lanes: int) -> None:
         """Cover ``[start, min(stop, inner))`` of the row whose elements begin at ``bases``.
 
         Full vectors first; the rest of the row belongs to the block that reaches its end.

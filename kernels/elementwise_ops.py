@@ -24,7 +24,17 @@ from effc.kernels import vectormath as vm
 from effc.kernels.builder import bind, splat
 from effc.kernels.region import Op, Value
 
-__all__ = ["OPS", "ElementwiseOp", "Operands", "evaluate", "immediate", "refusal", "storage_dtype"]
+__all__ = [
+    "OPS",
+    "ElementwiseOp",
+    "Operands",
+    "evaluate",
+    "immediate",
+    "larger",
+    "refusal",
+    "smaller",
+    "storage_dtype",
+]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -126,7 +136,7 @@ def _is_true(x: Expr) -> Expr:
     return tirx.NE(x, vm.const(0, x))
 
 
-def _maximum(a: Expr, b: Expr) -> Expr:
+def larger(a: Expr, b: Expr) -> Expr:
     """Larger operand; NaN if either is."""
     if not vm.element_type(a).startswith("float"):
         return tirx.Max(a, b)
@@ -134,7 +144,7 @@ def _maximum(a: Expr, b: Expr) -> Expr:
     return vm.select(tirx.NE(a, a), a, vm.maximum(b, a))
 
 
-def _minimum(a: Expr, b: Expr) -> Expr:
+def smaller(a: Expr, b: Expr) -> Expr:
     """Smaller operand; NaN if either is."""
     if not vm.element_type(a).startswith("float"):
         return tirx.Min(a, b)
@@ -415,8 +425,10 @@ def _shift(o: Operands) -> Expr:
     width = np.dtype(o.dtypes[0]).itemsize * 8
     within = amount < vm.const(width, amount)
     safe = bind(vm.select(within, amount, vm.const(0, amount)))
-    moved = tirx.shift_left(x, safe) if o.attr("direction", "") == "LEFT" else (
-        tirx.shift_right(x, safe)
+    moved = (
+        tirx.shift_left(x, safe)
+        if o.attr("direction", "") == "LEFT"
+        else (tirx.shift_right(x, safe))
     )
     return vm.select(within, moved, vm.const(0, amount))
 
@@ -473,9 +485,9 @@ OPS: dict[str, ElementwiseOp] = {
     "Less": _binary(_compare(tirx.LT), _NUMBERS),
     "LessOrEqual": _binary(_compare(tirx.LE), _NUMBERS),
     "Log": _float(_unary(vm.log)),
-    "Max": _variadic(_fold(_maximum), _NUMBERS),
+    "Max": _variadic(_fold(larger), _NUMBERS),
     "Mean": _variadic(_mean, _FLOATS),
-    "Min": _variadic(_fold(_minimum), _NUMBERS),
+    "Min": _variadic(_fold(smaller), _NUMBERS),
     "Mish": _float(_mish),
     "Mod": _binary(_mod, _NUMBERS),
     "Mul": _binary(_fold(lambda a, b: a * b), _NUMBERS),

@@ -37,7 +37,20 @@ def host(bits: int = 256, cpu: str = "") -> Target:
     triple = f"{arch}-linux-gnu"
     features = ("+avx2", "+fma", "+f16c") if arch == "x86_64" and not cpu else ()
     return Target(
-        "host", arch, "linux", triple, triple, cpu, features, bits, 16, 32768, 1 << 20, 2, triple, ""
+        "host",
+        arch,
+        "linux",
+        triple,
+        triple,
+        cpu,
+        features,
+        bits,
+        16,
+        32768,
+        1 << 20,
+        2,
+        triple,
+        "",
     )
 
 
@@ -52,7 +65,11 @@ class Node:
 
 
 def onnx_model(
-    nodes: Sequence[Node], inputs: Arrays, constants: Arrays, outputs: Sequence[str], opset: int = 20
+    nodes: Sequence[Node],
+    inputs: Arrays,
+    constants: Arrays,
+    outputs: Sequence[str],
+    opset: int = 20,
 ) -> onnx.ModelProto:
     """A checked model whose output types are inferred."""
     kind = helper.np_dtype_to_tensor_dtype
@@ -208,9 +225,7 @@ def _filled(array: np.ndarray, offset: int) -> _Guarded:
 
 def _run_stage(function: Any, stage: Stage, memory: dict[str, _Guarded], parts: int) -> None:
     scratch = _Guarded(stage.scratch, 0)
-    pointers = [
-        scratch.pointer() if a == "scratch" else memory[a].pointer() for a in stage.args
-    ]
+    pointers = [scratch.pointer() if a == "scratch" else memory[a].pointer() for a in stage.args]
     bounds = [stage.extent * i // parts for i in range(parts + 1)]
     for begin, end in reversed(list(zip(bounds, bounds[1:], strict=False))):
         function(*pointers, ctypes.c_int32(begin), ctypes.c_int32(end))
