@@ -6,12 +6,14 @@ outputs are written straight into the arrays that are returned. Needs NumPy only
 
 from __future__ import annotations
 
+import _ctypes
 import contextlib
 import ctypes
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -171,11 +173,19 @@ class LayerTime:
 class Runner:
     """A loaded library with one instance of its model.
 
+    Safe to use from several threads, one inference at a time; make one runner per thread to
+    run them in parallel.
+
     Args:
         library: The shared library.
         manifest: The artifact's manifest; only ``name`` (prefix of the C functions) is read.
         threads: Threads for one inference, the caller's included.
         affinity: Bit i set: helper threads may use CPU i; 0 means any.
+
+    Attributes:
+        inputs, outputs: What the model takes and gives.
+        threads: As given.
+        arena_bytes: Working memory of one instance, without its threads' scratch.
 
     Raises:
         DeviceError: This machine cannot load the library.
@@ -193,7 +203,8 @@ class Runner:
         self._model = ctypes.c_void_p()
         self._name = str(manifest["name"])
         self._path = Path(library).resolve()
-        self._library = _load(self._path)
+        self._lock = threading.Lock()
+        self._library = _Library(self._path)
         self._run = self._function("run", ctypes.c_int)
         self._create = self._function("create", ctypes.c_int)
         self._destroy = self._function("destroy", None)
@@ -207,17 +218,16 @@ class Runner:
                 got=info.abi_version,
                 hint="compile the model again",
             )
-        self._info = info
+        self.arena_bytes = int(info.arena_bytes)
+        self._steps = [
+            (info.steps[i].layer.decode(), info.steps[i].nodes.decode())
+            for i in range(info.step_count)
+        ]
         self.inputs = _tensor_infos(info.inputs, info.input_count)
         self.outputs = _tensor_infos(info.outputs, info.output_count)
         self._affinity = affinity
         self.threads = threads
         self._model = self._instance(threads)
-
-    @property
-    def arena_bytes(self) -> int:
-        """Working memory of one instance, without its threads' scratch."""
-        return int(self._info.arena_bytes)
 
     def run(self, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
         """Run one inference.
@@ -233,7 +243,8 @@ class Runner:
         """
         arrays = self._check_inputs(inputs)
         outputs = [np.empty(t.shape, t.dtype) for t in self.outputs]
-        self._call(self._model, _tensors(arrays), _tensors(outputs))
+        with self._borrowed(None) as model:
+            self._call(model, _tensors(arrays), _tensors(outputs))
         return {t.name: a for t, a in zip(self.outputs, outputs, strict=True)}
 
     def bench(
@@ -280,8 +291,7 @@ class Runner:
         inputs: Mapping[str, npt.ArrayLike] | None = None,
     ) -> tuple[LayerTime, ...]:
         """Median time of each layer, in execution order, through the profiling hook."""
-        steps = int(self._info.step_count)
-        times = np.zeros((runs, max(steps, 1)), dtype=np.int64)
+        times = np.zeros((runs, max(len(self._steps), 1)), dtype=np.int64)
         current = -1
 
         def record(_user: object, step: int, nanoseconds: int) -> None:
@@ -296,12 +306,10 @@ class Runner:
                 self._call(model, ins, outs)
         del arrays
         layers: dict[str, tuple[tuple[str, ...], npt.NDArray[np.int64]]] = {}
-        for step in range(steps):
-            info = self._info.steps[step]
-            name = info.layer.decode()
-            nodes = tuple(n for n in info.nodes.decode().split("\n") if n)
+        for step, (name, nodes) in enumerate(self._steps):
             known = layers.get(name)
-            layers[name] = (nodes, times[:, step] + (known[1] if known else 0))
+            total = times[:, step] + (known[1] if known else 0)
+            layers[name] = (tuple(n for n in nodes.split("\n") if n), total)
         return tuple(
             LayerTime(name, nodes, float(np.median(ns)) / 1e6)
             for name, (nodes, ns) in layers.items()
@@ -309,9 +317,11 @@ class Runner:
 
     def close(self) -> None:
         """End the instance and unload the library; the runner cannot be used afterwards."""
-        if self._model:
-            self._destroy(self._model)
-            self._model = ctypes.c_void_p()
+        with self._lock:
+            if self._model:
+                self._destroy(self._model)
+                self._model = ctypes.c_void_p()
+            self._library.close()
 
     def __enter__(self) -> Runner:
         return self
@@ -330,7 +340,7 @@ class Runner:
 
     def _function(self, name: str, result: Any) -> Any:
         try:
-            function = getattr(self._library, f"{self._name}_{name}")
+            function = self._library.function(f"{self._name}_{name}")
         except AttributeError as error:
             raise UsageError(
                 f"the library has no function {self._name}_{name}",
@@ -357,20 +367,21 @@ class Runner:
         return model
 
     @contextlib.contextmanager
-    def _borrowed(self, threads: int | None, hook: Any = None) -> Any:
-        """The runner's own instance, or another one for the time being."""
-        if hook is None and threads in (None, self.threads):
-            yield self._model
-            return
-        model = self._instance(self.threads if threads is None else threads, hook)
-        try:
-            yield model
-        finally:
-            self._destroy(model)
+    def _borrowed(self, threads: int | None, hook: Any = None) -> Iterator[ctypes.c_void_p]:
+        """The runner's own instance, or another one for the time being; nobody else runs."""
+        with self._lock:
+            if not self._model:
+                raise UsageError("the runner is closed", where=str(self._path))
+            if hook is None and threads in (None, self.threads):
+                yield self._model
+                return
+            model = self._instance(self.threads if threads is None else threads, hook)
+            try:
+                yield model
+            finally:
+                self._destroy(model)
 
     def _call(self, model: ctypes.c_void_p, inputs: Any, outputs: Any) -> None:
-        if not model:
-            raise UsageError("the runner is closed", where=str(self._path))
         self._check_status(self._run(model, inputs, outputs))
 
     def _check_status(self, status: int) -> None:
@@ -402,24 +413,38 @@ class Runner:
         return [_checked(np.asarray(inputs[t.name]), t) for t in self.inputs]
 
 
-def _load(path: Path) -> ctypes.CDLL:
-    """Load a library under a name of its own.
+class _Library:
+    """A loaded shared library, unloaded by ``close``."""
 
-    The dynamic linker takes a path that it has seen for the library it has loaded, even if
-    the file was replaced since; a new name makes it look at the file.
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix="effc-load-") as folder:
-            link = Path(folder) / path.name
-            link.symlink_to(path)
-            return ctypes.CDLL(str(link))
-    except OSError as error:
-        raise DeviceError(
-            "this machine cannot load the library",
-            where=str(path),
-            got=error,
-            hint="was it compiled for another target? use --device qemu, or --target host",
-        ) from error
+    def __init__(self, path: Path) -> None:
+        """Load a library under a name of its own.
+
+        The dynamic linker takes a path that it has seen for the library it has loaded, even
+        if the file was replaced since; a new name makes it look at the file.
+        """
+        self._loaded: ctypes.CDLL | None = None
+        try:
+            with tempfile.TemporaryDirectory(prefix="effc-load-") as folder:
+                link = Path(folder) / path.name
+                link.symlink_to(path)
+                self._loaded = ctypes.CDLL(str(link))
+        except OSError as error:
+            raise DeviceError(
+                "this machine cannot load the library",
+                where=str(path),
+                got=error,
+                hint="was it compiled for another target? use --device qemu, or --target host",
+            ) from error
+
+    def function(self, name: str) -> Any:
+        """A C function by name; ``AttributeError`` if there is none."""
+        return getattr(self._loaded, name)
+
+    def close(self) -> None:
+        """Unload the library; none of its functions may be running."""
+        if self._loaded is not None:
+            _ctypes.dlclose(self._loaded._handle)
+            self._loaded = None
 
 
 def _dtype(code: int) -> np.dtype[Any]:

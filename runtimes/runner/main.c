@@ -7,14 +7,17 @@
  * number of bytes and its data (native byte order). Without --input there is one
  * sample of small pseudo-random numbers. With --output every sample is run once. Then one
  * sample is run N times untimed (--warmup) and N times timed (--runs); the times go to stdout
- * as JSON.
+ * as JSON. Where nothing is timed, an access behind the end of an input or output ends the
+ * program with SIGSEGV.
  *
  * SPDX-License-Identifier: Apache-2.0
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "runner.h"
 
@@ -111,12 +114,23 @@ static uint64_t read_u64(FILE *file)
     return value;
 }
 
-static effc_tensor *tensors_for(const effc_tensor_info *infos, int32_t count)
+/* Memory whose last byte is followed by an inaccessible page. */
+static void *allocate_guarded(size_t bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t room = (bytes + page - 1) / page * page;
+    char *memory = mmap(NULL, room + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED || (room > 0 && mprotect(memory, room, PROT_READ | PROT_WRITE) != 0))
+        die("allocate", "out of memory");
+    return memory + room - bytes;
+}
+
+static effc_tensor *tensors_for(const effc_tensor_info *infos, int32_t count, int guarded)
 {
     effc_tensor *tensors = allocate(sizeof *tensors * (size_t)count);
     for (int32_t i = 0; i < count; i++) {
         tensors[i].bytes = infos[i].bytes;
-        tensors[i].data = allocate(infos[i].bytes);
+        tensors[i].data = guarded ? allocate_guarded(infos[i].bytes) : allocate(infos[i].bytes);
     }
     return tensors;
 }
@@ -236,8 +250,9 @@ int main(int count, char **words)
     }
     effc_model *model = NULL;
     check(effc_runner_entry.create(&options, &model), "create");
-    effc_tensor *inputs = tensors_for(info->inputs, info->input_count);
-    effc_tensor *outputs = tensors_for(info->outputs, info->output_count);
+    int guarded = args.output != NULL && args.runs == 0;
+    effc_tensor *inputs = tensors_for(info->inputs, info->input_count, guarded);
+    effc_tensor *outputs = tensors_for(info->outputs, info->output_count, guarded);
     run_samples(&args, model, inputs, outputs);
 
     for (long i = 0; i < args.warmup; i++)

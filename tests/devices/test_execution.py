@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from toy_model import toy_object, toy_program, toy_reference
 
+from effc import zig
 from effc.devices.catalog import get_target
 from effc.devices.execution import Execution, TensorSpec, execute
 from effc.devices.local import run_local
 from effc.devices.qemu import qemu_command, run_qemu
 from effc.errors import DeviceError, ToolError, UsageError
 from effc.link import link_runner
-from effc.program import Port
+from effc.program import Call, Pointer, Port, StorageClass
 
 UNITS = 6
 X = 'in "x"'
@@ -91,6 +92,21 @@ def test_wrong_samples(runner: Path) -> None:
     other = [TensorSpec(X, (UNITS, 5), "float32")]
     with pytest.raises(DeviceError, match="another size"):
         run_local(runner, [{X: np.zeros((UNITS, 5), np.float32)}], other, OUTPUTS)
+
+
+def test_access_behind_the_end_is_caught(tmp_path: Path) -> None:
+    """A stage that reads one element too far dies, but only where nothing is timed."""
+    target = get_target("host")
+    source = tmp_path / "far.c"
+    source.write_text("void far_k0(volatile float *x, int b, int e) { (void)x[e * 4]; (void)b; }\n")
+    flags = [f"--target={target.clang_target}", "-O1", "-fPIC", "-c", str(source)]
+    zig.clang([*flags, "-o", str(tmp_path / "far.o")])
+    program = toy_program("far", UNITS)
+    program.calls = (Call("far_k0", (Pointer(StorageClass.INPUT),), UNITS, "r", ()),)
+    built = link_runner(program, [tmp_path / "far.o"], target, tmp_path / "far")
+    with pytest.raises(DeviceError, match="SIGSEGV"):
+        run_local(built, samples(1), INPUTS, OUTPUTS)
+    assert run_local(built, [], INPUTS, OUTPUTS, runs=1).times_ns
 
 
 def script(folder: Path, text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,37 @@ def test_wrong_settings(library: Path, tmp_path: Path) -> None:
                 runner.bench(**arguments)
     with pytest.raises(UsageError, match="closed"):
         runner.run({X: np.zeros((UNITS, 4), np.float32)})
+
+
+def test_library_replaced_while_loaded(tmp_path: Path) -> None:
+    """Compiling again into the same folder: the new runner must not get the old code."""
+    target = get_target("host")
+    out = tmp_path / "libtoy.so"
+    stages = toy_object(target, tmp_path, units=UNITS)
+    x = np.ones((UNITS, 4), np.float32)
+    runners = []
+    for scale in (1.0, 2.0):
+        program = toy_program(units=UNITS)
+        program.weights = (program.weights.view(np.float32) * scale).view(np.uint8)
+        link_library(program, [stages], target, tmp_path / "new.so")
+        (tmp_path / "new.so").rename(out)
+        runners.append(Runner(out, {"name": "toy"}))
+    first, second = (r.run({X: x})["out"] - x for r in runners)
+    assert np.any(first != 0)
+    assert np.allclose(second, 2 * first)
+    for runner in runners:
+        runner.close()
+        runner.close()
+
+
+def test_one_runner_in_many_threads(library: Path) -> None:
+    x = np.random.default_rng(3).standard_normal((UNITS, 4), dtype=np.float32)
+    with (
+        Runner(library, {"name": "toy"}, threads=2) as runner,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        for outputs in pool.map(lambda _: runner.run({X: x}), range(50)):
+            check(outputs, x)
 
 
 def test_bench_and_profile(library: Path) -> None:
