@@ -98,6 +98,8 @@ def _unroll_scan(owner: Elaborator, node: ir.Node, inputs: Operands, opsets: Ops
         raise UnsupportedError("Scan of opset 8 is not supported", where=node.name)
     body = node.attributes["body"].as_graph()
     scanned = int(node.attributes["num_scan_inputs"].as_int())
+    if not 0 < scanned <= len(inputs):
+        raise ModelError("num_scan_inputs does not fit the inputs", where=node.name, got=scanned)
     states = list(inputs[: len(inputs) - scanned])
     sources = list(inputs[len(inputs) - scanned :])
     count = len(body.outputs) - len(states)

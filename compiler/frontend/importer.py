@@ -41,18 +41,36 @@ def import_model(
         UnsupportedError: It uses what effc cannot compile; all such nodes at once.
     """
     proto, folder = load_proto(source)
-    proto = validate(proto)
     try:
-        model = ir.serde.deserialize_model(proto)
-    except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
-        cause = error.__cause__ or error
-        raise ModelError("the model cannot be decoded", got=str(cause)[:300]) from None
+        return _import(proto, folder, shapes or {}, constants or {})
+    except _MALFORMED as error:
+        # Fields of the wrong kind, text that is no text, numbers out of all bounds: what the
+        # checks above let through surfaces here. The cause stays attached.
+        raise ModelError(
+            "the model cannot be interpreted", where=str(source) if folder else None,
+            got=f"{type(error).__name__}: {str(error)[:300]}",
+            hint="if ONNX Runtime runs this model, please report it",
+        ) from error
+
+
+_MALFORMED = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
+    ir.serde.SerdeError,
+)
+
+
+def _import(
+    proto: onnx.ModelProto,
+    folder: Path | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    constants: Mapping[str, np.ndarray[Any, Any]],
+) -> ir.Model:
+    model = ir.serde.deserialize_model(validate(proto))
     graph = model.graph
     weights = set(graph.initializers)
-    fixed = bind_constants(graph.inputs, constants or {})
+    fixed = bind_constants(graph.inputs, constants)
     runtime = [v for v in graph.inputs if v.name not in fixed and v.name not in weights]
-    both = sorted(set(fixed) & set(shapes or {}))
+    both = sorted(set(fixed) & set(shapes))
     if both:
         raise UsageError("an input cannot have both a shape and a value", where=", ".join(both))
-    bound = bind_shapes(runtime, shapes or {})
-    return Elaborator(model, bound, fixed, folder).run()
+    return Elaborator(model, bind_shapes(runtime, shapes), fixed, folder).run()

@@ -45,8 +45,10 @@ def validate(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     _check_versions(proto)
     graph = proto.graph
-    if sum(1 for _ in _all_nodes(graph)) > NODE_LIMIT:
-        raise ModelError("too many nodes", expected=f"<= {NODE_LIMIT}", got=len(graph.node))
+    for count, node in enumerate(_all_nodes(graph)):
+        if count >= NODE_LIMIT:
+            raise ModelError("too many nodes", expected=f"<= {NODE_LIMIT}")
+        _check_strings(node)
     if graph.sparse_initializer:
         raise UnsupportedError(
             "sparse initializers are not supported",
@@ -98,6 +100,18 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
                 if attr.HasField("g"):
                     stack.append(attr.g)
                 stack.extend(attr.graphs)
+
+
+def _check_strings(node: onnx.NodeProto) -> None:
+    for attr in node.attribute:
+        if attr.type == onnx.AttributeProto.STRING:
+            try:
+                attr.s.decode()
+            except UnicodeDecodeError:
+                raise ModelError(
+                    "the attribute is not text", where=f"{node.op_type} {node.name}.{attr.name}",
+                    got=attr.s[:40],
+                ) from None
 
 
 def check_tensor(tensor: TensorProto) -> None:
