@@ -7,32 +7,23 @@ processor runs in that loader without an emulator.
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from effc.artifact import Artifact
-from effc.errors import DeviceError, ToolError, UsageError
+from effc.devices.catalog import get_target
+from effc.devices.execution import Execution, execute
+from effc.devices.qemu import qemu_command
+from effc.errors import DeviceError, UsageError
 from effc.runtimes.loader import BenchStats, LayerTime, Runner
-from effc.samples import Arrays, Tensor, numpy_dtype
+from effc.samples import Arrays, Tensor
 
-__all__ = ["EMULATORS", "Executor", "default_device", "open_executor", "open_local"]
-
-EMULATORS = {"aarch64": "qemu-aarch64", "arm": "qemu-arm", "x86_64": "qemu-x86_64"}
-"""QEMU user-mode program per architecture."""
-
-_MAGIC = b"EFFCTNS1"
-_TIMEOUT_S = 3600.0
+__all__ = ["Executor", "default_device", "open_executor", "open_local"]
 
 
 class Executor(Protocol):
@@ -102,16 +93,8 @@ def open_library(
         if machine["os"] == "linux":
             return LocalExecutor(library, manifest, threads)
         return LoaderExecutor(library, manifest, threads, "local", [])
-    emulator = EMULATORS.get(machine["arch"])
-    path = shutil.which(emulator) if emulator else None
-    if path is None:
-        raise ToolError(
-            "the emulator is missing",
-            where=emulator or machine["arch"],
-            hint="install it (Debian and Ubuntu: apt-get install qemu-user), "
-            "or compile with --no-verify",
-        )
-    return LoaderExecutor(library, manifest, threads, "qemu", [path])
+    command = qemu_command(get_target(manifest["target"]))
+    return LoaderExecutor(library, manifest, threads, "qemu", command)
 
 
 def _check_processor(machine: Mapping[str, Any]) -> None:
@@ -199,7 +182,6 @@ class LoaderExecutor:
         device: str,
         prefix: Sequence[str],
     ) -> None:
-        from effc.devices.catalog import get_target
         from effc.emulate import loader_program
 
         self.device = device
@@ -207,7 +189,6 @@ class LoaderExecutor:
         self._manifest = manifest
         self._command = [*prefix, str(loader_program(get_target(manifest["target"])))]
         self._environment = {
-            **os.environ,
             "EFFC_LIBRARY": str(library.absolute()),
             "EFFC_NAME": str(manifest["name"]),
         }
@@ -217,20 +198,14 @@ class LoaderExecutor:
         )
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        with tempfile.TemporaryDirectory(prefix="effc-run-") as folder:
-            source, result = Path(folder) / "in", Path(folder) / "out"
-            _write_tensors(source, [inputs[t.name] for t in self._ports.inputs])
-            arguments = ["--input", str(source)] if self._ports.inputs else []
-            self._call([*arguments, "--output", str(result)])
-            return _read_tensors(result, self._ports.outputs)
+        return self._execute([inputs]).outputs[0]
 
     def bench(self, runs: int, warmup: int) -> BenchStats:
-        answer = self._call(["--runs", str(runs), "--warmup", str(warmup)])
-        return BenchStats.from_nanoseconds(answer["times_ns"], warmup=warmup, threads=self.threads)
+        times = self._execute([], runs=runs, warmup=warmup).times_ns
+        return BenchStats.from_nanoseconds(times, warmup=warmup, threads=self.threads)
 
     def profile(self, runs: int, warmup: int) -> tuple[LayerTime, ...]:
-        arguments = ["--runs", str(runs), "--warmup", str(warmup), "--profile"]
-        steps = self._call(arguments)["steps_ns"]
+        steps = self._execute([], runs=runs, warmup=warmup, profile=True).steps_ns or ()
         nodes = {layer["name"]: tuple(layer["nodes"]) for layer in self._manifest["layers"]}
         total: dict[str, int] = {}
         for name, nanoseconds in zip(self._manifest["steps"], steps, strict=True):
@@ -239,33 +214,16 @@ class LoaderExecutor:
             LayerTime(name, nodes.get(name, ()), ns / runs / 1e6) for name, ns in total.items()
         )
 
-    def _call(self, arguments: Sequence[str]) -> dict[str, Any]:
-        command = [*self._command, "--threads", str(self.threads), *arguments]
-        try:
-            done = subprocess.run(
-                command,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIMEOUT_S,
-                check=False,
-            )
-        except OSError as error:
-            raise DeviceError("cannot start the runner", where=command[0], got=error) from error
-        except subprocess.TimeoutExpired as error:
-            raise DeviceError(
-                "the runner does not end", where=self.device, expected=f"{_TIMEOUT_S:.0f} s"
-            ) from error
-        if done.returncode != 0:
-            raise DeviceError(
-                "the runner failed",
-                where=self.device,
-                got=f"exit code {done.returncode}: {done.stderr.strip()[-500:]}",
-            )
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
+    def _execute(self, samples: Sequence[Mapping[str, np.ndarray]], **options: Any) -> Execution:
+        return execute(
+            self._command,
+            samples,
+            self._ports.inputs,
+            self._ports.outputs,
+            threads=self.threads,
+            environment=self._environment,
+            **options,
+        )
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -275,27 +233,3 @@ class LoaderExecutor:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _write_tensors(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    with path.open("wb") as stream:
-        stream.write(_MAGIC + np.uint64(len(arrays)).tobytes())
-        for array in arrays:
-            stream.write(np.uint64(array.nbytes).tobytes())
-            stream.write(np.ascontiguousarray(array).tobytes())
-
-
-def _read_tensors(path: Path, tensors: Sequence[Tensor]) -> Arrays:
-    data = path.read_bytes()
-    offset = len(_MAGIC) + 8
-    arrays: Arrays = {}
-    for tensor in tensors:
-        dtype = numpy_dtype(tensor.dtype)
-        count = prod(tensor.shape)
-        offset += 8
-        if len(data) < offset + count * dtype.itemsize:
-            raise DeviceError("the runner wrote too few bytes", where=tensor.name)
-        values = np.frombuffer(data, dtype, count, offset)
-        arrays[tensor.name] = values.reshape(tensor.shape).copy()
-        offset += count * dtype.itemsize
-    return arrays

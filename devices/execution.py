@@ -1,12 +1,14 @@
-"""Running a static runner (``effc.link.link_runner``) as a process, here or under an emulator.
+"""Running a test program as a process, here or under an emulator.
 
-Samples travel in files of a simple container, see ``runtimes/runner/main.c``; times come
-back as JSON on the program's standard output.
+The program is a runner (``effc.link.link_runner``) or the loader of ``effc.emulate``.
+Samples travel in files of a simple container, see ``runtimes/runner/main.c``; times come back
+as JSON on the program's standard output.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -14,8 +16,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import ml_dtypes  # noqa: F401 - NumPy learns the name bfloat16
 import numpy as np
 import numpy.typing as npt
 
@@ -27,13 +30,17 @@ _MAGIC = b"EFFCTNS1"
 _COUNT = struct.Struct("=Q")
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(Protocol):
     """Name, static shape and NumPy dtype name of an input or output."""
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ def execute(
     warmup: int = 0,
     threads: int = 1,
     profile: bool = False,
-    timeout_s: float = 600.0,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 3600.0,
 ) -> Execution:
     """Run samples through a runner and time it.
 
@@ -74,7 +82,8 @@ def execute(
         runs, warmup: Timed and untimed inferences after the samples.
         threads: Threads for one inference.
         profile: Also measure each step.
-        timeout_s: For the whole process.
+        environment: Variables added to this process's own.
+        timeout_s: For the whole process; an emulator may take minutes per inference.
 
     Raises:
         UsageError: A sample does not fit the model.
@@ -91,7 +100,7 @@ def execute(
             arguments += ["--output", str(result)]
         if profile:
             arguments.append("--profile")
-        answer = _run([*command, *arguments], timeout_s)
+        answer = _run([*command, *arguments], {**os.environ, **(environment or {})}, timeout_s)
         return Execution(
             outputs=_read_samples(result, outputs) if wants_outputs else (),
             times_ns=tuple(answer["times_ns"]),
@@ -99,11 +108,14 @@ def execute(
         )
 
 
-def _run(command: Sequence[str], timeout_s: float) -> dict[str, Any]:
-    program = Path(command[-1] if len(command) == 1 else command[0]).name
+def _run(
+    command: Sequence[str], environment: Mapping[str, str], timeout_s: float
+) -> dict[str, Any]:
+    program = Path(command[0]).name
     try:
         done = subprocess.run(
             command,
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -178,17 +190,9 @@ def _read_samples(
                 (size,) = _COUNT.unpack_from(data, offset)
                 offset += _COUNT.size
                 flat = np.frombuffer(data, np.uint8, size, offset)
-                sample[spec.name] = flat.copy().view(_numpy_dtype(spec.dtype)).reshape(spec.shape)
+                sample[spec.name] = flat.copy().view(np.dtype(spec.dtype)).reshape(spec.shape)
                 offset += size
             samples.append(sample)
     except (ValueError, struct.error) as error:
         raise DeviceError("the program's output file is damaged", got=error) from error
     return tuple(samples)
-
-
-def _numpy_dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)

@@ -1,4 +1,4 @@
-"""An emulated CPU as a device: QEMU's user mode runs a static runner for another machine.
+"""An emulated CPU as a device: QEMU's user mode runs a static program for another machine.
 
 The emulated CPU is the weakest one that the target allows, so that an instruction which the
 target does not promise is caught here and not on a phone.
@@ -7,19 +7,14 @@ target does not promise is caught here and not on a phone.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
-
-from effc.devices.execution import Execution, TensorSpec, execute
 from effc.devices.target import Target
 from effc.errors import ToolError
 
-__all__ = ["qemu_command", "run_qemu"]
+__all__ = ["qemu_command"]
 
 _PROGRAMS = {"aarch64": "qemu-aarch64", "arm": "qemu-arm", "x86_64": "qemu-x86_64"}
+
 # Target CPU -> QEMU CPU. Others run on `max`, which has every extension.
 _CPUS = {
     "aarch64": {
@@ -47,22 +42,7 @@ def qemu_command(target: Target) -> list[str]:
         raise ToolError(
             "QEMU's user mode is missing",
             where=program or target.arch,
-            hint="sudo apt-get install qemu-user",
+            hint="install it (Debian and Ubuntu: apt-get install qemu-user), "
+            "or compile with --no-verify",
         )
     return [path, "-cpu", _CPUS[target.arch].get(target.cpu, "max")]
-
-
-def run_qemu(
-    runner: Path,
-    target: Target,
-    samples: Sequence[Mapping[str, npt.ArrayLike]],
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    **options: Any,
-) -> Execution:
-    """Run a runner of an emulated target; see ``effc.devices.execution.execute``.
-
-    Times are those of the emulator: they say nothing about a device.
-    """
-    command = [*qemu_command(target), str(runner.resolve())]
-    return execute(command, samples, inputs, outputs, **options)

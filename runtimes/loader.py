@@ -454,7 +454,8 @@ def _dtype(code: int) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     return np.dtype(name)
 
 
@@ -483,7 +484,7 @@ def _checked(array: Array, info: TensorInfo) -> Array:
 
 def _tensors(arrays: Sequence[Array]) -> Any:
     """C descriptors; the arrays must outlive them."""
-    return (_Tensor * max(len(arrays), 1))(*((a.ctypes.data, a.nbytes) for a in arrays))
+    return (_Tensor * max(len(arrays), 1))(*(_Tensor(a.ctypes.data, a.nbytes) for a in arrays))
 
 
 def _example(info: TensorInfo) -> Array:

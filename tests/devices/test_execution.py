@@ -12,19 +12,19 @@ from toy_model import toy_object, toy_program, toy_reference
 
 from effc import zig
 from effc.devices.catalog import get_target
-from effc.devices.execution import Execution, TensorSpec, execute
-from effc.devices.local import run_local
-from effc.devices.qemu import qemu_command, run_qemu
+from effc.devices.execution import Execution, execute
+from effc.devices.qemu import qemu_command
 from effc.errors import DeviceError, ToolError, UsageError
 from effc.link import link_runner
 from effc.program import Call, Pointer, Port, StorageClass
+from effc.samples import Tensor
 
 UNITS = 6
 X = 'in "x"'
 
 
-def specs(ports: tuple[Port, ...]) -> list[TensorSpec]:
-    return [TensorSpec(p.name, p.type.shape, p.type.dtype) for p in ports]
+def specs(ports: tuple[Port, ...]) -> list[Tensor]:
+    return [Tensor(p.name, p.type.dtype, p.type.shape) for p in ports]
 
 
 INPUTS, OUTPUTS = specs(toy_program(units=UNITS).inputs), specs(toy_program(units=UNITS).outputs)
@@ -58,7 +58,9 @@ def check(done: Execution, inputs: list[dict[str, np.ndarray]]) -> None:
 
 def test_native(runner: Path) -> None:
     inputs = samples(3)
-    done = run_local(runner, inputs, INPUTS, OUTPUTS, runs=4, warmup=1, threads=2, profile=True)
+    done = execute(
+        [str(runner)], inputs, INPUTS, OUTPUTS, runs=4, warmup=1, threads=2, profile=True
+    )
     check(done, inputs)
     assert len(done.times_ns) == 4
     assert done.steps_ns is not None
@@ -66,7 +68,7 @@ def test_native(runner: Path) -> None:
 
 
 def test_timing_without_samples(runner: Path) -> None:
-    done = run_local(runner, [], INPUTS, OUTPUTS, runs=2)
+    done = execute([str(runner)], [], INPUTS, OUTPUTS, runs=2)
     assert done.outputs == ()
     assert len(done.times_ns) == 2
     assert done.steps_ns is None
@@ -80,18 +82,19 @@ def test_emulated(name: str, tmp_path: Path) -> None:
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
     inputs = samples(2)
-    done = run_qemu(build(name, tmp_path), target, inputs, INPUTS, OUTPUTS, runs=1, threads=2)
+    command = [*qemu_command(target), str(build(name, tmp_path))]
+    done = execute(command, inputs, INPUTS, OUTPUTS, runs=1, threads=2)
     check(done, inputs)
 
 
 def test_wrong_samples(runner: Path) -> None:
     with pytest.raises(UsageError, match="missing"):
-        run_local(runner, [{}], INPUTS, OUTPUTS)
+        execute([str(runner)], [{}], INPUTS, OUTPUTS)
     with pytest.raises(UsageError, match="expected float32"):
-        run_local(runner, [{X: np.zeros((UNITS, 4))}], INPUTS, OUTPUTS)
-    other = [TensorSpec(X, (UNITS, 5), "float32")]
+        execute([str(runner)], [{X: np.zeros((UNITS, 4))}], INPUTS, OUTPUTS)
+    other = [Tensor(X, "float32", (UNITS, 5))]
     with pytest.raises(DeviceError, match="another size"):
-        run_local(runner, [{X: np.zeros((UNITS, 5), np.float32)}], other, OUTPUTS)
+        execute([str(runner)], [{X: np.zeros((UNITS, 5), np.float32)}], other, OUTPUTS)
 
 
 def test_access_behind_the_end_is_caught(tmp_path: Path) -> None:
@@ -105,8 +108,8 @@ def test_access_behind_the_end_is_caught(tmp_path: Path) -> None:
     program.calls = (Call("far_k0", (Pointer(StorageClass.INPUT),), UNITS, "r", ()),)
     built = link_runner(program, [tmp_path / "far.o"], target, tmp_path / "far")
     with pytest.raises(DeviceError, match="SIGSEGV"):
-        run_local(built, samples(1), INPUTS, OUTPUTS)
-    assert run_local(built, [], INPUTS, OUTPUTS, runs=1).times_ns
+        execute([str(built)], samples(1), INPUTS, OUTPUTS)
+    assert execute([str(built)], [], INPUTS, OUTPUTS, runs=1).times_ns
 
 
 def script(folder: Path, text: str) -> list[str]:
