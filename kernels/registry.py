@@ -24,18 +24,28 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.depthwise import DepthwiseConv
     from effc.kernels.elementwise import ElementwiseTemplate
     from effc.kernels.fallback import FallbackTemplate
+    from effc.kernels.layout import LAYOUT_TEMPLATES
     from effc.kernels.matmul import MatMulTemplate
+    from effc.kernels.normalize import NORMALIZE_TEMPLATES
     from effc.kernels.pool import PoolTemplate
     from effc.kernels.pool_global import GlobalPoolTemplate
+    from effc.kernels.reduce import ReduceTemplate
+    from effc.kernels.softmax import SoftmaxTemplate
+    from effc.kernels.winograd import Winograd
 
     return (
         ElementwiseTemplate(),
+        Winograd(),
         DirectConv(),
         DepthwiseConv(),
         ConvTranspose(),
         MatMulTemplate(),
         PoolTemplate(),
         GlobalPoolTemplate(),
+        SoftmaxTemplate(),
+        ReduceTemplate(),
+        *NORMALIZE_TEMPLATES,
+        *LAYOUT_TEMPLATES,
         FallbackTemplate(),
     )
 

@@ -111,7 +111,7 @@ def test_outputs_that_are_inputs_or_doubled_get_an_identity() -> None:
             y = Relu(x)
         }"""
     )
-    assert [v.name for v in graph.outputs][0] == "y"
+    assert graph.outputs[0].name == "y"
     assert len({id(v) for v in graph.outputs}) == 3
     assert kinds(graph).count(["Identity"]) == 2
 
