@@ -7,7 +7,7 @@ polynomial approximations of ``exp`` and the like). Rounding errors of a sum of 
 behave like a random walk, relative error about ``u sqrt(K)`` (Higham & Mary, A new approach
 to probabilistic rounding error analysis, 2019); errors of different layers add up the same
 way. So two correct programs differ by about ``u sqrt(sum K_l)``, and
-:func:`snr_limit` allows ``SAFETY`` = 8 times that, which also covers Winograd transforms.
+:func:`snr_limit` allows ``SAFETY`` = 4 times that, which also covers Winograd transforms.
 
 Integers and booleans must be equal. NaN must meet NaN, infinity the same infinity.
 """
@@ -24,7 +24,7 @@ import numpy as np
 
 __all__ = ["MAX_SNR_DB", "OutputError", "accumulated_length", "snr_limit"]
 
-SAFETY = 8.0
+SAFETY = 4.0
 MAX_SNR_DB = 300.0
 """Shown for identical outputs, so that the figure stays a number."""
 

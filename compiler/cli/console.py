@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from effc.errors import EffcError
     from effc.options import ProgressCallback
 
-__all__ = ["Console", "human_bytes", "human_count", "human_time"]
+__all__ = ["Console", "human_bytes", "human_count", "human_time", "results"]
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Console:
     verbose: bool = False
 
     def __post_init__(self) -> None:
+        self._out = results()
         level = logging.ERROR if self.quiet else logging.INFO if self.verbose else logging.WARNING
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -51,13 +53,14 @@ class Console:
     def result(self, payload: Mapping[str, Any]) -> None:
         """Print the JSON object if ``--json`` was given."""
         if self.as_json:
-            sys.stdout.write(json.dumps(_finite(payload), allow_nan=False) + "\n")
-            sys.stdout.flush()
+            self._out.write(json.dumps(_finite(payload), allow_nan=False) + "\n")
+            self._out.flush()
 
     def say(self, text: str = "") -> None:
         """A line of the human-readable result (stdout), nothing with ``--json``."""
         if not self.as_json:
-            sys.stdout.write(text + "\n")
+            self._out.write(text + "\n")
+            self._out.flush()
 
     def note(self, text: str) -> None:
         """Commentary on stderr; nothing with ``-q``."""
@@ -91,7 +94,7 @@ class Console:
             table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for row in rows:
             table.add_row(*(_escape(str(cell)) for cell in row))
-        self._rich(sys.stdout).print(table)
+        self._rich(self._out).print(table)
 
     @contextmanager
     def progress(self) -> Iterator[ProgressCallback | None]:
@@ -130,6 +133,17 @@ class Console:
 
         width = None if stream.isatty() else int(os.environ.get("COLUMNS", "160"))
         return RichConsole(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+@cache
+def results() -> TextIO:
+    """Keep stdout for results: whatever libraries print there goes to stderr from now on."""
+    try:
+        kept = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    except (OSError, ValueError):  # not real files, for example captured by a test
+        return sys.stdout
+    return kept
 
 
 def _log_phases(phase: str, done: int, total: int, detail: str = "") -> None:

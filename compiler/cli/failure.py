@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from effc.cli.console import results
 from effc.errors import EffcError, InternalError, ModelError, UsageError
 
 __all__ = ["guard", "write_crash_report"]
@@ -44,8 +45,8 @@ def _run() -> int:
         return INTERRUPTED
     except EffcError as error:
         return _fail(error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output has gone, as in `effc targets | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), results().fileno())
         return 0
     except OSError as error:
         return _fail(_from_os_error(error))
@@ -65,7 +66,9 @@ def _fail(error: EffcError, cause: BaseException | None = None) -> int:
         text += f"\n  this is a bug of effc; please report it with the file {path}"
     _say(text)
     if "--json" in sys.argv[1:]:
-        sys.stdout.write(json.dumps({"ok": False, "error": _describe(error)}) + "\n")
+        stream = results()
+        stream.write(json.dumps({"ok": False, "error": _describe(error)}) + "\n")
+        stream.flush()
     return error.exit_code
 
 

@@ -1,0 +1,301 @@
+"""The commands, called as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from .conftest import EXAMPLE, Effc
+
+MODEL = EXAMPLE / "digits.onnx"
+SAMPLES = EXAMPLE / "digits_test.npz"
+
+
+def test_help_is_light(effc: Effc) -> None:
+    code = (
+        "import sys\nfrom effc.cli.app import app\n"
+        "try:\n app(['--help'])\nexcept SystemExit:\n pass\n"
+        "heavy = {'numpy', 'onnx', 'tvm', 'onnxruntime', 'jinja2'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("compile", "run", "verify", "bench", "inspect", "explain", "tune", "doctor"):
+        assert command in done.stdout
+
+
+def test_version(effc: Effc) -> None:
+    answer = effc("--version")
+    assert answer.code == 0
+    assert answer.out.startswith("effc 0.")
+
+
+def test_compile_prints_one_json_object(effc: Effc, tmp_path: Path) -> None:
+    answer = effc("compile", MODEL, "--target", "host", "--json", "-v")
+    result = answer.json
+    assert answer.code == 0
+    assert result["ok"] is True
+    assert result["verification"]["outputs"][0]["snr_db"] > 90
+    assert (tmp_path / "digits" / "manifest.json").is_file()
+    assert (tmp_path / "digits" / result["library"]).is_file()
+    assert (tmp_path / "digits" / "include" / "digits.h").is_file()
+    assert (tmp_path / "digits" / "include" / "effc.h").is_file()
+    assert (tmp_path / "digits" / "report.html").is_file()
+
+
+def test_default_output_is_not_replaced_by_another_target(effc: Effc, tmp_path: Path) -> None:
+    assert effc("compile", MODEL, "--target", "host", "--no-verify").code == 0
+    answer = effc("compile", MODEL, "--target", "linux-x86_64", "--no-verify")
+    assert answer.code == 2
+    assert "-o digits-linux-x86_64" in answer.err
+
+
+def test_run_stacked_samples(effc: Effc, artifact: Path, tmp_path: Path) -> None:
+    answer = effc("run", artifact, "--input", SAMPLES, "-o", "y.npz", "--json")
+    assert answer.code == 0, answer.err
+    with np.load(tmp_path / "y.npz") as result, np.load(SAMPLES) as data:
+        accuracy = (result["probabilities"].argmax(axis=1) == data["y"]).mean()
+    assert accuracy >= 0.98
+    assert answer.json["samples"] == 360
+
+
+def test_run_named_inputs(effc: Effc, artifact: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", image=np.zeros((1, 1, 8, 8), np.float32))
+    assert effc("run", artifact, "--input", "x.npz", "-o", "y.npz").code == 0
+    with np.load(tmp_path / "y.npz") as result:
+        np.testing.assert_allclose(result["probabilities"].sum(), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"picture": np.zeros((1, 1, 8, 8), np.float32)},
+        {"image": np.zeros((1, 1, 8, 9), np.float32)},
+        {"image": np.zeros((1, 1, 8, 8), np.float64)},
+        {"x": np.zeros((4, 1, 9, 9), np.float32)},
+        {"x": np.zeros((4, 1, 8, 8), np.float32), "y": np.zeros(3, np.int64)},
+    ],
+    ids=["name", "shape", "dtype", "sample shape", "labels"],
+)
+def test_unfit_inputs_are_refused(
+    effc: Effc, artifact: Path, tmp_path: Path, arrays: dict[str, np.ndarray]
+) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
+    answer = effc("run", artifact, "--input", "x.npz", "-o", "y.npz")
+    assert answer.code == 3
+    assert "Traceback" not in answer.err
+    assert not (tmp_path / "y.npz").exists()
+
+
+def test_verify_with_labels(effc: Effc, artifact: Path) -> None:
+    answer = effc("verify", artifact, "--model", MODEL, "--input", SAMPLES, "--json")
+    result = answer.json
+    assert answer.code == 0
+    assert result["ok"] is True
+    assert result["samples"] == 360
+    assert result["top1_agreement"] == 1.0
+    assert result["accuracy"] == result["reference_accuracy"] >= 0.98
+    assert {"name", "max_abs_error", "max_rel_error", "snr_db"} <= result["outputs"][0].keys()
+
+
+def test_verify_against_golden_outputs(effc: Effc, artifact: Path) -> None:
+    answer = effc("verify", artifact, "--json")
+    assert answer.code == 0
+    assert answer.json["against"] == "golden outputs"
+
+
+def test_verify_finds_another_model(effc: Effc, artifact: Path, tmp_path: Path) -> None:
+    model = onnx.load(MODEL)
+    for tensor in model.graph.initializer:
+        if tensor.name == "dense.bias":
+            values = onnx.numpy_helper.to_array(tensor) + np.arange(10, dtype=np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    answer = effc("verify", artifact, "--model", "other.onnx", "--json")
+    assert answer.code == 1
+    assert answer.json["ok"] is False
+    assert "does not match" in answer.err
+
+
+def test_bench_with_profile(effc: Effc, artifact: Path) -> None:
+    answer = effc("bench", artifact, "--runs", 5, "--warmup", 1, "--profile", "--json")
+    result = answer.json
+    assert answer.code == 0
+    assert {"median", "min", "p90", "p99", "mean", "std"} == result["latency_ms"].keys()
+    assert (result["runs"], result["warmup"], result["threads"]) == (5, 1, 1)
+    assert result["device"] == "local"
+    nodes = {node for layer in result["per_layer"] for node in layer["nodes"]}
+    assert {"conv1", "conv2", "dense", "softmax"} <= nodes
+
+
+def test_inspect_artifact(effc: Effc, artifact: Path) -> None:
+    result = effc("inspect", artifact, "--json").json
+    assert result["target"] == "host"
+    assert result["entry"] == "digits_run"
+    for key in ("arena_bytes", "arena_lower_bound_bytes", "weights_bytes", "code_bytes"):
+        assert isinstance(result[key], int)
+    assert result["macs"] == sum(layer["macs"] for layer in result["layers"]) == 309248
+    fields = {"name", "op", "kernel", "macs", "sparsity", "pattern", "config"}
+    assert all(fields <= layer.keys() for layer in result["layers"])
+    text = effc("inspect", artifact)
+    assert text.code == 0
+    assert "segments aligned to 16384" in text.out
+
+
+def test_inspect_model(effc: Effc) -> None:
+    result = effc("inspect", MODEL, "--json").json
+    assert result["operators"]["Conv"] == 2
+    assert result["macs"] == 309248
+    assert result["parameters"] == 9930
+
+
+def test_explain_by_node_name(effc: Effc, artifact: Path) -> None:
+    answer = effc("explain", artifact, "conv2", "--json")
+    assert answer.code == 0
+    result = answer.json
+    assert "conv2" in result["nodes"]
+    assert result["why"]
+    assert result["alternatives"]
+    wrong = effc("explain", artifact, "conv3")
+    assert wrong.code == 2
+    assert "did you mean" in wrong.err
+
+
+def test_lists(effc: Effc) -> None:
+    targets = {entry["name"] for entry in effc("targets", "--json").json["targets"]}
+    assert {"host", "android", "android-armv7", "android-x86_64", "linux-arm64"} <= targets
+    assert [d["name"] for d in effc("devices", "--json").json["devices"]] == ["local", "qemu"]
+    doctor = effc("doctor", "--json")
+    assert doctor.code == 0
+    assert doctor.json["ok"] is True
+
+
+def test_android_artifact_runs_emulated(effc: Effc, tmp_path: Path) -> None:
+    if shutil.which("qemu-aarch64") is None:
+        pytest.skip("qemu-aarch64 is not installed (apt-get install qemu-user)")
+    answer = effc("compile", MODEL, "--target", "android", "-o", "a.effc", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["verification"]["device"] == "qemu"
+    assert (tmp_path / "a.effc").is_file()
+    assert effc("verify", "a.effc", "--device", "qemu", "--json").json["ok"] is True
+    refused = effc("verify", "a.effc", "--device", "local")
+    assert refused.code == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["compile"], 2, "Missing argument"),
+        (["compile", "missing.onnx", "--target", "host"], 2, "no such file"),
+        (["compile", MODEL, "--target", "androit"], 2, "android"),
+        (["compile", MODEL, "--target", "host", "--shape", "nonsense"], 2, "NAME:1,3,224,224"),
+        (["compile", MODEL, "--target", "host", "--tune", "much"], 2, "none, quick, full"),
+        (["compile", MODEL, "--target", "host", "--name", "int"], 2, "--name m_int"),
+        (["compile", MODEL, "--target", "host", "--threads", "0"], 2, "--threads"),
+        (["compile", MODEL, "--target", "host", "-o", "no/such/folder"], 2, "does not exist"),
+        (["compile", SAMPLES, "--target", "host"], 3, "not an ONNX model"),
+        (["run", "missing", "--input", "x.npz", "-o", "y.npz"], 2, "no such artifact"),
+        (["verify", MODEL, "--model", MODEL], 3, "not an effc artifact"),
+        (["bench", EXAMPLE], 3, "not an effc artifact"),
+        (["inspect", "missing"], 2, "no such file"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
+)
+def test_errors_have_codes_and_no_traceback(
+    effc: Effc, arguments: list[object], code: int, text: str
+) -> None:
+    answer = effc(*arguments)
+    assert answer.code == code, answer.err
+    assert text in answer.err
+    assert "Traceback" not in answer.err
+    assert answer.out == ""
+
+
+def test_errors_as_json(effc: Effc) -> None:
+    answer = effc("compile", SAMPLES, "--target", "host", "--json")
+    assert answer.code == 3
+    assert answer.json["ok"] is False
+    assert answer.json["error"]["exit_code"] == 3
+
+
+def test_all_unsupported_operators_at_once(effc: Effc, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("NonMaxSuppression", ["boxes", "scores"], ["a"], "first"),
+        helper.make_node("NonZero", ["scores"], ["b"], "second"),
+    ]
+    values = {"boxes": [1, 6, 4], "scores": [1, 2, 6]}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in values.items()],
+        [
+            helper.make_tensor_value_info("a", TensorProto.INT64, [None, 3]),
+            helper.make_tensor_value_info("b", TensorProto.INT64, [3, None]),
+        ],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "odd.onnx")
+    answer = effc("compile", "odd.onnx", "--target", "host")
+    assert answer.code == 3
+    assert "first" in answer.err
+    assert "second" in answer.err
+    assert not (tmp_path / "odd").exists()
+
+
+def test_a_bug_of_ours_leaves_a_report(effc: Effc, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import effc.cli.build\n"
+        "def broken(*a, **k): raise RuntimeError('boom')\n"
+        "effc.cli.build.compile_command = broken\n"
+    )
+    answer = effc("compile", MODEL, "--target", "host", PYTHONPATH=str(tmp_path))
+    assert answer.code == 70
+    assert "boom" in answer.err
+    assert "Traceback" not in answer.err
+    (report,) = tmp_path.glob("effc-crash-*.txt")
+    assert "Traceback" in report.read_text()
+
+
+def _compiling(folder: Path) -> subprocess.Popen[str]:
+    """A compilation that has begun to write below ``folder``."""
+    command = [sys.executable, "-c", "from effc.cli import main; main()", "compile", str(MODEL)]
+    process = subprocess.Popen(
+        [*command, "--target", "host", "-o", "digits"],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(folder.glob(".digits.effc-tmp-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process
+
+
+def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    process = _compiling(tmp_path)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_process_is_cleaned_up_after(effc: Effc, tmp_path: Path) -> None:
+    process = _compiling(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (tmp_path / "digits").exists()
+    assert effc("compile", MODEL, "--target", "host", "-o", "digits", "--no-verify").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+    json.loads((tmp_path / "digits" / "manifest.json").read_text())
