@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from single_op import run_kernel
 
+from effc.devices.target import Target
+from effc.kernels.conv_shape import ConvShape
 from effc.kernels.region import Op, Region, TensorType, Value
+from effc.kernels.template import Config, Template
 
-__all__ = ["conv_region", "reference"]
+__all__ = ["check_conv", "conv_region", "random_inputs", "reference"]
 
 
 def conv_region(
@@ -81,6 +85,40 @@ def reference(region: Region, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray
         else:
             exact = np.maximum(exact, 0)
     return exact, bound
+
+
+def random_inputs(region: Region, seed: int = 1) -> dict[str, np.ndarray]:
+    """Normal data for every runtime input."""
+    rng = np.random.default_rng(seed)
+    return {v.name: rng.standard_normal(v.shape).astype(np.float32) for v in region.inputs}
+
+
+def check_conv(
+    template: Template,
+    region: Region,
+    target: Target,
+    config: Config,
+    *,
+    slack: float = 0,
+    inputs: dict[str, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Assert that the kernel is as exact as f32 summation may be; return the exact result.
+
+    Args:
+        template, region, target, config: What to run.
+        slack: Rounding errors per term beyond those of plain summation.
+        inputs: Data; random by default.
+    """
+    inputs = inputs or random_inputs(region)
+    assert template.refuse(region, target) is None
+    kernel = template.build(region, target, config)
+    got = run_kernel(kernel, region, inputs, target)[region.outputs[0].name]
+    exact, bound = reference(region, inputs)
+    assert region.anchor is not None
+    terms = ConvShape.of(region.anchor).reduction + 4 + slack
+    ulp = np.finfo(np.float32).eps / 2
+    assert (np.abs(got - exact) <= terms * ulp * bound).all()
+    return exact
 
 
 def _conv(op: Op, feeds: dict[str, np.ndarray]) -> np.ndarray:
