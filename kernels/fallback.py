@@ -30,6 +30,10 @@ __all__ = ["WRONG", "FallbackTemplate"]
 
 _COST_PER_ELEMENT = 20.0  # cycles; only ranks the fallback behind everything else
 
+_DTYPES = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 bfloat16 float16 float32 float64".split()
+)
+
 WRONG: Mapping[str, str] = {}
 """Operators that TVM's importer accepts but does not compute as ONNX says, and why."""
 
@@ -73,6 +77,9 @@ class _Problem:
 def _attempt(problem: _Problem) -> Lowered | str:
     """The lowered operator, or why TVM cannot lower it."""
     op = problem.op
+    for value in (*op.inputs, *op.outputs):
+        if value is not None and value.dtype not in _DTYPES:
+            return f"{op.op_type} on {value.dtype}"
     if op.op_type in WRONG:
         return WRONG[op.op_type]
     try:

@@ -236,6 +236,18 @@ def bit_shift(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [te.compute(out.shape, element, name="shift")]
 
 
+def bit_cast(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The same bits as another type of the same width."""
+    x, out = inputs[0], op.outputs[0]
+
+    def element(*at: Expr) -> Expr:
+        if "bool" in (x.dtype, out.dtype):  # a byte that is 0 or 1
+            return _at(x, at).astype(out.dtype)
+        return tirx.reinterpret(out.dtype, _at(x, at))
+
+    return [te.compute(out.shape, element, name="bits")]
+
+
 def _broadcast(tensor: Tensor, at: Sequence[Expr]) -> Expr:
     tail = list(at[len(at) - len(tensor.shape) :])
     index = [
@@ -279,6 +291,7 @@ def _ints(op: Op, name: str, default: list[int]) -> list[int]:
 
 
 DEFINITIONS: dict[str, Definition] = {
+    "BitCast": bit_cast,
     "BitShift": bit_shift,
     "Col2Im": col2im,
     "DeformConv": deform_conv,

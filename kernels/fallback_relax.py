@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import tvm
 from onnx import helper, numpy_helper
-from tvm import relax
+from tvm import relax, te
 from tvm.relax.frontend.onnx import from_onnx
 
 from effc.devices.target import Target
@@ -198,17 +198,37 @@ class _Walker:
                 got=len(results),
             )
         rename: dict[str, str] = {}
+        copies: list[Call] = []
         for index, (name, value) in enumerate(zip(results, self.op.outputs, strict=True)):
-            found = self.result.temporaries.get(name)
-            if found is None or name in rename:
-                raise UnsupportedError("TVM sees a copy", where=str(name))
+            if name in self.result.temporaries and name not in rename:
+                found = self.result.temporaries.pop(name)
+                rename[name] = f"o{index}"
+            else:  # an operand, a constant, or a result returned twice
+                found = self._type(rename.get(name, name))
+                copies.append(copy_call(rename.get(name, name), f"o{index}", value.type))
             if found != value.type:
                 raise UnsupportedError(
                     "TVM returns another type", expected=str(value.type), got=str(found)
                 )
-            rename[name] = f"o{index}"
-            del self.result.temporaries[name]
         self.result.calls = [
             Call(call.func, tuple(rename.get(arg, arg) for arg in call.args))
             for call in self.result.calls
-        ]
+        ] + copies
+
+    def _type(self, name: str) -> TensorType:
+        """Type of an operand, a result or a constant."""
+        if name in self.result.constants:
+            array = self.result.constants[name]
+            return TensorType(array.shape, array.dtype.name)
+        values = self.op.inputs if name.startswith("i") else self.op.outputs
+        value = values[int(name[1:])]
+        if value is None:
+            raise UnsupportedError("TVM returns an absent operand", where=name)
+        return value.type
+
+
+def copy_call(source: str, result: str, type_: TensorType) -> Call:
+    """A call that copies one tensor to another."""
+    x = te.placeholder(type_.shape, type_.dtype, name="x")
+    y = te.compute(type_.shape, lambda *at: x[at] if at else x[()], name="y")
+    return Call(te.create_prim_func([x, y]), (source, result))

@@ -1,8 +1,8 @@
 """Write operators that have no kernel with operators that have one.
 
-One table: operator type -> function that writes its meaning. What each
-expansion preserves is said where it is written; the quantized ones are
-in ``expand_quantized``, transforms in ``expand_spectral``.
+One table per pass: operator type -> function that writes its meaning. What each
+expansion preserves is said where it is written; quantized operators are
+in ``expand_quantized`` and have a pass of their own, transforms in ``expand_spectral``.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from effc.passes import expand_quantized as quantized
 from effc.passes.base import RewritePass
 from effc.passes.expand_spectral import dft, stft
 from effc.passes.graph import Writer, attribute, dtype_of, fresh_name, redirect, shape_of
 
-__all__ = ["EXPANSIONS", "ExpandOperators"]
+__all__ = ["EXPANSIONS", "ExpandOperators", "Expansion", "apply_expansion"]
 
 Expansion = Callable[[Writer, ir.Node], "list[ir.Value] | str"]
 
@@ -32,14 +31,19 @@ class ExpandOperators(RewritePass):
         if node.op_type in _ALL_OUTPUTS:
             return _name_outputs(graph, node)
         expand = EXPANSIONS.get(node.op_type)
-        if expand is None:
+        if node.op_type == "BatchNormalization" and not attribute(node, "training_mode", 0):
             return False
-        results = expand(Writer(graph, node), node)
-        if isinstance(results, str):
-            return results
-        for old, new in zip(node.outputs, results, strict=True):
-            redirect(old, new)
-        return True
+        return False if expand is None else apply_expansion(expand, graph, node)
+
+
+def apply_expansion(expand: Expansion, graph: ir.Graph, node: ir.Node) -> bool | str:
+    """Replace a node by what an expansion writes."""
+    results = expand(Writer(graph, node), node)
+    if isinstance(results, str):
+        return results
+    for old, new in zip(node.outputs, results, strict=False):
+        redirect(old, new)
+    return True
 
 
 _ALL_OUTPUTS = frozenset({"LSTM", "GRU", "RNN"})
@@ -90,6 +94,29 @@ def cast_like(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
     return [writer.op("Cast", _input(node), to=target, saturate=attribute(node, "saturate"))]
 
 
+def batch_normalization(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
+    """Training mode: normalize by the batch's own statistics, update the running ones."""
+    x, scale, bias, mean, var = (_input(node, i) for i in range(5))
+    shape, dtype = shape_of(x), dtype_of(x).numpy()
+    axes = np.array([d for d in range(len(shape)) if d != 1], np.int64)
+    column = np.array([shape[1], *[1] * (len(shape) - 2)], np.int64)
+    momentum = attribute(node, "momentum", 0.9)
+    batch_mean = writer.op("ReduceMean", x, axes, keepdims=1)
+    centered = writer.op("Sub", x, batch_mean)
+    batch_var = writer.op("ReduceMean", writer.op("Mul", centered, centered), axes, keepdims=1)
+    shifted = writer.op("Add", batch_var, np.array(attribute(node, "epsilon", 1e-5), dtype))
+    y = writer.op("Div", centered, writer.op("Sqrt", shifted))
+    y = writer.op("Mul", y, writer.op("Reshape", scale, column))
+    y = writer.op("Add", y, writer.op("Reshape", bias, column))
+    results = [y]
+    for running, batch in ((mean, batch_mean), (var, batch_var)):
+        flat = writer.op("Reshape", batch, np.array([shape[1]], np.int64))
+        old = writer.op("Mul", running, np.array(momentum, dtype))
+        new = writer.op("Mul", flat, np.array(1 - momentum, dtype))
+        results.append(writer.op("Add", old, new))
+    return results
+
+
 def det(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
     """Determinant by cofactors, for matrices up to 3 x 3."""
     x = _input(node)
@@ -108,10 +135,8 @@ def det(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
         for k, column in enumerate(columns):
             rest = [c for c in columns if c != column]
             term = writer.op("Mul", entry(rows[0], column), minor(rows[1:], rest))
-            if total is None:
-                total = term
-            else:
-                total = writer.op("Sub" if k % 2 else "Add", total, term)
+            sign = "Sub" if k % 2 else "Add"
+            total = term if total is None else writer.op(sign, total, term)
         assert total is not None
         return total
 
@@ -119,16 +144,11 @@ def det(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
 
 
 EXPANSIONS: dict[str, Expansion] = {
+    "BatchNormalization": batch_normalization,
     "CastLike": cast_like,
-    "ConvInteger": quantized.conv_integer,
     "DFT": dft,
-    "DequantizeLinear": quantized.dequantize_linear,
     "Det": det,
     "LpNormalization": lp_normalization,
-    "MatMulInteger": quantized.matmul_integer,
-    "QLinearConv": quantized.qlinear_conv,
-    "QLinearMatMul": quantized.qlinear_matmul,
-    "QuantizeLinear": quantized.quantize_linear,
     "STFT": stft,
 }
 """Operator -> what writes it with others."""

@@ -14,22 +14,17 @@ Kernels in integer arithmetic replace these where they exist.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from effc.errors import ModelError
+from effc.passes.base import RewritePass
+from effc.passes.expand_operators import Expansion, apply_expansion
 from effc.passes.graph import Writer, attribute, const, dtype_of, shape_of
 
-__all__ = [
-    "conv_integer",
-    "dequantize_linear",
-    "matmul_integer",
-    "qlinear_conv",
-    "qlinear_matmul",
-    "quantize_linear",
-]
+__all__ = ["QUANTIZED", "ExpandQuantized"]
 
 Array = np.ndarray[Any, Any]
 Result = list[ir.Value] | str
@@ -250,9 +245,29 @@ def qlinear_conv(writer: Writer, node: ir.Node) -> Result:
         operands.append(_float(writer, bias))
     product = writer.op("Conv", *operands, **dict(node.attributes))
     scalars = [_along(writer, _float(writer, _operand(node, i)), rank, 1) for i in (1, 4, 6)]
-    x_scale, w_scale, y_scale = scalars
-    assert x_scale is not None and w_scale is not None and y_scale is not None
+    x_scale, w_scale, y_scale = (value for value in scalars if value is not None)
     zero = _along(writer, y_zero, rank, 1)
     return [
         _requantized(writer, product, [x_scale, w_scale], y_scale, zero, dtype_of(y_zero))
     ]
+
+
+QUANTIZED: dict[str, Expansion] = {
+    "ConvInteger": conv_integer,
+    "DequantizeLinear": dequantize_linear,
+    "MatMulInteger": matmul_integer,
+    "QLinearConv": qlinear_conv,
+    "QLinearMatMul": qlinear_matmul,
+    "QuantizeLinear": quantize_linear,
+}
+"""Operator -> what writes it with float operators."""
+
+
+class ExpandQuantized(RewritePass):
+    """Quantized operators into float arithmetic."""
+
+    name: ClassVar[str] = "expand_quantized"
+    ops: ClassVar[frozenset[str]] = frozenset(QUANTIZED)
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool | str:
+        return apply_expansion(QUANTIZED[node.op_type], graph, node)

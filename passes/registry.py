@@ -9,6 +9,7 @@ import onnx_ir as ir
 from effc.passes.base import Pass, PassReport
 from effc.passes.canonicalize_gemm import CanonicalizeGemm
 from effc.passes.expand_operators import ExpandOperators
+from effc.passes.expand_quantized import ExpandQuantized
 from effc.passes.fold_batch_norm import FoldBatchNorm
 from effc.passes.fold_constants import FoldConstants
 from effc.passes.fold_scale import FoldScale
@@ -30,6 +31,7 @@ PASSES: dict[str, Pass] = {
     for p in (
         FoldConstants(),
         ExpandOperators(),
+        ExpandQuantized(),
         RemoveNoOps(),
         MakePadsExplicit(),
         FoldBatchNorm(),
