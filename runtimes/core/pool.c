@@ -4,9 +4,13 @@
 
 #if EFFC_THREADS
 
-/* About 50 microseconds: longer than the gap between two layers of a network, shorter than
- * what a user would notice as wasted power after an inference. */
-#define EFFC_SPINS 1500
+/* Some 50 microseconds: longer than workers usually wait for each other at the end of a layer,
+ * short enough not to matter for power after an inference. */
+#if defined(__x86_64__) || defined(__i386__)
+#define EFFC_SPINS 1000
+#else
+#define EFFC_SPINS 4000
+#endif
 
 static inline void spin_pause(void)
 {
@@ -119,16 +123,25 @@ void effc_pool_barrier(effc_pool *pool)
 
 #if defined(__linux__)
 
-/* CPUs that the calling thread may use. */
-static int32_t usable_cpus(void)
+static int32_t count_bits(uint64_t mask)
+{
+    int32_t count = 0;
+    for (; mask != 0; mask &= mask - 1)
+        count++;
+    return count;
+}
+
+/* CPUs that the pool's threads may use: the caller's, or one for it and those of the mask. */
+static int32_t usable_cpus(uint64_t affinity)
 {
     uint64_t mask[16] = {0};
     int32_t count = 0;
+    if (affinity != 0)
+        return 1 + count_bits(affinity);
     if (sched_getaffinity(0, sizeof mask, (void *)mask) != 0)
         return 1;
     for (int i = 0; i < 16; i++)
-        for (uint64_t rest = mask[i]; rest != 0; rest &= rest - 1)
-            count++;
+        count += count_bits(mask[i]);
     return count;
 }
 
@@ -140,8 +153,9 @@ static int32_t pin(uint64_t affinity)
 
 #else
 
-static int32_t usable_cpus(void)
+static int32_t usable_cpus(uint64_t affinity)
 {
+    (void)affinity;
     return EFFC_MAX_THREADS;
 }
 
@@ -208,7 +222,7 @@ effc_status effc_pool_start(effc_pool *pool, effc_worker *workers, int32_t threa
     pool->workers = workers;
     pool->affinity = affinity;
     pool->threads = threads;
-    pool->spins = threads > 1 && threads <= usable_cpus() ? EFFC_SPINS : 0;
+    pool->spins = threads > 1 && threads <= usable_cpus(affinity) ? EFFC_SPINS : 0;
     for (int32_t i = 1; i < threads; i++) {
         workers[i].pool = pool;
         workers[i].index = i;
