@@ -30,7 +30,8 @@ class LayerRecord:
         inputs, outputs: Shapes.
         choice: Chosen template and configuration with predicted cost and measured time;
             ``None`` for a view.
-        considered: Number of configurations there were to choose from.
+        considered, measured: Number of configurations there were to choose from, and of
+            those with a measured time.
         alternatives: The best of the others: measured ones by time, then by prediction.
         refused: Kernel families that could not compute it, and why.
     """
@@ -46,6 +47,7 @@ class LayerRecord:
     outputs: tuple[tuple[int, ...], ...]
     choice: Choice | None = None
     considered: int = 0
+    measured: int = 0
     alternatives: tuple[Choice, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
 
@@ -82,10 +84,9 @@ def record(
     Args:
         region: The region.
         choice: What computes it; ``None`` for a view.
-        others: All configurations that were not chosen.
+        others: All configurations that were not chosen, the most interesting first.
         refused: Why kernel families refused it, by name.
     """
-    ranked = sorted(others, key=lambda c: (c.seconds is None, c.seconds or 0.0, c.cost))
     weights = [v.const for v in region.constants if v.const is not None and v.const.ndim > 1]
     total = sum(w.size for w in weights)
     zeros = sum(int((w == 0).sum()) for w in weights)
@@ -101,6 +102,7 @@ def record(
         outputs=tuple(v.shape for v in region.outputs),
         choice=choice,
         considered=len(others) + (choice is not None),
-        alternatives=tuple(ranked[:MAX_ALTERNATIVES]),
+        measured=sum(c is not None and c.seconds is not None for c in (choice, *others)),
+        alternatives=tuple(others[:MAX_ALTERNATIVES]),
         refused=tuple(sorted((refused or {}).items())),
     )

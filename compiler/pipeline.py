@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Imported", "compile_model", "import_and_simplify"]
 
-_OTHER_ANCHOR = ("the anchor is not", "is not element-wise")
+_OTHER_OPERATOR = ("the anchor is not", "is not element-wise", "has an epilogue")
 """Refusals that only say that a kernel is for other operators."""
 
 
@@ -92,7 +92,8 @@ def compile_model(
         views = plan_views(graph.regions, graph.inputs, graph.outputs)
         _require_kernels(views.regions, target)
     with clock.phase("tune"):
-        chosen, tuning = _choose(views.regions, target, options, clock)
+        ranked, tuning = _rank(views.regions, target, options, clock)
+        chosen = {key: choices[0] for key, choices in ranked.items()}
     with clock.phase("kernels"):
         built = _build(views.regions, chosen, target, options, source)
     with clock.phase("storage"):
@@ -111,7 +112,7 @@ def compile_model(
         program=program,
         target=target,
         options=options,
-        layers=_layers(graph, views, chosen, target),
+        layers=_layers(graph, views, ranked, target),
         headers=library_headers(program),
         link_library=lambda out: link_library(program, objects, target, out),
         link_runner=lambda out: link_runner(program, objects, target, out),
@@ -207,10 +208,10 @@ def _require_kernels(regions: Sequence[Region], target: Target) -> None:
         )
 
 
-def _choose(
+def _rank(
     regions: Sequence[Region], target: Target, options: CompileOptions, clock: _Clock
-) -> tuple[dict[str, Choice], dict[str, object]]:
-    """One configuration per distinct region."""
+) -> tuple[dict[str, list[Choice]], dict[str, object]]:
+    """All configurations per distinct region, the chosen one first."""
     from effc.tuning.tuner import tune
 
     return tune(
@@ -256,18 +257,13 @@ def _lower(built: _Built, target: Target) -> list[bytes]:
 
 
 def _layers(
-    graph: Graph, views: ViewPlan, chosen: Mapping[str, Choice], target: Target
+    graph: Graph, views: ViewPlan, ranked: Mapping[str, list[Choice]], target: Target
 ) -> tuple[LayerRecord, ...]:
     """Records in execution order; regions that became views come last."""
     kept = {region.name for region in views.regions}
     layers = []
     for region in views.regions:
-        choice = chosen[region.key]
-        others = [
-            other
-            for other in registry.choices(region, target)
-            if (other.template, other.config) != (choice.template, choice.config)
-        ]
+        choice, *others = ranked[region.key]
         layers.append(record(region, choice, others, _refusals(region, target)))
     dropped = [region for region in graph.regions if region.name not in kept]
     return (*layers, *(record(region, None) for region in dropped))
@@ -280,7 +276,9 @@ def _refusals(region: Region, target: Target) -> dict[str, str]:
     return {
         name: why
         for name, why in found.items()
-        if why is not None and not any(text in why for text in _OTHER_ANCHOR)
+        if why is not None
+        and not why.startswith("not ")
+        and not any(text in why for text in _OTHER_OPERATOR)
     }
 
 

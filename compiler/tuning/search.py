@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from effc.devices.target import Target
@@ -98,6 +98,17 @@ class Layer:
         if times:
             return names[min(times)[1]]
         return next((c for c in self.options if name_of(c) not in self.known), self.options[0])
+
+    def ranked(self) -> list[Choice]:
+        """All candidates with their times: the winner, the other measured ones, the rest."""
+        winner = self.winner()
+        timed = [replace(c, seconds=self._time(c)) for c in self.options if c is not winner]
+        timed.sort(key=lambda c: (c.seconds is None, c.seconds or 0.0, c.cost))
+        return [replace(winner, seconds=self._time(winner)), *timed]
+
+    def _time(self, choice: Choice) -> float | None:
+        found = self.known.get(name_of(choice))
+        return found.seconds if found is not None else None
 
     @property
     def seconds(self) -> float | None:

@@ -35,7 +35,7 @@ def tune(
     database: Path | None,
     threads: int,
     progress: Progress | None = None,
-) -> tuple[dict[str, Choice], dict[str, object]]:
+) -> tuple[dict[str, list[Choice]], dict[str, object]]:
     """Choose how each distinct layer is computed.
 
     Args:
@@ -47,8 +47,8 @@ def tune(
         progress: Called with candidates done, candidates in total, and a text.
 
     Returns:
-        One choice per ``Region.key``, and what was done (for the manifest; holds
-        nothing that differs between a run and its replay).
+        All choices per ``Region.key``, the chosen one first, and what was done (for the
+        manifest; holds nothing that differs between a run and its replay).
 
     Raises:
         UnsupportedError: No template computes one of the layers.
@@ -67,7 +67,7 @@ def tune(
         elif mode != "none":
             _search(layers, target, Effort.of(mode), store, context, threads, progress)
         info.update(_summary(layers))
-    return {key: layer.winner() for key, layer in layers.items()}, info
+    return {key: layer.ranked() for key, layer in layers.items()}, info
 
 
 def _layers(regions: Sequence[Region], target: Target) -> dict[str, Layer]:

@@ -92,21 +92,27 @@ def test_measured_time_beats_prediction_and_replays(host: Target, tmp_path: Path
     database = tmp_path / "db.jsonl"
     seen: list[tuple[int, int, str]] = []
     default, _ = tuner.tune(regions, host, "none", None, 1)
-    assert default[regions[0].key].config == {"repeat": 40}
+    assert default[regions[0].key][0].config == {"repeat": 40}
     chosen, info = tuner.tune(
         regions, host, "quick", database, 1, lambda *state: seen.append(state)
     )
-    assert chosen[regions[0].key].config == {"repeat": 1}
-    assert chosen[regions[2].key].config == {"repeat": 3}
+    assert chosen[regions[0].key][0].config == {"repeat": 1}
+    assert chosen[regions[2].key][0].config == {"repeat": 3}
+    fast, slow = chosen[regions[0].key]
+    assert fast.seconds is not None
+    assert slow.seconds is not None
+    assert fast.seconds < slow.seconds
     assert info["measured_layers"] == 1
     assert seen[-1][:2] == (2, 2)
     assert "s left" in seen[-1][2]
     before = database.read_bytes()
     again, same = tuner.tune(regions, host, "quick", database, 1)
-    assert {k: c.config for k, c in again.items()} == {k: c.config for k, c in chosen.items()}
+    assert {k: c[0].config for k, c in again.items()} == {
+        k: c[0].config for k, c in chosen.items()
+    }
     assert same == info
     replayed, _ = tuner.tune(regions, host, "none", database, 1)
-    assert replayed[regions[0].key].config == {"repeat": 1}
+    assert replayed[regions[0].key][0].config == {"repeat": 1}
     assert database.read_bytes() == before
 
 
@@ -114,7 +120,7 @@ def test_bad_candidates_lose(host: Target, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(build, "_TIMEOUT_S", 3.0)
     region = _region(2, 13, 14, 15, 16)
     chosen, info = tuner.tune([region], host, 5, tmp_path / "db.jsonl", 1)
-    assert chosen[region.key].config == {"repeat": 2}
+    assert chosen[region.key][0].config == {"repeat": 2}
     assert info["failed_candidates"] == 4
     text = (tmp_path / "db.jsonl").read_text()
     for reason in ("an unlucky number", "generator died", "more than 3 s", "exit code -11"):
@@ -158,7 +164,7 @@ def test_full_continues_after_quick_but_not_the_reverse(host: Target) -> None:
 def test_foreign_targets_use_the_prediction(host: Target, tmp_path: Path) -> None:
     target = get_target("android-armv7")
     chosen, info = tuner.tune([_region(1, 40)], target, "quick", tmp_path / "db", 1)
-    assert [c.config for c in chosen.values()] == [{"repeat": 40}]
+    assert [c[0].config for c in chosen.values()] == [{"repeat": 40}]
     assert "does not run natively" in str(info["not_measured"])
 
 
