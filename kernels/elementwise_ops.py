@@ -141,7 +141,7 @@ def larger(a: Expr, b: Expr) -> Expr:
     if not vm.element_type(a).startswith("float"):
         return tirx.Max(a, b)
     a, b = bind(a), bind(b)
-    return vm.select(tirx.NE(a, a), a, vm.maximum(b, a))
+    return vm.select(vm.is_nan(a), a, vm.maximum(b, a))
 
 
 def smaller(a: Expr, b: Expr) -> Expr:
@@ -149,7 +149,7 @@ def smaller(a: Expr, b: Expr) -> Expr:
     if not vm.element_type(a).startswith("float"):
         return tirx.Min(a, b)
     a, b = bind(a), bind(b)
-    return vm.select(tirx.NE(a, a), a, vm.minimum(b, a))
+    return vm.select(vm.is_nan(a), a, vm.minimum(b, a))
 
 
 def _bounded(x: Expr, low: float | None, high: float | None) -> Expr:
@@ -415,7 +415,7 @@ def _is_inf(o: Operands) -> Expr:
 
 def _is_nan(o: Operands) -> Expr:
     x = bind(o.x)
-    return _flag(tirx.NE(x, x), x)
+    return _flag(vm.is_nan(x), x)
 
 
 def _shift(o: Operands) -> Expr:

@@ -14,7 +14,7 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import T, bind, loop, stage_func, unravel, vload, vstore
-from effc.kernels.region import Op, Region, Value
+from effc.kernels.region import Region, Value
 from effc.kernels.strips import AxisView, axis_view, each_vector
 from effc.kernels.template import Config, Kernel, Stage, Template
 

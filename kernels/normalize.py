@@ -18,7 +18,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels import vectormath as vm
-from effc.kernels.builder import T, bind, local, loop, splat, stage_func, unravel, vload, vstore
+from effc.kernels.builder import bind, local, loop, splat, stage_func, unravel, vload, vstore
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.normalize_axis import LocalResponseTemplate, LpNormalizeTemplate
 from effc.kernels.region import Op, Region, Value

@@ -14,7 +14,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels import vectormath as vm
-from effc.kernels.builder import T, bind, loop, splat, stage_func, unravel, vload, vstore
+from effc.kernels.builder import bind, loop, splat, stage_func, unravel, vload, vstore
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.region import Region
 from effc.kernels.strips import (

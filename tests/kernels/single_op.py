@@ -95,7 +95,9 @@ def onnx_runtime(model: onnx.ModelProto, inputs: Arrays) -> dict[str, np.ndarray
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [o.name for o in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    return dict(
+        zip(names, session.run(names, {k: np.asarray(v) for k, v in inputs.items()}), strict=True)
+    )
 
 
 def region_of(
