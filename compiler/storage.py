@@ -33,6 +33,7 @@ from effc.errors import InternalError
 from effc.kernels.region import Op, Region, TensorType, Value
 from effc.kernels.template import Kernel
 from effc.lifetime import plan_arena
+from effc.memory_plan import align_up
 from effc.order import order_regions
 from effc.program import Call, Pointer, Port, Program, StorageClass
 from effc.views import VIEW_OPS, concat_offsets, view_offsets
@@ -305,8 +306,9 @@ def build_program(
         view_plan: Result of :func:`plan_views`.
 
     Returns:
-        The program; ``metadata["memory"]`` lists the buffers of the arena
-        (name, offset, bytes, first and last call) for reports.
+        The program. For reports, ``metadata`` holds ``memory`` (pieces of the arena:
+        name, offset, bytes, first and last call), ``views`` (what became of view
+        operators, and why copies exist) and ``inplace`` (region, input, output).
     """
     weights = _Weights()
     placed: dict[str, Pointer] = {}
@@ -358,8 +360,12 @@ def build_program(
         weights.blob(),
         arena.size,
         arena.lower_bound,
-        -(-scratch // _ALIGNMENT) * _ALIGNMENT,
-        {"memory": arena.picture, "views": list(view_plan.notes)},
+        align_up(scratch, _ALIGNMENT),
+        {
+            "memory": arena.picture,
+            "views": list(view_plan.notes),
+            "inplace": [list(pair) for pair in arena.inplace],
+        },
     )
 
 
@@ -377,20 +383,28 @@ class _Weights:
     """Packs arrays into one blob; equal contents are stored once."""
 
     def __init__(self) -> None:
-        self.chunks: list[bytes] = []
+        self.arrays: list[tuple[int, np.ndarray]] = []  # offset, bytes
         self.size = 0
-        self.known: dict[bytes, int] = {}
+        self.alike: dict[tuple[int, bytes, bytes], list[tuple[int, np.ndarray]]] = {}
 
     def add(self, array: np.ndarray) -> int:
         """Byte offset of the array's contents in the blob, a multiple of 64."""
-        data = np.ascontiguousarray(array).tobytes()
-        if data not in self.known:
-            self.known[data] = self.size
-            padding = -len(data) % _ALIGNMENT
-            self.chunks += [data, bytes(padding)]
-            self.size += len(data) + padding
-        return self.known[data]
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        # Size and both ends tell nearly all arrays apart: no need to hash gigabytes.
+        key = (data.size, data[:_ALIGNMENT].tobytes(), data[-_ALIGNMENT:].tobytes())
+        alike = self.alike.setdefault(key, [])
+        for offset, other in alike:
+            if np.array_equal(data, other):
+                return offset
+        entry = (self.size, data)
+        alike.append(entry)
+        self.arrays.append(entry)
+        self.size += align_up(data.size, _ALIGNMENT)
+        return entry[0]
 
     def blob(self) -> np.ndarray:
         """All contents as uint8."""
-        return np.frombuffer(b"".join(self.chunks), dtype=np.uint8)
+        packed = np.zeros(self.size, np.uint8)
+        for offset, data in self.arrays:
+            packed[offset : offset + data.size] = data
+        return packed
