@@ -107,9 +107,7 @@ def test_measured_time_beats_prediction_and_replays(host: Target, tmp_path: Path
     assert "s left" in seen[-1][2]
     before = database.read_bytes()
     again, same = tuner.tune(regions, host, "quick", database, 1)
-    assert {k: c[0].config for k, c in again.items()} == {
-        k: c[0].config for k, c in chosen.items()
-    }
+    assert {k: c[0].config for k, c in again.items()} == {k: c[0].config for k, c in chosen.items()}
     assert same == info
     replayed, _ = tuner.tune(regions, host, "none", database, 1)
     assert replayed[regions[0].key][0].config == {"repeat": 1}
@@ -131,7 +129,7 @@ def test_two_threads_share_the_work(host: Target, tmp_path: Path) -> None:
     region = _region(30)
     (choice,) = registry.choices(region, host)
     compiled = compile_candidates([Candidate(region, choice)], host, tmp_path, 1)
-    harness = Harness(host, tmp_path, 2)
+    harness = Harness(host, tmp_path, 2, cold=True)
     harness.link(compiled)
     (timing,) = harness.run(region, compiled, 0.05, 10)
     assert timing.error == ""
