@@ -20,15 +20,19 @@ class Context:
     Args:
         target: What the code was compiled for.
         threads: Threads that share a layer.
-        device: Name of the machine that measured.
+        cold: Whether the model's weights are too many to stay in a cache.
+        device: Name of the machine that measures.
     """
 
-    def __init__(self, target: Target, threads: int, device: str) -> None:
+    def __init__(self, target: Target, threads: int, cold: bool, device: str) -> None:
+        self.threads = threads
+        self.cold = cold
         self.details: dict[str, object] = {
             "target": target.tvm(),
             "vector": [target.vector_bits, target.vector_registers],
             "caches": [target.l1_bytes, target.l2_bytes],
             "threads": threads,
+            "cold": cold,
             "device": device,
             "toolchain": toolchain(),
         }

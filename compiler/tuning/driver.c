@@ -5,12 +5,13 @@
  *
  * Candidates take turns, so that a disturbance of the machine hits all of them alike. Before
  * each timed run the caches are put into the state that the layer finds inside a network: the
- * weights are pushed out of the private caches by reading other memory, the memory of results
- * has been used before, the inputs have just been written. Candidates that are clearly slower
- * than the best one are dropped after a few rounds.
+ * weights are pushed out of the private caches by reading other memory, or out of all caches if
+ * the network's weights do not fit them; the memory of results has been used before, the inputs
+ * have just been written. Candidates that are clearly slower than the best one are dropped after
+ * a few rounds.
  *
  * The job is a list of words:
- *     threads cpu helpers evict_bytes budget_us rounds
+ *     threads cpu helpers evict_bytes cold budget_us rounds
  *     buffers  { role fill bytes file }...           file is '-' or holds the contents
  *     candidates { stages scratch { function pointers { buffer offset }... split... }... }...
  * Roles: i input, o result or workspace, w weights. Fill: size of a float element, or 0 for
@@ -24,6 +25,9 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 enum { MAX_POINTERS = 24, DROP_ROUNDS = 4, FAR_PERCENT = 150, NEAR_ROUNDS = 8, NEAR_PERCENT = 110 };
 
@@ -57,6 +61,7 @@ typedef struct candidate {
 
 typedef struct job {
     int threads;
+    int cold; /* weights come from memory */
     effc_pool pool;
     buffer *buffers;
     uint8_t *scratch[EFFC_MAX_THREADS];
@@ -215,6 +220,46 @@ static void work(void *argument, int32_t worker)
     }
 }
 
+#if defined(__x86_64__)
+
+static int has_clflushopt(void)
+{
+    unsigned a, b = 0, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 23 & 1);
+}
+
+static void flush(const uint8_t *data, size_t bytes)
+{
+    static int fast = -1;
+    if (fast < 0)
+        fast = has_clflushopt();
+    for (size_t i = 0; i < bytes; i += 64)
+        if (fast)
+            __asm__ volatile("clflushopt %0" : : "m"(data[i]));
+        else
+            __builtin_ia32_clflush(data + i);
+    __builtin_ia32_mfence();
+}
+
+#elif defined(__aarch64__)
+
+static void flush(const uint8_t *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        __asm__ volatile("dc civac, %0" : : "r"(data + i) : "memory");
+    __asm__ volatile("dsb sy" : : : "memory");
+}
+
+#else
+
+static void flush(const uint8_t *data, size_t bytes)
+{
+    (void)data;
+    (void)bytes;
+}
+
+#endif
+
 /* Which buffers a candidate touches decides which are warm before it runs. */
 static void prepare(const job *j, const candidate *c, const uint8_t *other, size_t evict)
 {
@@ -230,6 +275,8 @@ static void prepare(const job *j, const candidate *c, const uint8_t *other, size
                 if (c->stage[i].buffers[k] < 0)
                     continue;
                 const buffer *b = &j->buffers[c->stage[i].buffers[k]];
+                if (pass == 0 && b->role == 'w' && j->cold)
+                    flush(b->data, b->bytes);
                 if (pass == 0 && b->role == 'o')
                     memset(b->data, 0, b->bytes);
                 else if (pass == 1 && b->role == 'i')
@@ -285,6 +332,7 @@ int main(void)
     int64_t cpu = number();
     uint64_t helpers = (uint64_t)number();
     size_t evict = (size_t)number();
+    j.cold = number() != 0;
     uint64_t budget = (uint64_t)number() * 1000u;
     int rounds = (int)number();
     int buffers = (int)number();

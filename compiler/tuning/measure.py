@@ -26,7 +26,7 @@ from effc.errors import ToolError
 from effc.kernels.region import Region
 from effc.tuning.build import Compiled, Content, float_bytes
 
-__all__ = ["Harness", "Timing", "refusal"]
+__all__ = ["Harness", "Timing", "last_cache_bytes", "refusal"]
 
 _HARNESS_TIMEOUT_S = 20.0
 
@@ -59,6 +59,17 @@ def refusal(target: Target) -> str | None:
     return None
 
 
+def last_cache_bytes() -> int:
+    """Size of this machine's largest cache."""
+    sizes = [8 << 20]
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        if text[:-1].isdigit():
+            sizes.append(int(text[:-1]) * units.get(text[-1], 1))
+    return max(sizes)
+
+
 class Harness:
     """Links and runs measurement executables.
 
@@ -66,12 +77,14 @@ class Harness:
         target: What the candidates were compiled for.
         folder: Existing folder for executables.
         threads: Threads that share each run.
+        cold: Whether weights come from memory, not from a cache.
     """
 
-    def __init__(self, target: Target, folder: Path, threads: int) -> None:
+    def __init__(self, target: Target, folder: Path, threads: int, cold: bool) -> None:
         self.target = target
         self.folder = folder
         self.threads = threads
+        self.cold = cold
         self.executable = folder / "bench"
         self.functions: dict[str, int] = {}
 
@@ -161,8 +174,8 @@ class Harness:
             buffers.add("o", value.name, Content(value.type.nbytes))
         tails = [self._candidate_words(c, buffers) for c in compiled]
         mask = sum(1 << cpu for cpu in helpers if cpu < 64)
-        words: list[object] = [self.threads, first, mask, self._evict_bytes(), int(budget_s * 1e6)]
-        words += [rounds, len(buffers.contents)]
+        words: list[object] = [self.threads, first, mask, self._evict_bytes(), int(self.cold)]
+        words += [int(budget_s * 1e6), rounds, len(buffers.contents)]
         for role, content in buffers.contents:
             words += [role, content.element, content.nbytes, content.file or "-"]
         words.append(len(compiled))

@@ -157,7 +157,6 @@ class Search:
         effort: When to stop.
         store: Where measurements go.
         context: What they depend on.
-        threads: Threads that share each run.
         progress: Called after every layer of a batch.
     """
 
@@ -168,7 +167,6 @@ class Search:
         effort: Effort,
         store: Database,
         context: Context,
-        threads: int,
         progress: Progress | None,
     ) -> None:
         self.layers = layers
@@ -176,7 +174,6 @@ class Search:
         self.effort = effort
         self.store = store
         self.context = context
-        self.threads = threads
         self.progress = progress
         self.start = time.monotonic()
         self.done = 0
@@ -242,7 +239,7 @@ class Search:
             folder = Path(name)
             workers = min(len(os.sched_getaffinity(0)), len(candidates))
             compiled = compile_candidates(candidates, self.target, folder, workers)
-            harness = Harness(self.target, folder, self.threads)
+            harness = Harness(self.target, folder, self.context.threads, self.context.cold)
             harness.link([c for c in compiled if not c.error])
             position = 0
             for (layer, choices), (_, new) in zip(runs, batch, strict=True):

@@ -22,7 +22,7 @@ from effc.kernels.region import Region
 from effc.kernels.template import Choice
 from effc.tuning.context import Context, device_name
 from effc.tuning.database import Database, default_path
-from effc.tuning.measure import refusal
+from effc.tuning.measure import last_cache_bytes, refusal
 from effc.tuning.search import Effort, Layer, Progress, Search
 
 __all__ = ["tune"]
@@ -58,14 +58,14 @@ def tune(
     info: dict[str, object] = {"mode": str(mode), "layers": len(layers)}
     if mode != "none" or database is not None:
         store = Database(database or default_path())
-        context = Context(target, threads, device_name())
+        context = Context(target, threads, _cold(layers), device_name())
         for key, known in store.measurements(context.digest).items():
             if key in layers:
                 layers[key].known = known
         if mode != "none" and (reason := refusal(target)) is not None:
             info["not_measured"] = reason
         elif mode != "none":
-            _search(layers, target, Effort.of(mode), store, context, threads, progress)
+            _search(layers, target, Effort.of(mode), store, context, progress)
         info.update(_summary(layers))
     return {key: layer.ranked() for key, layer in layers.items()}, info
 
@@ -83,13 +83,21 @@ def _layers(regions: Sequence[Region], target: Target) -> dict[str, Layer]:
     return layers
 
 
+def _cold(layers: dict[str, Layer]) -> bool:
+    """Whether one inference reads more weights than the last cache keeps for the next one."""
+    total = sum(
+        layer.count * sum(value.type.nbytes for value in layer.region.constants)
+        for layer in layers.values()
+    )
+    return 2 * total > last_cache_bytes()
+
+
 def _search(
     layers: dict[str, Layer],
     target: Target,
     effort: Effort,
     store: Database,
     context: Context,
-    threads: int,
     progress: Progress | None,
 ) -> None:
     """Measure layers that no earlier run has finished with."""
@@ -101,7 +109,7 @@ def _search(
     ]
     if wanted:
         store.describe(context.digest, context.details)
-        Search(wanted, target, effort, store, context, threads, progress).run()
+        Search(wanted, target, effort, store, context, progress).run()
         store.finish(context.digest, {layer.key: effort.name for layer in wanted})
 
 
