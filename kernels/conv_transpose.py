@@ -38,7 +38,7 @@ from effc.kernels.builder import (
     vstore,
 )
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import interleave, pick, pieces
+from effc.kernels.lanes import interleave, load_scalars
 from effc.kernels.plane import Plane, PlaneOutput
 from effc.kernels.region import Op, Region
 from effc.kernels.template import Config, Kernel, Stage, Template
@@ -310,7 +310,7 @@ class _Row:
         if steps:
             with loop(code.shape.cin) as c:
                 weight = bind(self.weight + c * (len(steps) * rows))
-                scalars = self._scalars(weight, len(steps) * rows)
+                scalars = load_scalars(self.inputs[1], weight, len(steps) * rows, code.target)
                 origin = bind(self.source + c * code.plane.elements + column)
                 xs: dict[tuple[int, int], list[Expr]] = {}
                 for s, (_, _, dy, dx, phase) in enumerate(steps):
@@ -334,15 +334,6 @@ class _Row:
                 if self.bias[i] is not None:
                     value = value + splat(self.bias[i], width)
                 self.outputs[i].store(start + v * width, value, valid[v], width)
-
-    def _scalars(self, offset: Expr, count: int) -> list[Expr]:
-        """Consecutive weights; on Arm four to a register, for products by lane."""
-        simd = self.code.target.arch in ("aarch64", "arm")
-        found: list[Expr] = []
-        for start, width in pieces(count, 4 if simd else 1):
-            loaded = bind(vload(self.inputs[1], offset + start, width))
-            found += [pick(loaded, [lane], width) for lane in range(width)]
-        return found
 
 
 def _sequence(shape: _Shape, phase: int) -> list[tuple[int, int, int, int, int]]:

@@ -20,6 +20,7 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.kernels.builder import Param, bind, loop, splat, stage_func, unravel, vload
 from effc.kernels.epilogue import Epilogue
+from effc.kernels.lanes import load_scalars
 from effc.kernels.plane import Plane, PlaneOutput
 from effc.kernels.region import Op, Region, Value
 from effc.kernels.template import Config, Kernel, Stage, Template
@@ -114,7 +115,7 @@ class DepthwiseConv(Template):
         params += epilogue.params
         params.append(("y", epilogue.out_dtype, op.outputs[0].type.size))
         params.append(("scratch", "float32", plane.elements))
-        code = _Code(shape, plane, epilogue, rows, vectors)
+        code = _Code(shape, plane, epilogue, target, rows, vectors)
 
         def body(*arguments: Any) -> None:
             *buffers, y, scratch, begin, end = arguments
@@ -136,6 +137,7 @@ class _Code:
     shape: _Shape
     plane: Plane
     epilogue: Epilogue
+    target: Target
     rows: int
     vectors: int
 
@@ -157,7 +159,7 @@ class _Code:
             )
             first = bind(band * shape.y.stride - shape.y.before) if bands > 1 else -shape.y.before
             plane.copy(inputs[0], source, first, scratch, 0, zero, lambda v: v)
-            weights = [bind(inputs[1][channel * taps + t]) for t in range(taps)]
+            weights = load_scalars(inputs[1], bind(channel * taps), taps, self.target)
             bias = bind(inputs[2][channel]) if len(inputs) > 2 else zero
             store = PlaneOutput(self.epilogue, y, operands, shape.view[2], n, channel, image)
             self._rows(scratch, weights, bias, band, store)

@@ -21,6 +21,7 @@ __all__ = [
     "dtype_lanes",
     "interleave",
     "load_partial",
+    "load_scalars",
     "lowest",
     "pick",
     "pieces",
@@ -88,6 +89,19 @@ def load_partial(buffer: Any, offset: Expr, valid: int, lanes: int, fill: Expr) 
         scalars += [pick(piece, [i], width) for i in range(width)]
     scalars += [fill] * (lanes - valid)
     return tirx.Shuffle(scalars, [tirx.const(i, "int32") for i in range(lanes)])
+
+
+def load_scalars(buffer: Any, offset: Expr, count: int, target: Target) -> list[Expr]:
+    """Load ``count`` neighbours, each to be multiplied with whole vectors.
+
+    Arm multiplies by one lane of a register (``fmla v, v, v.s[i]``), so there four
+    float32 share a load and a register; other processors broadcast from memory.
+    """
+    found: list[Expr] = []
+    for start, width in pieces(count, 4 if target.arch in ("aarch64", "arm") else 1):
+        loaded = bind(vload(buffer, offset + start, width))
+        found += [pick(loaded, [lane], width) for lane in range(width)]
+    return found
 
 
 def store_partial(
