@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from effc.cli.console import human_bytes, human_count
+from effc.cli.console import human_bytes, human_count, human_time
 
 __all__ = ["render_report"]
 
@@ -35,7 +35,8 @@ def render_report(manifest: Mapping[str, Any]) -> str:
     environment.filters |= {
         "bytes": human_bytes,
         "count": human_count,
-        "shape": lambda shape: " x ".join(map(str, shape)) or "scalar",
+        "shape": lambda shape: "x".join(map(str, shape)) or "scalar",
+        "time": human_time,
         "config": _config_text,
         "percent": lambda share: f"{100 * share:.1f} %",
     }
@@ -43,6 +44,7 @@ def render_report(manifest: Mapping[str, Any]) -> str:
         m=manifest,
         sizes=_sizes(manifest),
         layers=_layer_rows(manifest),
+        timed=any(layer["seconds"] for layer in manifest["layers"]),
         kernels=_kernel_rows(manifest),
         plan=_plan_picture(manifest),
     )
@@ -71,11 +73,21 @@ def _sizes(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _layer_rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    macs = max(manifest["macs"], 1)
-    rows = []
-    for number, layer in enumerate(manifest["layers"]):
-        rows.append({**layer, "number": number, "share": layer["macs"] / macs})
-    return rows
+    """Layers with bars: measured time where the tuner knows it, otherwise MACs."""
+    layers = manifest["layers"]
+    most_macs = max((layer["macs"] for layer in layers), default=0) or 1
+    seconds = sum(layer["seconds"] or 0.0 for layer in layers)
+    longest = max((layer["seconds"] or 0.0 for layer in layers), default=0.0) or 1.0
+    return [
+        {
+            **layer,
+            "number": number,
+            "macs_bar": layer["macs"] / most_macs,
+            "time_bar": (layer["seconds"] or 0.0) / longest,
+            "time_share": (layer["seconds"] or 0.0) / seconds if seconds else 0.0,
+        }
+        for number, layer in enumerate(layers)
+    ]
 
 
 def _kernel_rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
