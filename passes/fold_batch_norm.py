@@ -38,7 +38,10 @@ class FoldBatchNorm(RewritePass):
                 return f"{value.name if value else 'an operand'} is not constant"
             statistics.append(array.astype(np.float64))
         scale, beta, mean, var = statistics
-        factor = scale / np.sqrt(var + attribute(node, "epsilon", 1e-5))
+        with np.errstate(all="ignore"):
+            factor = scale / np.sqrt(var + attribute(node, "epsilon", 1e-5))
+        if not np.isfinite(factor).all():
+            return "its variance is not positive"
         offset = beta - factor * mean
         x, y = node.inputs[0], node.outputs[0]
         if x is None:

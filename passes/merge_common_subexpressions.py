@@ -65,6 +65,13 @@ def _merge_constants(graph: ir.Graph) -> None:
 
 
 def _key(node: ir.Node) -> Hashable:
-    attrs = tuple(sorted((name, str(attr)) for name, attr in node.attributes.items()))
+    attrs = tuple(sorted((name, _comparable(attr)) for name, attr in node.attributes.items()))
     present = tuple(bool(v.name) for v in node.outputs)
     return (node.domain, node.op_type, tuple(id(v) for v in node.inputs), attrs, present)
+
+
+def _comparable(attr: ir.Attr) -> str:
+    if attr.type == ir.AttributeType.TENSOR:
+        tensor = attr.as_tensor()
+        return f"{tensor.dtype}{tuple(tensor.shape)}{tensor.tobytes().hex()}"
+    return repr(attr.value)

@@ -45,10 +45,11 @@ def validate(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     _check_versions(proto)
     graph = proto.graph
-    for count, node in enumerate(_all_nodes(graph)):
+    bodies = [function.node for function in proto.functions]
+    for count, node in enumerate(_all_nodes([graph.node, *bodies])):
         if count >= NODE_LIMIT:
             raise ModelError("too many nodes", expected=f"<= {NODE_LIMIT}")
-        _check_strings(node)
+        _check_attributes(node)
     if graph.sparse_initializer:
         raise UnsupportedError(
             "sparse initializers are not supported",
@@ -91,27 +92,37 @@ def _check_versions(proto: onnx.ModelProto) -> None:
             )
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
-    stack = [graph]
+def _all_nodes(bodies: Iterable[Iterable[onnx.NodeProto]]) -> Iterable[onnx.NodeProto]:
+    """Nodes of all bodies and of their subgraphs."""
+    stack = list(bodies)
     while stack:
-        for node in stack.pop().node:
+        for node in stack.pop():
             yield node
-            for attr in node.attribute:
-                if attr.HasField("g"):
-                    stack.append(attr.g)
-                stack.extend(attr.graphs)
+            stack += [body.node for body in _subgraphs(node)]
 
 
-def _check_strings(node: onnx.NodeProto) -> None:
+def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    found = [attr.g for attr in node.attribute if attr.HasField("g")]
+    return found + [body for attr in node.attribute for body in attr.graphs]
+
+
+def _check_attributes(node: onnx.NodeProto) -> None:
+    """Text must be text; tensors must be whole and lie in the file (Constant: or beside it)."""
     for attr in node.attribute:
+        where = f"{node.op_type} {node.name}.{attr.name}"
         if attr.type == onnx.AttributeProto.STRING:
             try:
                 attr.s.decode()
             except UnicodeDecodeError:
-                raise ModelError(
-                    "the attribute is not text", where=f"{node.op_type} {node.name}.{attr.name}",
-                    got=attr.s[:40],
-                ) from None
+                raise ModelError("the attribute is not text", where=where, got=attr.s[:40]) from None
+        for tensor in ([attr.t] if attr.HasField("t") else []) + list(attr.tensors):
+            if tensor.data_location == TensorProto.EXTERNAL and node.op_type != "Constant":
+                raise ModelError("external data in an attribute", where=where)
+            if tensor.data_type != TensorProto.STRING:
+                check_tensor(tensor)
+    for body in _subgraphs(node):
+        for tensor in body.initializer:
+            check_tensor(tensor)
 
 
 def check_tensor(tensor: TensorProto) -> None:
@@ -210,12 +221,11 @@ def _check_outputs(graph: onnx.GraphProto, known: set[str]) -> None:
 def _reads(node: onnx.NodeProto) -> Iterable[str]:
     """Names read from the enclosing graph, also by subgraphs."""
     yield from (name for name in node.input if name)
-    for attr in node.attribute:
-        for body in ([attr.g] if attr.HasField("g") else []) + list(attr.graphs):
-            local = {v.name for v in body.input} | {t.name for t in body.initializer}
-            local |= {name for inner in body.node for name in inner.output}
-            for inner in body.node:
-                yield from (name for name in _reads(inner) if name not in local)
+    for body in _subgraphs(node):
+        local = {v.name for v in body.input} | {t.name for t in body.initializer}
+        local |= {name for inner in body.node for name in inner.output}
+        for inner in body.node:
+            yield from (name for name in _reads(inner) if name not in local)
 
 
 def _run_checker(proto: onnx.ModelProto) -> None:
