@@ -7,7 +7,8 @@ starts: so all of it is checked here, after the linker, on the file itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from elftools.elf.sections import SymbolTableSection
 from effc.devices.target import Target
 from effc.errors import InternalError
 
-__all__ = ["ElfReport", "check_library", "code_bytes", "undefined_symbols"]
+__all__ = ["ElfReport", "check_library", "check_object", "loaded_bytes", "object_symbols"]
 
 PAGE_BYTES = 16384
 _MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64", "arm": "EM_ARM"}
@@ -48,7 +49,12 @@ class ElfReport:
 
 
 def check_library(
-    path: Path, target: Target, *, exported: Iterable[str], needed: Iterable[str]
+    path: Path,
+    target: Target,
+    *,
+    exported: Iterable[str],
+    needed: Iterable[str],
+    known: Iterable[str],
 ) -> ElfReport:
     """Check a shared library against the rules of its target.
 
@@ -57,6 +63,7 @@ def check_library(
         target: What it was linked for.
         exported: The only symbols it may export; all must be there.
         needed: The only libraries it may depend on.
+        known: The only functions it may take from them.
 
     Raises:
         InternalError: A rule is broken; all broken rules are listed.
@@ -66,14 +73,15 @@ def check_library(
         dynamic = elf.get_section_by_name(".dynamic")
         tags = list(dynamic.iter_tags()) if isinstance(dynamic, DynamicSection) else []
         found_needed = tuple(sorted(t.needed for t in tags if t.entry.d_tag == "DT_NEEDED"))
-        defined, undefined = _dynamic_symbols(elf)
+        defined, undefined = _symbols(elf, ".dynsym")
         alignments = [s["p_align"] for s in elf.iter_segments("PT_LOAD")]
         problems = [
             *_header_problems(elf, target),
             *_segment_problems(elf),
             *_list_problems("needs libraries", set(found_needed) - set(needed)),
-            *_list_problems("exports", set(defined) - set(exported)),
-            *_list_problems("does not export", set(exported) - set(defined)),
+            *_list_problems("exports", defined - set(exported)),
+            *_list_problems("does not export", set(exported) - defined),
+            *_list_problems("calls functions that the system may lack", undefined - set(known)),
         ]
         if any(_is_textrel(t) for t in tags):
             problems.append("has text relocations")
@@ -81,8 +89,8 @@ def check_library(
             file_bytes=path.stat().st_size,
             code_bytes=_executable_bytes(elf),
             needed=found_needed,
-            undefined=undefined,
-            exported=defined,
+            undefined=tuple(sorted(undefined)),
+            exported=tuple(sorted(defined)),
             page_bytes=min(alignments, default=0),
         )
     if problems:
@@ -94,22 +102,20 @@ def check_library(
     return report
 
 
-def code_bytes(path: Path) -> int:
-    """Bytes of executable sections of an object or library."""
+def object_symbols(path: Path) -> tuple[set[str], set[str]]:
+    """Global symbols of an object file: those it defines, and those it uses from others."""
     with path.open("rb") as stream:
-        return _executable_bytes(ELFFile(stream))
+        return _symbols(ELFFile(stream), ".symtab")
 
 
-def undefined_symbols(path: Path) -> set[str]:
-    """Symbols that an object file uses and does not define."""
+def loaded_bytes(path: Path) -> int:
+    """Bytes of an object that end up in memory: code and data, no relocations."""
     with path.open("rb") as stream:
-        return set(_symbols(ELFFile(stream), ".symtab", undefined=True))
-
-
-def defined_symbols(path: Path) -> set[str]:
-    """Global symbols that an object file defines."""
-    with path.open("rb") as stream:
-        return set(_symbols(ELFFile(stream), ".symtab", undefined=False))
+        return sum(
+            section["sh_size"]
+            for section in ELFFile(stream).iter_sections()
+            if section["sh_flags"] & _SHF_ALLOC
+        )
 
 
 def check_object(data: bytes | Path, target: Target) -> None:
@@ -118,8 +124,6 @@ def check_object(data: bytes | Path, target: Target) -> None:
     Raises:
         InternalError: It is not.
     """
-    import io
-
     stream = io.BytesIO(data if isinstance(data, bytes) else data.read_bytes())
     try:
         machine = ELFFile(stream)["e_machine"]
@@ -133,25 +137,17 @@ def check_object(data: bytes | Path, target: Target) -> None:
         )
 
 
-def _symbols(elf: ELFFile, section: str, *, undefined: bool) -> Sequence[str]:
+def _symbols(elf: ELFFile, section: str) -> tuple[set[str], set[str]]:
+    """Global symbols of a symbol table: defined and undefined ones."""
+    defined: set[str] = set()
+    undefined: set[str] = set()
     table = elf.get_section_by_name(section)
-    if not isinstance(table, SymbolTableSection):
-        return ()
-    return sorted(
-        symbol.name
-        for symbol in table.iter_symbols()
-        if symbol.name
-        and symbol["st_info"]["bind"] != "STB_LOCAL"
-        and (symbol["st_shndx"] == "SHN_UNDEF") == undefined
-    )
-
-
-def _dynamic_symbols(elf: ELFFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Exported and undefined symbols."""
-    return (
-        tuple(_symbols(elf, ".dynsym", undefined=False)),
-        tuple(_symbols(elf, ".dynsym", undefined=True)),
-    )
+    if isinstance(table, SymbolTableSection):
+        for symbol in table.iter_symbols():
+            if symbol.name and symbol["st_info"]["bind"] != "STB_LOCAL":
+                outside = symbol["st_shndx"] == "SHN_UNDEF"
+                (undefined if outside else defined).add(symbol.name)
+    return defined, undefined
 
 
 def _is_textrel(tag: object) -> bool:
@@ -202,13 +198,3 @@ def _executable_bytes(elf: ELFFile) -> int:
         for section in elf.iter_sections()
         if section["sh_flags"] & wanted == wanted and section["sh_type"] == "SHT_PROGBITS"
     )
-
-
-def loaded_bytes(path: Path) -> int:
-    """Bytes of an object that end up in memory: code and data, no relocations."""
-    with path.open("rb") as stream:
-        return sum(
-            section["sh_size"]
-            for section in ELFFile(stream).iter_sections()
-            if section["sh_flags"] & _SHF_ALLOC
-        )

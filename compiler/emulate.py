@@ -11,7 +11,7 @@ from pathlib import Path
 
 from effc import zig
 from effc.devices.target import Target
-from effc.link import EMULATIONS, abi_symbols, static_libc
+from effc.link import EMULATIONS, STACK_BYTES, abi_symbols, static_libc
 
 __all__ = ["loader_program"]
 
@@ -42,13 +42,14 @@ def loader_program(target: Target) -> Path:
         zig.lld(
             [
                 *("-m", EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-all"),
-                *("--build-id=none", "-z", "noexecstack", "-o", str(folder / "loader")),
+                *("--build-id=none", "-z", "noexecstack", "-z", f"stack-size={STACK_BYTES}"),
+                *("-o", str(folder / "loader")),
                 *map(str, objects),
                 *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
             ]
         )
 
-    key = ("loader", target.runner_target, str(libc), source.read_text(), table)
+    key = ("loader", str(STACK_BYTES), target.runner_target, str(libc), source.read_text(), table)
     return zig.cached(key, build) / "loader"
 
 

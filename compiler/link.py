@@ -27,6 +27,7 @@ from effc.program import Program
 
 __all__ = [
     "EMULATIONS",
+    "STACK_BYTES",
     "LinkReport",
     "abi_symbols",
     "library_headers",
@@ -51,6 +52,8 @@ _C_FLAGS = (
     "-Werror",
 )
 _ARCH_FLAGS = {"aarch64": ("-mno-outline-atomics",)}
+# musl's threads take their stack size from the executable; its default is 128 kB.
+STACK_BYTES = 8 << 20
 EMULATIONS = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux", "arm": "armelf_linux_eabi"}
 
 
@@ -122,7 +125,13 @@ def link_library(
                 *_compiler_rt(target, [*parts, *runtime]),
             ]
         )
-    facts = elf.check_library(out, target, exported=exported, needed=[stub.name for stub in stubs])
+    facts = elf.check_library(
+        out,
+        target,
+        exported=exported,
+        needed=[stub.name for stub in stubs],
+        known=_known_functions(),
+    )
     return LinkReport(
         path=out,
         library_bytes=facts.file_bytes,
@@ -158,7 +167,7 @@ def link_runner(
         zig.lld(
             [
                 *("-m", EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-debug"),
-                *("--build-id=none", "-z", "noexecstack"),
+                *("--build-id=none", "-z", "noexecstack", "-z", f"stack-size={STACK_BYTES}"),
                 *("-o", str(out), str(libc / "crt1.o"), str(libc / "main.o")),
                 *map(str, (*parts, *_runtime_objects(target))),
                 *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
@@ -279,16 +288,19 @@ def abi_symbols() -> dict[str, list[str]]:
     return {name: table["symbols"] for name, table in tomllib.loads(text).items()}
 
 
+def _known_functions() -> set[str]:
+    return {symbol for symbols in abi_symbols().values() for symbol in symbols}
+
+
 def _compiler_rt(target: Target, objects: Sequence[Path]) -> list[str]:
     """Arguments that add LLVM's helper functions, where the objects call any.
 
     Most libraries need none, and building them takes seconds (once per target).
     """
-    known = {symbol for symbols in abi_symbols().values() for symbol in symbols}
-    missing = set().union(*(elf.undefined_symbols(o) for o in objects)) - known
-    for path in objects:
-        missing -= elf.defined_symbols(path)
-    if not missing:
+    tables = [elf.object_symbols(o) for o in objects]
+    defined = set().union(*(table[0] for table in tables))
+    used = set().union(*(table[1] for table in tables))
+    if used <= defined | _known_functions():
         return []
 
     def build(folder: Path) -> None:
