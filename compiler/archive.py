@@ -62,6 +62,9 @@ def unpack(archive: Path, folder: Path) -> None:
         RuntimeError,
         UnicodeError,
         ValueError,
+        FileExistsError,
+        IsADirectoryError,
+        NotADirectoryError,
     ) as error:
         raise ModelError(
             "not an effc artifact", where=str(archive), expected="a zip archive", got=str(error)

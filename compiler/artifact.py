@@ -27,6 +27,7 @@ from typing import Any
 
 from effc.archive import MANIFEST_LIMIT, pack, unpack
 from effc.errors import EffcError, ModelError, UsageError
+from effc.schema import check_manifest
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -39,27 +40,6 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "name": str,
-    "target": str,
-    "abi": str,
-    "library": str,
-    "entry": str,
-    "inputs": list,
-    "outputs": list,
-    "arena_bytes": int,
-    "arena_lower_bound_bytes": int,
-    "weights_bytes": int,
-    "code_bytes": int,
-    "library_bytes": int,
-    "macs": int,
-    "layers": list,
-    "steps": list,
-    "machine": dict,
-    "threads": int,
-    "files": dict,
-}
 
 
 @dataclass(frozen=True)
@@ -143,12 +123,7 @@ def _read_manifest(folder: Path, shown: Path | None = None) -> dict[str, Any]:
             got=manifest["schema_version"],
             hint="compile the model again with this version of effc",
         )
-    for name, kind in _FIELDS.items():
-        value = manifest.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ModelError(
-                f"{MANIFEST} is damaged", where=f"{where}: {name}", expected=kind, got=type(value)
-            )
+    check_manifest(manifest, where)
     return manifest
 
 

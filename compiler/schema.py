@@ -1,0 +1,126 @@
+"""The shape of ``manifest.json``, and a checker for it.
+
+A schema is written with the value it describes: a type, a tuple of types, a list with the
+schema of its items, or a dictionary of the keys that must be there (others may be).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from effc.errors import ModelError
+
+__all__ = ["check_manifest"]
+
+_NUMBER = (int, float)
+_OPTIONAL_NUMBER = (int, float, type(None))
+
+_PORT: dict[str, Any] = {"name": str, "dtype": str, "shape": [int], "bytes": int}
+_LAYER: dict[str, Any] = {
+    "name": str,
+    "op": str,
+    "kernel": str,
+    "macs": int,
+    "sparsity": _NUMBER,
+    "pattern": str,
+    "config": {},
+    "why": str,
+    "seconds": _OPTIONAL_NUMBER,
+    "nodes": [str],
+    "inputs": [[int]],
+    "outputs": [[int]],
+    "alternatives": [
+        {"kernel": str, "config": {}, "seconds": _OPTIONAL_NUMBER, "predicted_cycles": _NUMBER}
+    ],
+    "refused": [{"kernel": str, "why": str}],
+}
+_OUTPUT_ERROR: dict[str, Any] = {
+    "name": str,
+    "ok": bool,
+    "max_abs_error": _NUMBER,
+    "max_rel_error": _NUMBER,
+    "snr_db": _NUMBER,
+    "snr_limit_db": _OPTIONAL_NUMBER,
+}
+
+_MANIFEST: dict[str, Any] = {
+    "effc_version": str,
+    "name": str,
+    "target": str,
+    "abi": str,
+    "machine": {
+        "arch": str,
+        "os": str,
+        "triple": str,
+        "cpu": str,
+        "features": [str],
+        "android_api": (int, type(None)),
+    },
+    "library": str,
+    "entry": str,
+    "symbols": [str],
+    "inputs": [_PORT],
+    "outputs": [_PORT],
+    "arena_bytes": int,
+    "arena_lower_bound_bytes": int,
+    "scratch_bytes_per_thread": int,
+    "weights_bytes": int,
+    "code_bytes": int,
+    "runtime_bytes": int,
+    "library_bytes": int,
+    "needed_libraries": [str],
+    "segment_alignment": int,
+    "macs": int,
+    "threads": int,
+    "layers": [_LAYER],
+    "steps": [str],
+    "passes": [{"name": str, "applied": [str], "refused": [str]}],
+    "options": {"shapes": {}, "constants": {}},
+    "verification": (dict, type(None)),
+    "files": {},
+}
+
+_VERIFICATION: dict[str, Any] = {"device": str, "against": str, "outputs": [_OUTPUT_ERROR]}
+
+
+def check_manifest(manifest: Any, where: str) -> None:
+    """Check everything that the rest of effc relies on.
+
+    Raises:
+        ModelError: The first field that is missing or has another type.
+    """
+    _check(manifest, _MANIFEST, where)
+    if manifest["verification"] is not None:
+        _check(manifest["verification"], _VERIFICATION, f"{where}: verification")
+
+
+def _check(value: Any, schema: Any, where: str) -> None:
+    """Check a JSON value.
+
+    Raises:
+        ModelError: The first part that does not fit.
+    """
+    if isinstance(schema, dict):
+        _require(isinstance(value, Mapping), value, "an object", where)
+        for key, part in schema.items():
+            if key not in value:
+                raise ModelError(
+                    "the manifest is damaged", where=where, expected=f"a field '{key}'"
+                )
+            _check(value[key], part, f"{where}: {key}")
+    elif isinstance(schema, list):
+        _require(isinstance(value, list), value, "a list", where)
+        for number, item in enumerate(value):
+            _check(item, schema[0], f"{where}[{number}]")
+    else:
+        types = schema if isinstance(schema, tuple) else (schema,)
+        fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        _require(fits, value, " or ".join(kind.__name__ for kind in types), where)
+
+
+def _require(fits: bool, value: Any, expected: str, where: str) -> None:
+    if not fits:
+        raise ModelError(
+            "the manifest is damaged", where=where, expected=expected, got=type(value).__name__
+        )
