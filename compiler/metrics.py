@@ -10,8 +10,9 @@ way. So two correct programs differ by about ``u sqrt(sum K_l)``, and
 :func:`snr_limit` allows ``SAFETY`` = 4 times that, which also covers Winograd transforms.
 
 Integers and booleans must be equal, but 8-bit outputs of a quantized model may differ by
-one step: ONNX Runtime rounds sums of integers, effc sums of floats, and a value between
-two steps may fall to either. NaN must meet NaN, infinity the same infinity.
+one step, and one element in a hundred by more: ONNX Runtime rounds sums of integers, effc
+sums of floats, a value between two steps may fall to either, and later layers amplify that
+(ONNX Runtime with and without its optimizations differs from itself as much). NaN must meet NaN, infinity the same infinity.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ def snr_limit(dtype: str, length: int) -> float:
     """Smallest signal-to-noise ratio, in dB, that counts as correct for a float dtype."""
     noise = SAFETY * _ROUNDOFF[dtype] * math.sqrt(length)
     return -20.0 * math.log10(min(noise, 0.5))
+
+
+_OUTLIERS = 0.01
+"""Share of the elements of a quantized output that may differ by more than a step."""
 
 
 @dataclass
@@ -133,7 +138,7 @@ class OutputError:
     @property
     def ok(self) -> bool:
         """Within the limit."""
-        if self.mismatches:
+        if self.mismatches > (_OUTLIERS * self.elements if self.limit_steps else 0):
             return False
         return self.limit_db is None or self.snr_db >= self.limit_db
 

@@ -80,12 +80,16 @@ def _attempt(problem: _Problem) -> Lowered | str:
     for value in (*op.inputs, *op.outputs):
         if value is not None and value.dtype not in _DTYPES:
             return f"{op.op_type} on {value.dtype}"
+        if value is not None and value.type.size == 0:
+            return f"{op.op_type} on a tensor without elements"
     if op.op_type in WRONG:
         return WRONG[op.op_type]
     try:
         return _lower(op, problem.target)
     except EffcError as error:
         return f"{op.op_type}: {error}"
+    except Exception as error:  # TVM raises many kinds
+        return f"{op.op_type}: TVM fails with {type(error).__name__} {str(error)[-120:]}"
 
 
 def _lower(op: Op, target: Target) -> Lowered:

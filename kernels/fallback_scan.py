@@ -8,7 +8,7 @@ wrong one would write outside the tensor: such updates are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -247,9 +247,72 @@ def max_unpool(op: Op) -> Lowered:
     )
 
 
+def max_pool_indices(op: Op) -> Lowered:
+    """MaxPool that also returns where each maximum lies in the whole flattened input.
+
+    The first of equal values counts; ``storage_order`` 1 counts columns first.
+    """
+    x, y = _operand(op, 0), op.outputs[0]
+    if len(op.outputs) != 2:
+        raise UnsupportedError("MaxPool without indices has kernels of its own")
+    space, result = x.shape[2:], y.shape[2:]
+    rank = len(space)
+    kernel = [int(k) for k in op.attrs["kernel_shape"]]
+    strides = [int(v) for v in op.attrs.get("strides") or [1] * rank]
+    dilations = [int(v) for v in op.attrs.get("dilations") or [1] * rank]
+    pads = [int(v) for v in op.attrs.get("pads") or [0] * 2 * rank]
+    if op.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise UnsupportedError("MaxPool with indices and automatic padding")
+    order = list(reversed(range(rank)))  # innermost axis of the index first
+    if op.attrs.get("storage_order", 0):
+        order.reverse()
+
+    def body(source: Any, values: Any, indices: Any, begin: Expr, end: Expr) -> None:
+        best, best_at = local(1, x.dtype), local(1, "int32")
+        with loop(begin, end) as plane, loop(prod(result)) as unit:
+            at = _digits(unit, result)
+            _store(best_at, 0, tirx.const(-1, "int32"))
+            with loop(prod(kernel)) as tap:
+                places = [
+                    bind(at[d] * strides[d] - pads[d] + k * dilations[d])
+                    for d, k in enumerate(_digits(tap, kernel))
+                ]
+                inside = tirx.all(
+                    *(tirx.all(p >= 0, p < n) for p, n in zip(places, space, strict=True))
+                )
+                with T.If(inside), T.Then():
+                    flat: Expr = plane
+                    for d in range(rank):
+                        flat = flat * space[d] + places[d]
+                    value = bind(source[flat])
+                    with T.If(tirx.any(best_at[0] < 0, value > best[0])), T.Then():
+                        _store(best, 0, value)
+                        index, stride = tirx.const(0, "int32"), 1
+                        for d in order:
+                            index, stride = index + places[d] * stride, stride * space[d]
+                        _store(best_at, 0, plane * prod(space) + index)
+            _store(values, plane * prod(result) + unit, best[0])
+            _store(indices, plane * prod(result) + unit, tirx.Cast("int64", best_at[0]))
+
+    func = stage_func(
+        [_param("x", x), _param("y", y), _param("indices", op.outputs[1])], body
+    )
+    return Lowered([Piece(func, ("i0", "o0", "o1"), prod(x.shape[:2]))])
+
+
+def _digits(index: Expr, sizes: Sequence[int]) -> list[Expr]:
+    """Coordinates of a row-major linear index."""
+    digits: list[Expr] = []
+    for size in reversed(sizes):
+        digits.insert(0, bind(tirx.indexmod(index, size)))
+        index = tirx.indexdiv(index, size)
+    return digits
+
+
 SCANS: dict[str, Lowering] = {
     "CumProd": cumulative,
     "CumSum": cumulative,
+    "MaxPool": max_pool_indices,
     "MaxUnpool": max_unpool,
     "ScatterElements": scatter_elements,
     "ScatterND": scatter_nd,

@@ -33,6 +33,8 @@ class ExpandOperators(RewritePass):
         expand = EXPANSIONS.get(node.op_type)
         if node.op_type == "BatchNormalization" and not attribute(node, "training_mode", 0):
             return False
+        if node.op_type == "LayerNormalization" and not any(v.name for v in node.outputs[1:]):
+            return False
         return False if expand is None else apply_expansion(expand, graph, node)
 
 
@@ -117,6 +119,37 @@ def batch_normalization(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
     return results
 
 
+def layer_normalization(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
+    """The form that also returns mean and inverse deviation, in float32 as ``stash_type`` says."""
+    if attribute(node, "stash_type", 1) != 1:
+        return "statistics in another type than float32 are not supported"
+    x = _input(node)
+    target, rank = dtype_of(x), len(shape_of(x))
+    single = int(ir.DataType.FLOAT)
+    wide = x if target == ir.DataType.FLOAT else writer.op("Cast", x, to=single)
+    axes = np.arange(attribute(node, "axis", -1) % rank, rank, dtype=np.int64)
+    mean = writer.op("ReduceMean", wide, axes, keepdims=1)
+    centered = writer.op("Sub", wide, mean)
+    var = writer.op("ReduceMean", writer.op("Mul", centered, centered), axes, keepdims=1)
+    shifted = writer.op("Add", var, np.array(attribute(node, "epsilon", 1e-5), np.float32))
+    inverse = writer.op("Reciprocal", writer.op("Sqrt", shifted))
+    y = writer.op("Mul", centered, inverse)
+    if target != ir.DataType.FLOAT:
+        y = writer.op("Cast", y, to=int(target))
+    y = writer.op("Mul", y, _input(node, 1))
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        y = writer.op("Add", y, node.inputs[2])
+    return [y, mean, inverse]
+
+
+def eye_like(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
+    """A constant: only the operand's shape matters."""
+    x = _input(node)
+    target = ir.DataType(attribute(node, "dtype", int(dtype_of(x))))
+    rows, columns = shape_of(x)
+    return [writer.const(np.eye(rows, columns, attribute(node, "k", 0), target.numpy()))]
+
+
 def det(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
     """Determinant by cofactors, for matrices up to 3 x 3."""
     x = _input(node)
@@ -148,6 +181,8 @@ EXPANSIONS: dict[str, Expansion] = {
     "CastLike": cast_like,
     "DFT": dft,
     "Det": det,
+    "EyeLike": eye_like,
+    "LayerNormalization": layer_normalization,
     "LpNormalization": lp_normalization,
     "STFT": stft,
 }
