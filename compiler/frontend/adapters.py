@@ -238,8 +238,7 @@ def _group_normalization(
 ) -> Sequence[ir.Value | None]:
     """Reshape, InstanceNormalization over groups, scale and shift per channel.
 
-    Its scale was per group in 18 and is per channel since 21; neither reading is
-    known to all tools, the primitive form is.
+    ``OPSET`` has it with one scale per group, since 21 there is one per channel.
     """
     x, scale, bias = (_operand(inputs, i, node) for i in range(3))
     groups = attribute(node, "num_groups")
@@ -254,10 +253,6 @@ def _group_normalization(
     )
     y = writer.op("Reshape", normal, _ints(shape))
     for op, factor in (("Mul", scale), ("Add", bias)):
-        if shape_of(factor)[0] != channels:
-            spread = writer.op("Unsqueeze", factor, _ints([1]))
-            spread = writer.op("Expand", spread, _ints([groups, channels // groups]))
-            factor = writer.op("Reshape", spread, _ints([channels]))
         factor = writer.op("Reshape", factor, _ints([channels] + [1] * (len(shape) - 2)))
         y = writer.op(op, y, factor)
     return [y]
@@ -423,7 +418,7 @@ ADAPTERS: dict[str, tuple[tuple[int, int, Adapter], ...]] = {
     "Dropout": ((7, 99, _dropout),),
     "GRU": ((14, 99, _recurrent),),
     "GridSample": ((16, 19, _grid_sample),),
-    "GroupNormalization": ((18, 99, _group_normalization),),
+    "GroupNormalization": ((21, 99, _group_normalization),),
     "Hardmax": ((7, 12, _flattened),),
     "LSTM": ((14, 99, _recurrent),),
     "LogSoftmax": ((7, 12, _flattened),),

@@ -24,7 +24,8 @@ def _unknown(kind: str, names: Iterable[str], inputs: Sequence[ir.Value]) -> Non
     known = [v.name or "" for v in inputs]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            folded = {n.lower(): n for n in known}
+            near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, 1)]
             raise UsageError(
                 f"{kind} names an input that the model does not have", where=name,
                 expected=f"one of {', '.join(known)}",

@@ -46,9 +46,12 @@ def import_model(
     except _MALFORMED as error:
         # Fields of the wrong kind, text that is no text, numbers out of all bounds: what the
         # checks above let through surfaces here. The cause stays attached.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         raise ModelError(
             "the model cannot be interpreted", where=str(source) if folder else None,
-            got=f"{type(error).__name__}: {str(error)[:300]}",
+            got=f"{type(cause).__name__}: {str(cause)[:300]}",
             hint="if ONNX Runtime runs this model, please report it",
         ) from error
 

@@ -1,0 +1,208 @@
+"""Opset conversion: complete with respect to ONNX's history, and equal to ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from reference import assert_equivalent, run
+
+from effc.errors import UnsupportedError
+from effc.frontend import OPSET, import_model
+from effc.frontend.adapters import ADAPTERS
+from effc.frontend.control_flow import CONTROL_FLOW
+from effc.frontend.validate import OLDEST_OPSET
+
+Array = np.ndarray[Any, Any]
+
+SPECIAL = {"Constant", *CONTROL_FLOW}
+"""Read by the importer itself, in every form."""
+
+NOT_TENSORS = {"Optional", "OptionalGetElement", "OptionalHasElement", "SplitToSequence"}
+
+EQUAL_MEANING = {
+    "NonMaxSuppression": "10 lacked center_point_box and empty sets only",
+    "MaxPool": "8 lacked dilations and ceil_mode; new ones have neutral defaults",
+    "Clip": "12 added integer types",
+    "Cast": "saturate and round_mode matter for 8-bit floats only",
+    "LSTM": "layout was added with a neutral default",
+    "GRU": "layout was added with a neutral default",
+    "RNN": "layout was added with a neutral default",
+    "RoiAlign": "16 added half_pixel as its default; output_half_pixel is the old behaviour",
+}
+
+
+def _history() -> dict[str, list[onnx.defs.OpSchema]]:
+    found: dict[str, list[onnx.defs.OpSchema]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "":
+            found.setdefault(schema.name, []).append(schema)
+    return found
+
+
+def _at(schemas: list[onnx.defs.OpSchema], version: int) -> onnx.defs.OpSchema | None:
+    old = [s for s in schemas if s.since_version <= version]
+    return max(old, key=lambda s: s.since_version) if old else None
+
+
+def _attributes(schema: onnx.defs.OpSchema) -> dict[str, bytes]:
+    return {n: a.default_value.SerializeToString() for n, a in schema.attributes.items()}
+
+
+def _reads_the_same(old: onnx.defs.OpSchema, new: onnx.defs.OpSchema) -> bool:
+    """Whether every node of the old form is a node of the new form, judged by its signature."""
+    before, after = _attributes(old), _attributes(new)
+    if any(name not in after or after[name] != default for name, default in before.items()):
+        return False
+    names = [i.name for i in old.inputs]
+    return len(old.inputs) <= len(new.inputs) and len(names) == len(old.inputs)
+
+
+def test_every_change_of_an_operator_is_adapted() -> None:
+    missing = []
+    for name, schemas in _history().items():
+        target = _at(schemas, OPSET)
+        if target is None or name in SPECIAL or name in NOT_TENSORS or target.deprecated:
+            continue
+        for version in range(OLDEST_OPSET, onnx.defs.onnx_opset_version() + 1):
+            source = _at(schemas, version)
+            if source is None or source.since_version == target.since_version:
+                continue
+            adapted = any(low <= version <= high for low, high, _ in ADAPTERS.get(name, ()))
+            if adapted or name in EQUAL_MEANING:
+                continue
+            older = version < OPSET
+            if older and not _reads_the_same(source, target):
+                missing.append(f"{name}-{source.since_version}")
+            # Newer forms: attributes the target lacks are checked at import, operands here.
+            if not older and len(source.inputs) > len(target.inputs):
+                missing.append(f"{name}-{source.since_version}")
+    assert not sorted(set(missing))
+
+
+def test_adapters_name_existing_operators() -> None:
+    assert set(ADAPTERS) <= set(_history())
+
+
+CASES: dict[str, tuple[int, str]] = {
+    "softmax over the last axes": (
+        11, "g (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax<axis=1>(x) }"),
+    "log-softmax by default": (
+        7, "g (float[2,3,4] x) => (float[2,3,4] y) { y = LogSoftmax(x) }"),
+    "softmax of the last axis": (
+        9, "g (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax<axis=2>(x) }"),
+    "clip": (7, "g (float[9] x) => (float[9] y) { y = Clip<min=-0.5, max=0.25>(x) }"),
+    "pad": (
+        7, "g (float[2,3] x) => (float[a,b] y) { y = Pad<pads=[1,0,0,2], value=1.5>(x) }"),
+    "slice": (
+        9, "g (float[4,5] x) => (float[a,b] y) { y = Slice<axes=[1], starts=[-3], ends=[99]>(x) }"),
+    "top k": (
+        9, "g (float[2,5] x) => (float[2,3] y, int64[2,3] i) { y, i = TopK<k=3>(x) }"),
+    "split by sizes": (
+        11, "g (float[2,5] x) => (float[a,b] y, float[c,d] z) {\n"
+        "y, z = Split<axis=1, split=[2,3]>(x) }"),
+    "split equally": (
+        13, "g (float[2,6] x) => (float[a,b] y, float[c,d] z) { y, z = Split<axis=1>(x) }"),
+    "squeeze and unsqueeze": (
+        11, "g (float[2,1,3] x) => (float[a,b,c,d] y) {\n"
+        "t = Squeeze<axes=[1]>(x) y = Unsqueeze<axes=[0,-1]>(t) }"),
+    "reductions": (
+        11, "g (float[2,4,3] x) => (float[a,b] y, float[c,d,e] z) {\n"
+        "y = ReduceSum<axes=[1], keepdims=0>(x) z = ReduceL2<axes=[-1]>(x) }"),
+    "reduction of everything": (
+        13, "g (float[2,3] x) => (float[a,b] y) { y = ReduceMean(x) }"),
+    "batch normalization": (
+        9, "g (float[2,3,4] x, float[3] s, float[3] b, float[3] m, float[3] v) => (float[a,b,c] y) {\n"
+        "w = Abs(v) y = BatchNormalization<epsilon=0.1>(x, s, b, m, w) }"),
+    "dropout": (
+        9, "g (float[2,3] x) => (float[2,3] y) { t = Dropout<ratio=0.4>(x) y = Neg(t) }"),
+    "upsample": (
+        9, "g (float[1,2,3,4] x) => (float[a,b,c,d] y) <float[4] s = {1,1,2,3}> {\n"
+        "y = Upsample<mode=\"nearest\">(x, s) }"),
+    "upsample, bilinear": (
+        7, "g (float[1,2,3,4] x) => (float[a,b,c,d] y) {\n"
+        "y = Upsample<mode=\"linear\", scales=[1.0,1.0,2.0,2.0]>(x) }"),
+    "resize of opset 10": (
+        10, "g (float[1,2,3,4] x) => (float[a,b,c,d] y) <float[4] s = {1,1,2,1.5}> {\n"
+        "y = Resize<mode=\"nearest\">(x, s) }"),
+    "resize with empty operands": (
+        11, "g (float[1,2,3,4] x) => (float[a,b,c,d] y)\n"
+        "<float[0] none = {}, float[4] s = {1,1,2,2}> {\n"
+        "y = Resize<mode=\"linear\", coordinate_transformation_mode=\"align_corners\">(x, none, s) }"),
+    "grid sample": (
+        16, "g (float[1,1,4,4] x, float[1,3,3,2] p) => (float[a,b,c,d] y) {\n"
+        "y = GridSample<mode=\"bilinear\", align_corners=1>(x, p) }"),
+    "scatter": (
+        10, "g (float[3,3] x, float[1,3] u) => (float[3,3] y) <int64[1,3] i = {2,0,1}> {\n"
+        "y = Scatter(x, i, u) }"),
+    "arg max": (11, "g (float[3,4] x) => (int64[a,b] y) { y = ArgMax<axis=-1>(x) }"),
+    "lstm": (
+        7, "g (float[3,1,2] x, float[1,8,2] w, float[1,8,2] r) => (float[a,b,c,d] y) {\n"
+        "y = LSTM<hidden_size=2>(x, w, r) }"),
+    "cast": (9, "g (float[4] x) => (int32[4] y) { y = Cast<to=6>(x) }"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_old_forms_compute_the_same(case: str) -> None:
+    opset, text = CASES[case]
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\n{text}')
+    assert_equivalent(proto, import_model(proto), minimum_db=120)
+
+
+def _newer(opset: int, text: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 12, opset_import: ["" : {opset}]>\n{text}')
+
+
+def test_newer_attributes_with_default_values_are_dropped() -> None:
+    text = 'g (float[4] x) => (int32[4] y) { y = Cast<to=6, round_mode="up">(x) }'
+    proto = _newer(24, text)
+    model = import_model(proto)
+    (node,) = model.graph
+    assert set(node.attributes) == {"to"}
+
+
+def test_newer_attributes_that_matter_are_refused() -> None:
+    text = 'g (float[4] x) => (int32[4] y) { y = Cast<to=6, round_mode="nearest">(x) }'
+    with pytest.raises(UnsupportedError, match="round_mode"):
+        import_model(_newer(24, text))
+
+
+@pytest.mark.parametrize("exclusive", [0, 1])
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_cumulative_product(exclusive: int, reverse: int) -> None:
+    text = f"""g (float[2,5] x) => (float[2,5] y) <int64 axis = {{1}}>
+    {{ y = CumProd<exclusive={exclusive}, reverse={reverse}>(x, axis) }}"""
+    model = import_model(_newer(26, text))
+    x = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
+    ordered = x[:, ::-1] if reverse else x
+    expected = np.cumprod(ordered, axis=1)
+    if exclusive:
+        expected = np.concatenate([np.ones((2, 1), np.float32), expected[:, :-1]], axis=1)
+    expected = expected[:, ::-1] if reverse else expected
+    np.testing.assert_allclose(run(model, {"x": x})[0], expected, rtol=8 * np.finfo("f4").eps)
+
+
+def test_group_normalization() -> None:
+    text = """g (float[2,6,4,5] x, float[6] s, float[6] b) => (float[2,6,4,5] y)
+    { y = GroupNormalization<num_groups=3>(x, s, b) }"""
+    model = import_model(_newer(21, text))
+    rng = np.random.default_rng(0)
+    x, s, b = (rng.standard_normal(n).astype(np.float32) for n in ((2, 6, 4, 5), 6, 6))
+    grouped = x.reshape(2, 3, -1).astype(np.float64)
+    variance = grouped.var(-1, keepdims=True)
+    normal = (grouped - grouped.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-5)
+    expected = normal.reshape(x.shape) * s.reshape(-1, 1, 1) + b.reshape(-1, 1, 1)
+    got = run(model, {"x": x, "s": s, "b": b})[0]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_first_recurrence_is_transposed() -> None:
+    text = """g (float[2,3,4] x, float[1,15,4] w, float[1,15,5] r) => (float[a,b,c,d] y, float[e,f,h] last)
+    { y, last = GRU<hidden_size=5, layout=1>(x, w, r) }"""
+    model = import_model(_newer(22, text))
+    shapes = [tuple(v.shape or ()) for v in model.graph.outputs]
+    assert shapes == [(2, 3, 1, 5), (2, 1, 5)]
+    assert all("layout" not in node.attributes for node in model.graph)
