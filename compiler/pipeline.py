@@ -81,19 +81,12 @@ def compile_model(
         UnsupportedError: Operators that no kernel can compute, all of them.
         UsageError: Unknown target, or shapes that do not fit the model.
     """
-    from effc.storage import build_program, plan_views
+    from effc.storage import build_program
 
     clock = _Clock(progress)
     target = get_target(options.target)
-    with clock.phase("import"):
-        imported = import_and_simplify(source, options)
-    with clock.phase("regions"):
-        graph = _partition(imported.model, target)
-        views = plan_views(graph.regions, graph.inputs, graph.outputs)
-        _require_kernels(views.regions, target)
-    with clock.phase("tune"):
-        ranked, tuning = _rank(views.regions, target, options, clock)
-        chosen = {key: choices[0] for key, choices in ranked.items()}
+    imported, graph, views, ranked, tuning = _select(source, target, options, clock)
+    chosen = {key: choices[0] for key, choices in ranked.items()}
     with clock.phase("kernels"):
         built = _build(views.regions, chosen, target, options, source)
     with clock.phase("storage"):
@@ -124,6 +117,46 @@ def compile_model(
         tuning=tuning,
         opset=imported.opset,
     )
+
+
+def tune_model(
+    source: str | Path | onnx.ModelProto,
+    options: CompileOptions,
+    progress: ProgressCallback | None = None,
+) -> tuple[tuple[LayerRecord, ...], dict[str, Any]]:
+    """Measure configurations for a model's layers into the tuning database.
+
+    Args:
+        source: ONNX file or model.
+        options: What to tune for, and how long.
+        progress: Called as the phases advance.
+
+    Returns:
+        The layers with their choices, and what the tuner did.
+
+    Raises:
+        EffcError: As :func:`compile_model`.
+    """
+    target = get_target(options.target)
+    _, graph, views, ranked, tuning = _select(source, target, options, _Clock(progress))
+    return _layers(graph, views, ranked, target), tuning
+
+
+def _select(
+    source: str | Path | onnx.ModelProto, target: Target, options: CompileOptions, clock: _Clock
+) -> tuple[Imported, Graph, ViewPlan, dict[str, list[Choice]], dict[str, Any]]:
+    """From the model to the choices per distinct region."""
+    from effc.storage import plan_views
+
+    with clock.phase("import"):
+        imported = import_and_simplify(source, options)
+    with clock.phase("regions"):
+        graph = _partition(imported.model, target)
+        views = plan_views(graph.regions, graph.inputs, graph.outputs)
+        _require_kernels(views.regions, target)
+    with clock.phase("tune"):
+        ranked, tuning = _rank(views.regions, target, options, clock)
+    return imported, graph, views, ranked, tuning
 
 
 @dataclass(frozen=True)
@@ -210,7 +243,7 @@ def _require_kernels(regions: Sequence[Region], target: Target) -> None:
 
 def _rank(
     regions: Sequence[Region], target: Target, options: CompileOptions, clock: _Clock
-) -> tuple[dict[str, list[Choice]], dict[str, object]]:
+) -> tuple[dict[str, list[Choice]], dict[str, Any]]:
     """All configurations per distinct region, the chosen one first."""
     from effc.tuning.tuner import tune
 

@@ -1,4 +1,4 @@
-"""``effc compile``."""
+"""``effc compile`` and ``effc tune``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from effc.cli.console import Console, human_bytes, human_count, human_time
 from effc.errors import UsageError
 from effc.options import CompileOptions
 
-__all__ = ["compile_command"]
+__all__ = ["compile_command", "tune_command"]
 
 
 def compile_command(
@@ -82,6 +82,77 @@ def compile_command(
     console.say(f"  {_verification_text(manifest['verification'])}")
     if console.verbose:
         _say_details(console, manifest["passes"], seconds)
+
+
+def tune_command(
+    console: Console,
+    model: Path,
+    *,
+    target: str,
+    device: str | None,
+    shapes: Sequence[str],
+    constants: Sequence[str],
+    threads: int,
+    tune: str,
+    tuning_db: Path | None,
+) -> None:
+    """Measure into the tuning database without making an artifact."""
+    if device not in (None, "local"):
+        raise UsageError(
+            "this device cannot measure",
+            where="--device",
+            expected="local",
+            got=device,
+            hint="times under an emulator say nothing; tune on a machine like the target",
+        )
+    options = CompileOptions(
+        target=target,
+        shapes=parse_shapes(shapes),
+        constants=parse_constants(constants),
+        threads=threads,
+        tune=parse_tune(tune),
+        tuning_db=tuning_db,
+    )
+    _require_file(model)
+
+    from effc.pipeline import tune_model
+    from effc.tuning.database import default_path
+
+    with console.progress() as progress:
+        layers, info = tune_model(model, options, progress)
+    database = str(tuning_db or default_path())
+    rows = [
+        {
+            "name": layer.name,
+            "op": layer.op,
+            "kernel": layer.kernel,
+            "config": dict(layer.config),
+            "seconds": layer.choice.seconds,
+            "measured": layer.measured,
+            "possible": layer.considered,
+        }
+        for layer in layers
+        if layer.choice is not None
+    ]
+    console.result({"ok": True, "tuning_db": database, **info, "per_layer": rows})
+    console.table(
+        ["layer", "op", "kernel", "time", "measured", "possible"],
+        [
+            [
+                row["name"],
+                row["op"],
+                row["kernel"],
+                human_time(row["seconds"]) if row["seconds"] else "",
+                row["measured"],
+                row["possible"],
+            ]
+            for row in rows
+        ],
+        right=["time", "measured", "possible"],
+    )
+    console.say(f"tuning database: {database}")
+    if "not_measured" in info:
+        console.note(f"nothing was measured: {info['not_measured']}")
 
 
 def _require_file(model: Path) -> None:
