@@ -129,7 +129,7 @@ class _Worker:
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=_serve, args=(theirs, candidates, target, folder), daemon=True
+            target=_serve, args=(theirs, candidates, target, folder, os.getpid()), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -177,7 +177,11 @@ def _exit_text(code: int | None) -> str:
 
 
 def _serve(
-    pipe: Connection[Any, Any], candidates: Sequence[Candidate], target: Target, folder: Path
+    pipe: Connection[Any, Any],
+    candidates: Sequence[Candidate],
+    target: Target,
+    folder: Path,
+    parent: int,
 ) -> None:
     """Body of a worker process; it leaves without running the parent's exit handlers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
@@ -186,6 +190,9 @@ def _serve(
     os.dup2(quiet, 2)
     try:
         while True:
+            while not pipe.poll(1.0):  # siblings hold the pipe open when the parent is killed
+                if os.getppid() != parent:
+                    os._exit(0)
             item = pipe.recv()
             pipe.send(_compile_safely(candidates[item], target, folder, item))
     except EOFError:

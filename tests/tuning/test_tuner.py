@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -47,6 +49,9 @@ class Scale(Template):
             os.kill(os.getpid(), signal.SIGSEGV)
         if repeat == 15:
             time.sleep(60)
+        if repeat == 17:
+            Path(os.environ["EFFC_TEST_PIDS"], str(os.getpid())).touch()
+            time.sleep(2)
         crash = 1 << 40 if repeat == 16 else 0
 
         def body(x, w, table, scratch, y, begin, end):  # type: ignore[no-untyped-def]
@@ -148,6 +153,31 @@ def test_interrupt_keeps_results(host: Target, tmp_path: Path) -> None:
         tuner.tune(regions, host, "full", database, 1, stop)
     _, info = tuner.tune(regions, host, "none", database, 1)
     assert info["measured_layers"] == 1
+
+
+def test_killed_tuner_leaves_no_workers(
+    host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFFC_TEST_PIDS", str(tmp_path))
+    region = _region(17)
+    candidates = [Candidate(region, c) for c in registry.choices(region, host)] * 2
+    process = multiprocessing.get_context("fork").Process(
+        target=compile_candidates, args=(candidates, host, tmp_path, 2)
+    )
+    process.start()
+    _wait(lambda: len(list(tmp_path.glob("[0-9]*"))) == 2)
+    process.kill()
+    process.join()
+    pids = [int(file.name) for file in tmp_path.glob("[0-9]*")]
+    _wait(lambda: not any(Path(f"/proc/{pid}/fd/0").exists() for pid in pids))
+
+
+def _wait(done: Callable[[], bool]) -> None:
+    """Poll for a state that must come, for at most half a minute."""
+    end = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_full_continues_after_quick_but_not_the_reverse(host: Target) -> None:
