@@ -69,7 +69,9 @@ def copy_stage(shape: ConvShape, source: Source, lanes: int, size: int) -> tirx.
                     bind(unit * shape.input_positions + _first(shape, phase, ranges)),
                     bind(to + number * source.plane + _flat([r[0] for r in ranges], source.extent)),
                 ]
-                _rows(shape, source, ranges, 0, starts, x, p, lanes)
+                # How far a row's vectors may read from its first element: to the row's end.
+                room = shape.input[last] - _first_on_axis(shape, phase, ranges, last)
+                _rows(shape, source, ranges, 0, starts, room, x, p, lanes)
 
     return stage_func([("x", "float32", total), ("p", "float32", size)], body)
 
@@ -84,11 +86,14 @@ def _valid(shape: ConvShape, source: Source, phase: tuple[int, ...], i: int) -> 
 
 def _first(shape: ConvShape, phase: tuple[int, ...], ranges: list[tuple[int, int]]) -> int:
     """Flat input offset of the first valid destination element."""
-    coords = [
-        lo * s + ph - pad
-        for (lo, _), s, ph, pad in zip(ranges, shape.strides, phase, shape.pads, strict=True)
-    ]
+    coords = [_first_on_axis(shape, phase, ranges, i) for i in range(len(ranges))]
     return _flat(coords, shape.input)
+
+
+def _first_on_axis(
+    shape: ConvShape, phase: tuple[int, ...], ranges: list[tuple[int, int]], axis: int
+) -> int:
+    return ranges[axis][0] * shape.strides[axis] + phase[axis] - shape.pads[axis]
 
 
 def _flat(coords: list[int], extent: tuple[int, ...]) -> int:
@@ -104,6 +109,7 @@ def _rows(
     ranges: list[tuple[int, int]],
     axis: int,
     starts: list[Expr],
+    room: int,
     x: Any,
     p: Any,
     lanes: int,
@@ -111,9 +117,6 @@ def _rows(
     """Loops over the outer axes, then one strided row copy."""
     lo, hi = ranges[axis]
     if axis == len(ranges) - 1:
-        # How far a vector may read: the row's own end, in elements from its first one.
-        first = lo * shape.strides[axis] - shape.pads[axis]
-        room = min(shape.input[axis] - max(first, 0), (hi - lo) * shape.strides[axis])
         _row(x, starts[0], p, starts[1], hi - lo, shape.strides[axis], room, lanes)
         return
     steps = [
@@ -122,7 +125,7 @@ def _rows(
     ]
     with loop(hi - lo) as i:
         moved = [bind(start + i * step) for start, step in zip(starts, steps, strict=True)]
-        _rows(shape, source, ranges, axis + 1, moved, x, p, lanes)
+        _rows(shape, source, ranges, axis + 1, moved, room, x, p, lanes)
 
 
 def _volume(extent: tuple[int, ...], axis: int) -> int:

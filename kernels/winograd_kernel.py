@@ -255,7 +255,7 @@ class WinogradKernel:
             for j, value in enumerate(transform(self.b, values, run)):
                 vstore(v, to + j * step, value, run)
 
-    # -- product and output -------------------------------------------------------------------------
+    # -- product and output --------------------------------------------------------------------
 
     def _channels(
         self, batch: Expr, row: Expr, channel: Expr, channels: int, v: Any, at: Expr

@@ -70,8 +70,9 @@ def _frozen(rows: list[list[Fraction]]) -> Matrix:
 def transform_weights(weight: np.ndarray, m: int) -> np.ndarray:
     """``[cout, cin, 3, 3]`` to float32 ``[(m+2)^2, cout, cin]``, computed in float64."""
     g = np.array([[float(v) for v in row] for row in matrices(m)[1]])
-    made = np.einsum("ij,ocjk,lk->iloc", g, weight.astype(np.float64), g)
-    return made.reshape(-1, *weight.shape[:2]).astype(np.float32)
+    made: np.ndarray = np.einsum("ij,ocjk,lk->iloc", g, weight.astype(np.float64), g)
+    flat = made.reshape(-1, *weight.shape[:2])
+    return np.ascontiguousarray(flat, dtype=np.float32)
 
 
 def transform(rows: Matrix, values: Sequence[Expr], lanes: int) -> list[Expr]:
