@@ -205,17 +205,20 @@ def _int_divide(a: Expr, b: Expr, dtype: str, operate: Callable[[Expr, Expr], Ex
 
 def _mod(o: Operands) -> Expr:
     a, b = o.args
-    if o.is_float:
-        return vm.libm("fmod", a, b)
     if o.dtypes[0] in _UNSIGNED:
         return _int_divide(a, b, o.dtypes[0], _remainder)
     b = bind(b)
-    result = bind(_int_divide(a, b, o.dtypes[0], _remainder))
+    if o.is_float:
+        result = bind(vm.libm("fmod", a, b))
+    else:
+        result = bind(_int_divide(a, b, o.dtypes[0], _remainder))
     if o.attr("fmod", 0):
         return result
     zero = vm.const(0, b)
-    opposite = (result ^ b) < zero
-    return vm.select(tirx.And(tirx.NE(result, zero), opposite), result + b, result)
+    opposite = tirx.Or(
+        tirx.And(result < zero, b > zero), tirx.And(result > zero, b < zero)
+    )
+    return vm.select(opposite, result + b, result)
 
 
 def _pow(o: Operands) -> Expr:

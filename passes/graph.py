@@ -221,7 +221,7 @@ def _bytes(value: ir.Value) -> int:
 def fold(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, ...] | None:
     """Constants equal to the node's outputs, or None if it cannot be folded.
 
-    A node folds if its inputs are constant (or its outputs empty, or it only
+    A node folds if its inputs are constant or empty (or its outputs empty, or it only
     asks for a shape) and the result is not absurdly larger than its operands.
     The node itself is left as it is.
     """
@@ -239,16 +239,23 @@ def fold(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, ...] | None:
             return tuple(_constants(graph, node, [np.array(prod(shape), np.int64)]))
         part = shape[attribute(node, "start", 0) : attribute(node, "end")]
         return tuple(_constants(graph, node, [np.array(part, np.int64)]))
-    if any(v is not None and v.const_value is None for v in node.inputs):
+    if any(v is not None and _known(v) is None for v in node.inputs):
         return None
     made = sum(_bytes(v) for v in node.outputs)
     read = sum(_bytes(v) for v in node.inputs if v is not None)
     if made > FOLD_LIMIT or made > read + FOLD_GROWTH:
         return None
-    arrays_or_none = evaluate(node, [const(v) for v in node.inputs])
+    arrays_or_none = evaluate(node, [None if v is None else _known(v) for v in node.inputs])
     if arrays_or_none is None:
         return None
     return tuple(_constants(graph, node, arrays_or_none))
+
+
+def _known(value: ir.Value) -> Array | None:
+    """A constant's value; a tensor without elements is known as well."""
+    if value.const_value is None and 0 in shape_of(value):
+        return np.zeros(shape_of(value), dtype_of(value).numpy())
+    return const(value)
 
 
 def _fold_unknown(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, ...] | None:
@@ -256,7 +263,7 @@ def _fold_unknown(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, ...] | None
     values = [v for v in node.inputs if v is not None]
     if any(v.const_value is None for v in values) or sum(map(_bytes, values)) > FOLD_GROWTH:
         return None
-    if node.op_type not in ("NonZero", "Unique", "Compress", "NonMaxSuppression"):
+    if node.op_type not in ("NonZero", "Unique", "Compress", "NonMaxSuppression", "Range"):
         return None
     arrays = evaluate(node, [const(v) for v in node.inputs])
     return None if arrays is None else tuple(_constants(graph, node, arrays))

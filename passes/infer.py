@@ -174,11 +174,18 @@ _BY_VALUE = {"Compress": _compress, "MaxUnpool": _max_unpool}
 """Operators whose result's shape is a value that ONNX's inference does not look at."""
 
 
+_CORRECTED = frozenset({"AveragePool", "LpPool", "MaxPool"})
+"""Operators whose inference at ``OPSET`` ignores a rule that later versions state: with
+``ceil_mode``, no window starts in the padding behind the tensor."""
+
+
 def _apply(
     schema: Any, proto: onnx.NodeProto, types: dict[str, bytes], data: dict[str, bytes]
 ) -> dict[str, bytes]:
     """Run a schema's inference; element types may be those of the newest opset."""
     node = proto.SerializeToString()
+    if proto.op_type in _CORRECTED:
+        schema = onnx.defs.get_schema(proto.op_type, onnx.defs.onnx_opset_version(), "")
     try:
         found: dict[str, bytes] = schema._infer_node_outputs(
             node, types, data, {}, {"": OPSET}, onnx.IR_VERSION
