@@ -214,11 +214,9 @@ def _mod(o: Operands) -> Expr:
         result = bind(_int_divide(a, b, o.dtypes[0], _remainder))
     if o.attr("fmod", 0):
         return result
-    zero = vm.const(0, b)
-    opposite = tirx.Or(
-        tirx.And(result < zero, b > zero), tirx.And(result > zero, b < zero)
-    )
-    return vm.select(opposite, result + b, result)
+    sign = result * b if o.is_float else tirx.bitwise_xor(result, b)
+    apart = vm.select(sign < vm.const(0, b), b, vm.const(0, b))
+    return vm.select(tirx.EQ(result, vm.const(0, b)), result, result + apart)
 
 
 def _pow(o: Operands) -> Expr:

@@ -155,7 +155,7 @@ def _axis_table(op: Op, size: int, out: int, scale: float) -> tuple[np.ndarray, 
     else:
         a = float(op.attrs.get("cubic_coeff_a", -0.75))
         radius, kernel = 2.0, lambda t: _cubic(np.abs(t), a)
-    exclude = bool(op.attrs.get("exclude_outside", 0)) or stretch > 1.0
+    exclude = bool(op.attrs.get("exclude_outside", 0))
     return _filter(positions.astype(np.float64), size, radius * stretch, stretch, kernel, exclude)
 
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ def _run_stage(function: Any, stage: Stage, memory: dict[str, _Guarded], parts: 
     scratch = _Guarded(stage.scratch, 0)
     pointers = [scratch.pointer() if a == "scratch" else memory[a].pointer() for a in stage.args]
     bounds = [stage.extent * i // parts for i in range(parts + 1)]
-    for begin, end in reversed(list(zip(bounds, bounds[1:], strict=False))):
+    for begin, end in reversed(list(pairwise(bounds))):
         function(*pointers, ctypes.c_int32(begin), ctypes.c_int32(end))
     assert scratch.intact(), "wrote outside the scratch"
 
@@ -258,3 +259,26 @@ def check(
         for pair in kernel.inplace if inplace else ():
             found.append((run_kernel(kernel, region, inputs, target, inplace=pair), expected))
     return found
+
+
+def assert_close(
+    found: Sequence[tuple[Arrays, Arrays]], bound: float | Arrays, eps: float | None = None
+) -> None:
+    """Floats within ``eps * bound`` (element-wise or one number), everything else equal.
+
+    ``bound`` is the magnitude of what is added up on the way to a result; ``eps``
+    defaults to 4 units of the result's precision.
+    """
+    for got, expected in found:
+        for name, want in expected.items():
+            have = got[name]
+            assert have.shape == want.shape
+            assert have.dtype == want.dtype
+            if want.dtype.kind != "f":
+                np.testing.assert_array_equal(have, want)
+                continue
+            limit = bound[name] if isinstance(bound, Mapping) else bound
+            unit = 4 * np.finfo(want.dtype).eps if eps is None else eps
+            error = np.abs(have.astype(np.float64) - want)
+            worst = float((error / (unit * np.asarray(limit) + 1e-30)).max(initial=0.0))
+            assert worst <= 1, f"{name}: {worst} times the bound"

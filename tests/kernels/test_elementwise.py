@@ -143,7 +143,7 @@ def test_pow_with_constant_exponent(exponent: float) -> None:
 
 def test_pow_of_integers() -> None:
     x, y = np.array([7, -7, 2, 1, 3], np.int32), np.array([3, 3, 4, 0, 2], np.int32)
-    _compare(_run([Node("Pow", ["x", "y"])], {"x": x, "y": y}), 0)
+    _compare(_run([Node("Pow", ["x", "e"])], {"x": x, "e": y}), 0)
 
 
 @pytest.mark.parametrize("bounds", [(-1.0, 2.0), (None, 2.0), (0.0, None)])
