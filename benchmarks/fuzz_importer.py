@@ -138,7 +138,8 @@ def change_tensor(model: onnx.ModelProto, rng: random.Random) -> None:
         data = bytearray(tensor.raw_data)
         for _ in range(min(len(data), 8)):
             data[rng.randrange(len(data))] = rng.randrange(256)
-        tensor.raw_data = bytes(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data)
+        kept = rng.randrange(len(data) + 1) if rng.random() < 0.3 else len(data)
+        tensor.raw_data = bytes(data[:kept])
     elif choice == 3:
         tensor.data_location = TensorProto.EXTERNAL
         key = rng.choice(["location", "offset", "length"])

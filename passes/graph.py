@@ -42,8 +42,10 @@ FOLD_GROWTH = 16 << 20
 
 # Folding these would lose what they say (quantization), or is impossible.
 _NEVER_FOLDED = frozenset(
-    "DequantizeLinear RandomNormal RandomUniform RandomNormalLike RandomUniformLike "
-    "Multinomial Bernoulli".split()
+    {
+        "DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike",
+        "RandomUniformLike", "Multinomial", "Bernoulli",
+    }
 )
 
 
@@ -296,5 +298,5 @@ def prune(graph: ir.Graph, node: ir.Node) -> int:
             if producer is not None:
                 stack.append(producer)
             elif value.is_initializer() and not value.uses() and not value.is_graph_output():
-                graph.initializers.pop(value.name, None)
+                graph.initializers.pop(value.name or "", None)
     return removed

@@ -29,12 +29,24 @@ DATA_LIMIT = 4096
 """Elements of the largest constant whose value is shown to shape inference."""
 
 _SAME_SHAPE = frozenset(
-    "Abs Ceil Erf Exp Floor HardSwish HardSigmoid Identity LeakyRelu Elu Log Mish Neg Not "
-    "Reciprocal Relu Round Sigmoid Sign Softplus Softsign Sqrt Tanh Clip Gelu Softmax "
-    "LogSoftmax Celu Selu ThresholdedRelu".split()
+    {
+        "Abs", "Ceil", "Erf", "Exp", "Floor", "HardSwish", "HardSigmoid", "Identity",
+        "LeakyRelu", "Elu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round",
+        "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Tanh", "Clip", "Gelu", "Softmax",
+        "LogSoftmax", "Celu", "Selu", "ThresholdedRelu",
+    }
 )
-_BROADCAST = frozenset("Add Sub Mul Div Pow And Or Xor Max Min Sum PRelu Mod".split())
-_COMPARE = frozenset("Equal Greater Less GreaterOrEqual LessOrEqual".split())
+_BROADCAST = frozenset(
+    {
+        "Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Max", "Min", "Sum", "PRelu",
+        "Mod",
+    }
+)
+_COMPARE = frozenset(
+    {
+        "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual",
+    }
+)
 
 
 def static_shape(value: ir.Value) -> tuple[int, ...] | None:
@@ -149,20 +161,6 @@ def _constant(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
     return value.const_value.numpy()
 
 
-def _compress(node: ir.Node) -> None:
-    """Compress by a constant condition."""
-    x, condition = node.inputs[0], _constant(node.inputs[1])
-    shape = None if x is None else static_shape(x)
-    if condition is None or shape is None:
-        return
-    count = int(np.count_nonzero(condition))
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else None
-    dims = [count] if axis is None else list(shape)
-    if axis is not None:
-        dims[axis] = count
-    node.outputs[0].shape = ir.Shape(dims)
-
-
 def _max_unpool(node: ir.Node) -> None:
     """MaxUnpool to a constant output shape."""
     wanted = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -170,7 +168,7 @@ def _max_unpool(node: ir.Node) -> None:
         node.outputs[0].shape = ir.Shape([int(d) for d in wanted])
 
 
-_BY_VALUE = {"Compress": _compress, "MaxUnpool": _max_unpool}
+_BY_VALUE = {"MaxUnpool": _max_unpool}
 """Operators whose result's shape is a value that ONNX's inference does not look at."""
 
 

@@ -9,7 +9,7 @@ of minus infinity. Exact.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -99,7 +99,7 @@ class MergePad(RewritePass):
     @staticmethod
     def _value_fits(
         node: ir.Node, pad: ir.Node, source: ir.Value, padded: bool
-    ) -> tuple[dict[str, int], str]:
+    ) -> tuple[dict[str, Any], str]:
         """Attributes to set, and why the padding's value forbids the merge (or "")."""
         fill = _fill(pad)
         if node.op_type == "MaxPool":

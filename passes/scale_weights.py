@@ -98,4 +98,4 @@ def _replace(graph: ir.Graph, node: ir.Node, index: int, value: ir.Value) -> Non
     old = node.inputs[index]
     node.replace_input_with(index, value)
     if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
-        graph.initializers.pop(old.name, None)
+        graph.initializers.pop(old.name or "", None)

@@ -23,19 +23,22 @@ Pull = Callable[[ir.Value], ir.Value]
 """Gives a value as it was before the transpose."""
 
 ELEMENTWISE = frozenset(
-    (
-        "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr "
-        "BitwiseXor Cast Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater "
-        "GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean "
-        "Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh "
-        "Softplus Softsign Sqrt Sub Sum Tan Tanh ThresholdedRelu Where Xor"
-    ).split()
+    {
+        "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift",
+        "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "Ceil", "Celu", "Clip",
+        "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater",
+        "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less",
+        "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or",
+        "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Sinh",
+        "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where",
+        "Xor",
+    }
 )
 _REDUCTIONS = frozenset(
-    (
-        "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare "
-        "ReduceLogSum ReduceLogSumExp"
-    ).split()
+    {
+        "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1",
+        "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp",
+    }
 )
 _ONE_AXIS = frozenset({"Concat", "Softmax", "LogSoftmax", "Split"})
 
@@ -152,8 +155,7 @@ def _rewritten(writer: Writer, node: ir.Node, perm: Perm, before: Pull) -> Seque
             return writer.ops(op, *map(before, data_operands(node)), outputs=1, **attrs)
         return writer.ops(op, x, *node.inputs[1:], outputs=count, **attrs)
     if op in _REDUCTIONS:
-        axes = np.array(_reduced_axes(node, perm), np.int64)
-        return [writer.op(op, x, axes, **attrs)]
+        return [writer.op(op, x, np.array(_reduced_axes(node, perm), np.int64), **attrs)]
     if op == "Slice":
         axes = const(node.inputs[3])
         assert axes is not None

@@ -147,13 +147,14 @@ def bind_constants(
     _unknown("constants", constants, inputs)
     result = {}
     for value in inputs:
-        if value.name not in constants:
+        name = value.name or ""
+        if name not in constants:
             continue
-        array = np.asarray(constants[value.name])
+        array = np.asarray(constants[name])
         if value.dtype is not None and array.dtype != value.dtype.numpy():
             if not np.can_cast(array.dtype, value.dtype.numpy(), "same_kind"):
                 raise UsageError(
-                    "the constant has the wrong type", where=value.name,
+                    "the constant has the wrong type", where=name,
                     expected=value.dtype.numpy().name, got=array.dtype.name,
                 )
             array = array.astype(value.dtype.numpy())
@@ -163,8 +164,8 @@ def bind_constants(
             or any(isinstance(d, int) and d != s for d, s in zip(dims, array.shape, strict=True))
         ):
             raise UsageError(
-                "the constant has the wrong shape", where=value.name,
-                expected=_spell(value.name, dims), got=array.shape,
+                "the constant has the wrong shape", where=name,
+                expected=_spell(name, dims), got=array.shape,
             )
-        result[value.name] = array
+        result[name] = array
     return result

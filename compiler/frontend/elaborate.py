@@ -147,7 +147,7 @@ class Elaborator:
         name = fresh_name(self.graph, name)
         value = ir.Value(
             name=name,
-            shape=ir.Shape(tuple(tensor.shape)),
+            shape=ir.Shape(int(str(d)) for d in tensor.shape),
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )

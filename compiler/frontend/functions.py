@@ -13,8 +13,10 @@ from effc.passes.graph import OPSET, dtype_of, shape_of
 __all__ = ["INLINED", "instantiate", "schema_function"]
 
 INLINED = frozenset(
-    "AffineGrid CenterCropPad DynamicQuantizeLinear MeanVarianceNormalization "
-    "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss".split()
+    {
+        "AffineGrid", "CenterCropPad", "DynamicQuantizeLinear", "MeanVarianceNormalization",
+        "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss",
+    }
 )
 """Operators of ``OPSET`` that are replaced by ONNX's definition because no kernel has them."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from effc.errors import ModelError, UsageError
 
@@ -84,7 +84,7 @@ def external_tensor(tensor: ir.ExternalTensor, folder: Path | None) -> np.ndarra
             "external data is missing", where=name, expected=f"a file {location} beside the model"
         )
     dtype = tensor.dtype.numpy()
-    shape = tuple(int(d) for d in tensor.shape)
+    shape = tuple(int(str(d)) for d in tensor.shape)
     needed = prod(shape) * dtype.itemsize if tensor.dtype.bitwidth >= 8 else (
         -(-prod(shape) * tensor.dtype.bitwidth // 8)
     )

@@ -29,7 +29,7 @@ _BITS = {
 }
 _TYPE_BITS = {
     TensorProto.DataType.Value(name): bits
-    for name, bits in _BITS.items() if name in TensorProto.DataType.keys()
+    for name, bits in _BITS.items()
 }
 
 
@@ -114,7 +114,9 @@ def _check_attributes(node: onnx.NodeProto) -> None:
             try:
                 attr.s.decode()
             except UnicodeDecodeError:
-                raise ModelError("the attribute is not text", where=where, got=attr.s[:40]) from None
+                raise ModelError(
+                    "the attribute is not text", where=where, got=attr.s[:40]
+                ) from None
         for tensor in ([attr.t] if attr.HasField("t") else []) + list(attr.tensors):
             if tensor.data_location == TensorProto.EXTERNAL and node.op_type != "Constant":
                 raise ModelError("external data in an attribute", where=where)

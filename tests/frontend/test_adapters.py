@@ -114,8 +114,8 @@ CASES: dict[str, tuple[int, str]] = {
     "reduction of everything": (
         13, "g (float[2,3] x) => (float[a,b] y) { y = ReduceMean(x) }"),
     "batch normalization": (
-        9, "g (float[2,3,4] x, float[3] s, float[3] b, float[3] m, float[3] v) => (float[a,b,c] y) {\n"
-        "w = Abs(v) y = BatchNormalization<epsilon=0.1>(x, s, b, m, w) }"),
+        9, "g (float[2,3,4] x, float[3] s, float[3] b, float[3] m, float[3] v)"
+        "=> (float[a,b,c] y) {\n w = Abs(v) y = BatchNormalization<epsilon=0.1>(x, s, b, m, w) }"),
     "dropout": (
         9, "g (float[2,3] x) => (float[2,3] y) { t = Dropout<ratio=0.4>(x) y = Neg(t) }"),
     "upsample": (
@@ -130,7 +130,8 @@ CASES: dict[str, tuple[int, str]] = {
     "resize with empty operands": (
         11, "g (float[1,2,3,4] x) => (float[a,b,c,d] y)\n"
         "<float[0] none = {}, float[4] s = {1,1,2,2}> {\n"
-        "y = Resize<mode=\"linear\", coordinate_transformation_mode=\"align_corners\">(x, none, s) }"),
+        "y = Resize<mode=\"linear\", coordinate_transformation_mode=\"align_corners\">"
+        "(x, none, s) }"),
     "grid sample": (
         16, "g (float[1,1,4,4] x, float[1,3,3,2] p) => (float[a,b,c,d] y) {\n"
         "y = GridSample<mode=\"bilinear\", align_corners=1>(x, p) }"),
@@ -200,9 +201,26 @@ def test_group_normalization() -> None:
 
 
 def test_batch_first_recurrence_is_transposed() -> None:
-    text = """g (float[2,3,4] x, float[1,15,4] w, float[1,15,5] r) => (float[a,b,c,d] y, float[e,f,h] last)
+    text = """g (float[2,3,4] x, float[1,15,4] w, float[1,15,5] r)
+    => (float[a,b,c,d] y, float[e,f,h] last)
     { y, last = GRU<hidden_size=5, layout=1>(x, w, r) }"""
     model = import_model(_newer(22, text))
     shapes = [tuple(v.shape or ()) for v in model.graph.outputs]
     assert shapes == [(2, 3, 1, 5), (2, 1, 5)]
     assert all("layout" not in node.attributes for node in model.graph)
+
+
+def test_blocked_quantization_is_plain_arithmetic() -> None:
+    text = """g (float[4,6] x, float[2,6] s) => (int8[4,6] q, float[4,6] y)
+    <int8[2,6] z = {1,2,3,4,5,6,-1,-2,-3,-4,-5,-6}>
+    { a = Abs(s) q = QuantizeLinear<axis=0, block_size=2>(x, a, z)
+      y = DequantizeLinear<axis=0, block_size=2>(q, a, z) }"""
+    model = import_model(_newer(21, text))
+    rng = np.random.default_rng(0)
+    x, s = (rng.standard_normal(n).astype(np.float32) for n in ((4, 6), (2, 6)))
+    zero = np.repeat(np.array([[1, 2, 3, 4, 5, 6], [-1, -2, -3, -4, -5, -6]]), 2, axis=0)
+    scale = np.repeat(np.abs(s), 2, axis=0)
+    q, y = run(model, {"x": x, "s": s})
+    expected = np.clip(np.rint(x / scale) + zero, -128, 127)
+    np.testing.assert_array_equal(q, expected.astype(np.int8))
+    np.testing.assert_array_equal(y, (q.astype(np.float32) - zero).astype(np.float32) * scale)

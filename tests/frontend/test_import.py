@@ -204,7 +204,7 @@ def test_unknown_versions_are_rejected(field: str, value: int) -> None:
         proto.opset_import[0].version = value
     else:
         proto.ir_version = value
-    with pytest.raises(ModelError, match="version|opset"):
+    with pytest.raises(ModelError, match=r"version|opset"):
         import_model(proto)
 
 
