@@ -1,10 +1,8 @@
 """Depthwise convolution: one filter per input channel, any kernel, stride, dilation, padding.
 
-A parallel unit is one band of output rows of one output channel. Its input
-rows are copied once into scratch with padding and, for column strides, dealt
-into phases (``effc.kernels.plane``). Then ``rows`` x ``vectors`` outputs are
-computed at a time: every input vector is loaded once and multiplied into all
-output rows that use it, and the filter stays in registers.
+A parallel unit is one output plane. ``rows`` x ``vectors`` outputs are computed at a time,
+straight from the input (``effc.kernels.stencil``): every input vector is loaded once and
+multiplied into all output rows that use it, and the filter stays in registers.
 
 The order of additions differs from ONNX Runtime's; the result differs by
 rounding only, at most ``2 * kh * kw * eps * sum |x * w|``.
@@ -18,11 +16,12 @@ from typing import Any, ClassVar
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels.builder import Param, bind, loop, splat, stage_func, unravel, vload
+from effc.kernels.builder import Param, bind, loop, splat, stage_func, unravel
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import load_scalars
-from effc.kernels.plane import Plane, PlaneOutput
+from effc.kernels.plane import PlaneOutput
 from effc.kernels.region import Op, Region, Value
+from effc.kernels.stencil import Cut, RowReader, Span, Stencil, each_span
 from effc.kernels.template import Config, Kernel, Stage, Template
 from effc.kernels.window import Axis, window_axes
 
@@ -75,29 +74,27 @@ class DepthwiseConv(Template):
         """See :meth:`Template.candidates`."""
         assert region.anchor is not None
         shape = _shape(region.anchor)
-        found: dict[tuple[int, ...], tuple[Config, float]] = {}
+        found: list[tuple[Config, float]] = []
         for lanes in _widths(shape.x.out, target.lanes):
-            for vectors in (1, 2):
+            for vectors in (1, 2, 3, 4):
                 for rows in (1, 2, 3, 4, 7, 8):
-                    for bands in (1, 2, 4):
-                        key = (lanes, vectors, rows, bands)
-                        cost = _cost(shape, target, *key)
-                        if cost is not None:
-                            config = dict(
-                                zip(("lanes", "vectors", "rows", "bands"), key, strict=True)
-                            )
-                            found[key] = (config, cost)
-        return sorted(found.values(), key=lambda item: item[1])[:12]
+                    cost = _cost(shape, target, lanes, vectors, rows)
+                    if cost is not None:
+                        found.append(({"lanes": lanes, "vectors": vectors, "rows": rows}, cost))
+        return sorted(found, key=lambda item: item[1])[:12]
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         """See :meth:`Template.build`."""
         op = region.anchor
         assert op is not None
         shape = _shape(op)
-        lanes, bands = int(config["lanes"]), int(config["bands"])
-        vectors, rows = int(config["vectors"]), int(config["rows"])
-        band = shape.y.out // bands
-        plane = Plane(shape.y, shape.x, lanes, band, -shape.x.out % lanes)
+        stencil = Stencil(
+            shape.y,
+            shape.x,
+            int(config["lanes"]),
+            target.arch in ("aarch64", "arm"),
+            tirx.const(0, "float32"),
+        )
         epilogue = Epilogue(region, op.outputs[0], shape.view)
         data, weight, bias = op.inputs[0], op.inputs[1], _bias(op)
         assert data is not None
@@ -114,18 +111,16 @@ class DepthwiseConv(Template):
         extra = len(params)
         params += epilogue.params
         params.append(("y", epilogue.out_dtype, op.outputs[0].type.size))
-        params.append(("scratch", "float32", plane.elements))
-        code = _Code(shape, plane, epilogue, target, rows, vectors)
+        code = _Code(shape, stencil, epilogue, target, int(config["rows"]), int(config["vectors"]))
 
         def body(*arguments: Any) -> None:
-            *buffers, y, scratch, begin, end = arguments
-            code.emit(buffers[:extra], buffers[extra:], y, scratch, begin, end)
+            *buffers, y, begin, end = arguments
+            code.emit(buffers[:extra], buffers[extra:], y, begin, end)
 
         stage = Stage(
             stage_func(params, body),
-            (*args, *epilogue.args, region.outputs[0].name, "scratch"),
-            shape.batch * shape.outputs * bands,
-            plane.elements * 4,
+            (*args, *epilogue.args, region.outputs[0].name),
+            shape.batch * shape.outputs,
         )
         return Kernel((stage,), weights, inplace=epilogue.inplace)
 
@@ -135,115 +130,106 @@ class _Code:
     """Emits the body of the stage function."""
 
     shape: _Shape
-    plane: Plane
+    stencil: Stencil
     epilogue: Epilogue
     target: Target
     rows: int
     vectors: int
 
-    def emit(
-        self, inputs: list[Any], operands: list[Any], y: Any, scratch: Any, begin: Expr, end: Expr
-    ) -> None:
-        shape, plane = self.shape, self.plane
-        zero = tirx.const(0, "float32")
-        bands = shape.y.out // plane.band
+    def emit(self, inputs: list[Any], operands: list[Any], y: Any, begin: Expr, end: Expr) -> None:
+        shape, stencil = self.shape, self.stencil
         taps = shape.y.kernel * shape.x.kernel
-        plane.clear(scratch, 0, zero)
-        with loop(begin, end) as unit:
-            image, band = unravel(unit, (shape.batch * shape.outputs, bands))
+        each = shape.outputs // shape.channels
+        row_cut = Cut(shape.y, self.rows, 1)
+        column_cut = Cut(shape.x, self.vectors * stencil.lanes, stencil.block)
+        with loop(begin, end) as image:
             n, channel = unravel(image, (shape.batch, shape.outputs))
-            band = bind(band * plane.band) if bands > 1 else 0
-            each = shape.outputs // shape.channels
-            source = bind(
-                (n * shape.channels + tirx.truncdiv(channel, each)) * (shape.y.size * shape.x.size)
+            plane = n * shape.channels + tirx.truncdiv(channel, each)
+            tile = _Tile(
+                self,
+                inputs[0],
+                bind(plane * (shape.y.size * shape.x.size)),
+                load_scalars(inputs[1], bind(channel * taps), taps, self.target),
+                bind(inputs[2][channel]) if len(inputs) > 2 else None,
+                PlaneOutput(self.epilogue, y, operands, shape.view[2], n, channel, image),
             )
-            first = bind(band * shape.y.stride - shape.y.before) if bands > 1 else -shape.y.before
-            plane.copy(inputs[0], source, first, scratch, 0, zero, lambda v: v)
-            weights = load_scalars(inputs[1], bind(channel * taps), taps, self.target)
-            bias = bind(inputs[2][channel]) if len(inputs) > 2 else zero
-            store = PlaneOutput(self.epilogue, y, operands, shape.view[2], n, channel, image)
-            self._rows(scratch, weights, bias, band, store)
+            for rows, row in each_span(row_cut.spans):
+                for columns, column in each_span(column_cut.spans):
+                    tile.emit(rows, row, columns, column)
 
-    def _rows(
-        self, scratch: Any, weights: list[Expr], bias: Expr, band: Expr, store: PlaneOutput
-    ) -> None:
-        full, rest = divmod(self.plane.band, self.rows)
-        step = self.shape.y.stride * self.plane.row
-        if full:
-            with loop(full) as r:
-                row = bind(r * self.rows)
-                self._columns(scratch, weights, bias, row * step, band + row, self.rows, store)
-        if rest:
-            row = full * self.rows
-            self._columns(scratch, weights, bias, row * step, band + row, rest, store)
 
-    def _columns(
-        self,
-        scratch: Any,
-        weights: list[Expr],
-        bias: Expr,
-        origin: Expr,
-        row: Expr,
-        rows: int,
-        store: PlaneOutput,
-    ) -> None:
-        """All columns of ``rows`` output rows from output row ``row`` on."""
-        lanes, width = self.plane.lanes, self.shape.x.out
-        wide = self.vectors * lanes
-        full, rest = divmod(width, wide)
-        origin = bind(origin) if not isinstance(origin, int) else tirx.const(origin, "int32")
-        start = bind(row * width)
-        if full > 1:
-            with loop(full) as v:
-                column = bind(v * wide)
-                self._tile(
-                    scratch,
-                    weights,
-                    bias,
-                    origin + column,
-                    start + column,
-                    rows,
-                    [lanes] * self.vectors,
-                    store,
-                )
-        elif full:
-            self._tile(scratch, weights, bias, origin, start, rows, [lanes] * self.vectors, store)
-        if rest:
-            column = full * wide
-            valid = [min(lanes, rest - i) for i in range(0, rest, lanes)]
-            self._tile(scratch, weights, bias, origin + column, start + column, rows, valid, store)
+@dataclass(frozen=True)
+class _Tile:
+    """A register tile of one plane."""
 
-    def _tile(
-        self,
-        scratch: Any,
-        weights: list[Expr],
-        bias: Expr,
-        origin: Expr,
-        out: Expr,
-        rows: int,
-        valid: list[int],
-        store: PlaneOutput,
-    ) -> None:
-        """``rows`` x ``len(valid)`` vectors of outputs; ``valid[v]`` lanes are stored."""
-        shape, lanes = self.shape, self.plane.lanes
+    code: _Code
+    source: Any
+    plane: Expr
+    weights: list[Expr]
+    bias: Expr | None
+    output: PlaneOutput
+
+    def emit(self, rows: Span, row: Expr, columns: Span, column: Expr) -> None:
+        """Outputs from (``row``, ``column``) on, both the first of a tile of their span."""
+        shape, stencil = self.code.shape, self.code.stencil
+        y, x, lanes = shape.y, shape.x, stencil.lanes
+        vectors = -(-columns.size // lanes)
         total: dict[tuple[int, int], Expr] = {}
-        for row in range(shape.y.extent(rows)):
+        for r in range(y.extent(rows.size)):
+            lowest = rows.first * y.stride - y.before + r
+            highest = lowest + (rows.count - 1) * rows.size * y.stride
             users = [
-                (i, (row - i * shape.y.stride) // shape.y.dilation)
-                for i in range(rows)
-                if (row - i * shape.y.stride) % shape.y.dilation == 0
-                and 0 <= (row - i * shape.y.stride) // shape.y.dilation < shape.y.kernel
+                (i, (r - i * y.stride) // y.dilation)
+                for i in range(rows.size)
+                if (r - i * y.stride) % y.dilation == 0
+                and 0 <= (r - i * y.stride) // y.dilation < y.kernel
             ]
-            for kx in range(shape.x.kernel if users else 0):
-                for v in range(len(valid)):
-                    offset = row * self.plane.row + self.plane.tap(kx) + v * lanes
-                    x = bind(vload(scratch, origin + offset, lanes))
-                    for i, ky in users:
-                        w = splat(weights[ky * shape.x.kernel + kx], lanes)
-                        before = total.get((i, v), splat(bias, lanes))
-                        total[i, v] = bind(before + x * w)
-        for (i, v), value in total.items():
-            store.store(out + i * shape.x.out + v * lanes, value, valid[v], lanes)
+            if not users or lowest < 0 or highest >= y.size:
+                continue
+            line = bind(self.plane + (row * y.stride + (r - y.before)) * x.size)
+            reader = RowReader(
+                stencil,
+                self.source,
+                line,
+                (lowest, highest),
+                column,
+                columns.count > 1,
+                lambda value: value,
+            )
+            for v in range(vectors):
+                for kx in range(x.kernel):
+                    self._multiply(reader.tap(kx, v), kx, v, users, total)
+        start = bind(row * x.out + column)
+        for i in range(rows.size):
+            for v in range(vectors):
+                valid = min(lanes, columns.size - v * lanes)
+                value = total.get((i, v), self._initial())
+                self.output.store(start + (i * x.out + v * lanes), value, valid, lanes)
+
+    def _initial(self) -> Expr:
+        value = tirx.const(0, "float32") if self.bias is None else self.bias
+        return splat(value, self.code.stencil.lanes)
+
+    def _multiply(
+        self,
+        value: Expr | None,
+        kx: int,
+        v: int,
+        users: list[tuple[int, int]],
+        total: dict[tuple[int, int], Expr],
+    ) -> None:
+        """Add ``value`` times its weight to every output row that uses it."""
+        if value is None:
+            return
+        for i, ky in users:
+            weight = self.weights[ky * self.code.shape.x.kernel + kx]
+            product = value * splat(weight, self.code.stencil.lanes)
+            if (i, v) in total:
+                total[i, v] = bind(total[i, v] + product)
+            elif self.bias is None:
+                total[i, v] = bind(product)
+            else:
+                total[i, v] = bind(self._initial() + product)
 
 
 def _bias(op: Op) -> Value | None:
@@ -268,31 +254,27 @@ def _widths(out: int, lanes: int) -> list[int]:
     return widths
 
 
-def _cost(
-    shape: _Shape, target: Target, lanes: int, vectors: int, rows: int, bands: int
-) -> float | None:
+def _cost(shape: _Shape, target: Target, lanes: int, vectors: int, rows: int) -> float | None:
     """Rough cycles, or ``None`` if the configuration makes no sense for the shape."""
     y, x = shape.y, shape.x
-    if y.out % bands or rows > y.out // bands or (rows > 4 and y.out % rows):
-        return None
-    if vectors > 1 and vectors * lanes > max(x.out, lanes):
-        return None
-    band = y.out // bands
-    if bands > 1 and (band % rows or band < 4):
-        return None
-    taps = y.kernel * x.kernel
-    plane = Plane(y, x, lanes, band, -x.out % lanes)
-    live = rows * vectors + 2 + min(taps, target.vector_registers // 2)
-    tiles = -(-band // rows)
     per_row = -(-x.out // lanes)
-    loads = tiles * min(y.extent(rows), rows * y.kernel) * x.kernel * per_row
-    macs = band * taps * per_row
-    copies = plane.rows * -(-x.size // lanes) * 2
-    ragged = band * bin(x.out % lanes).count("1") * 2
-    overhead = tiles * (6 + 4 * -(-per_row // vectors)) + 40
+    if rows > y.out or vectors > per_row:
+        return None
+    simd = target.arch in ("aarch64", "arm")
+    taps = y.kernel * x.kernel
+    held = -(-taps // 4) if simd else min(taps, target.vector_registers // 2)
+    live = rows * vectors + vectors + 2 + held
+    variants = min(y.out // rows + 1, 3) * min(per_row // vectors + 1, 3)
+    if variants * rows * vectors * taps > 3000 and rows * vectors > 1:
+        return None
+    row_tiles, column_tiles = -(-y.out // rows), -(-per_row // vectors)
+    macs = y.out * taps * per_row
+    lines = row_tiles * min(y.extent(rows), rows * y.kernel)
+    moved = x.kernel * per_row if x.stride == 1 or not simd else (x.kernel + 1) * per_row
+    loads = lines * (moved + column_tiles)
+    ragged = y.out * bin(x.out % lanes).count("1") * 2 + lines * bool(x.size % lanes)
+    overhead = row_tiles * (6 + 6 * column_tiles) + 40
     spill = macs * max(live - target.vector_registers, 0) / target.vector_registers
-    chains = max(1.0, 8 / (rows * vectors)) ** 0.5
-    cost = macs * 0.5 * chains + loads * 0.5 + copies * 0.75 + ragged + overhead + spill
-    if plane.elements * 4 > target.l1_bytes * 0.7:
-        cost += (copies + loads / x.kernel) * 0.5
-    return cost * bands * shape.batch * shape.outputs
+    wait = max(1.0, 8 / (rows * vectors)) ** 0.5
+    cost = macs * 0.5 * wait + loads * 0.5 + y.out * per_row + ragged + overhead + spill
+    return cost * shape.batch * shape.outputs
