@@ -34,7 +34,9 @@ def replace_node(
     Returns:
         True, or why it was not done (the graph is then unchanged).
     """
-    kept: dict[str, Any] = {k: a for k, a in node.attributes.items() if k not in drop and k not in attrs}
+    kept: dict[str, Any] = {
+        k: a for k, a in node.attributes.items() if k not in drop and k not in attrs
+    }
     operands = node.inputs if inputs is None else inputs
     outs = writer.ops(node.op_type, *operands, outputs=len(node.outputs), **kept, **attrs)
     wanted = [shape_of(v) for v in node.outputs] if expect is None else list(expect)

@@ -138,18 +138,26 @@ class Elaborator:
         self._unknown.discard(old)
 
     def _adopt(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-        """Add a constant of the model to the graph without copying its data."""
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor = ir.tensor(external_tensor(tensor, self.folder), dtype=tensor.dtype)
+        """Add a constant of the model to the graph; its data is read here, once."""
         if tensor.dtype == ir.DataType.STRING:
             raise UnsupportedError("string tensors are not supported", where=name)
-        _check_nan(tensor, name)
+        if isinstance(tensor, ir.ExternalTensor):
+            array = external_tensor(tensor, self.folder)
+        else:
+            try:
+                array = tensor.numpy()
+            except ValueError:
+                raise ModelError(
+                    "the tensor's data does not have the size its shape says", where=name,
+                    expected=f"{tensor.dtype.name}{[int(str(d)) for d in tensor.shape]}",
+                ) from None
+        _check_nan(array, name)
         name = fresh_name(self.graph, name)
         value = ir.Value(
             name=name,
-            shape=ir.Shape(int(str(d)) for d in tensor.shape),
+            shape=ir.Shape(array.shape),
             type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
+            const_value=ir.Tensor(array, dtype=tensor.dtype, name=name),
         )
         self.graph.register_initializer(value)
         return value
@@ -238,10 +246,10 @@ def _label(node: ir.Node) -> str:
     return f"{node.op_type}_{first}" if first else node.op_type
 
 
-def _check_nan(tensor: ir.TensorProtocol, name: str) -> None:
-    if tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE) or tensor.size < 2:
+def _check_nan(array: Array, name: str) -> None:
+    """NaN in a tensor is an error; a single NaN may be meant (a fill value)."""
+    if array.dtype not in (np.float32, np.float64) or array.size < 2:
         return
-    array = tensor.numpy()
     with np.errstate(all="ignore"):
         suspicious = not np.isfinite(array.sum())
     if suspicious and np.isnan(array).any():

@@ -58,7 +58,7 @@ def validate(proto: onnx.ModelProto) -> onnx.ModelProto:
     if not graph.output:
         raise ModelError("the model has no outputs", where=graph.name)
     for tensor in graph.initializer:
-        check_tensor(tensor)
+        check_tensor(tensor, data=False)
     order = _check_names(graph)
     if order is not None:
         proto = _reordered(proto, order)
@@ -124,11 +124,16 @@ def _check_attributes(node: onnx.NodeProto) -> None:
                 check_tensor(tensor)
     for body in _subgraphs(node):
         for tensor in body.initializer:
-            check_tensor(tensor)
+            check_tensor(tensor, data=False)
 
 
-def check_tensor(tensor: TensorProto) -> None:
-    """Check that a tensor's data has the size that its shape and type say.
+def check_tensor(tensor: TensorProto, *, data: bool = True) -> None:
+    """Check a tensor's type and shape, and that its data has the size they say.
+
+    Args:
+        tensor: The tensor.
+        data: Whether to look at the data. (Protobuf copies it, so weights are
+            looked at once, when they are used.)
 
     Raises:
         ModelError: It has not, or the shape is absurd.
@@ -148,8 +153,8 @@ def check_tensor(tensor: TensorProto) -> None:
             "the tensor is too large", where=tensor.name,
             expected=f"<= {TENSOR_LIMIT} bytes", got=f"{list(tensor.dims)}",
         )
-    if tensor.data_location == TensorProto.EXTERNAL:
-        return  # checked when the file is opened
+    if not data or tensor.data_location == TensorProto.EXTERNAL:
+        return
     if tensor.HasField("raw_data"):
         found, expected = len(tensor.raw_data), nbytes
     else:
