@@ -64,7 +64,7 @@ class Operands:
         out_dtype: ONNX dtype of the result.
     """
 
-    args: tuple[Expr | None, ...]
+    args: tuple[Expr, ...]
     dtypes: tuple[str, ...]
     values: tuple[float | int | bool | None, ...]
     attrs: Mapping[str, Any]
@@ -223,7 +223,7 @@ def _pow(o: Operands) -> Expr:
     x, y = o.args
     known = o.values[1]
     if o.is_float and known in _POWERS:
-        return _POWERS[float(known)](bind(x))  # type: ignore[arg-type]
+        return _POWERS[float(known)](bind(x))
     if o.dtypes[0] == "float32" and o.dtypes[1] != "float64":
         return vm.pow(x, vm.cast(y, "float32"))
     power = vm.pow(vm.cast(x, "float64"), vm.cast(y, "float64"))

@@ -14,7 +14,7 @@ import numpy as np
 
 from effc.kernels.region import Op, Value
 
-__all__ = ["AxisTable", "axis_tables", "table_refusal"]
+__all__ = ["AxisTable", "Phases", "axis_tables", "phases", "table_refusal"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,50 @@ class AxisTable:
             return 0
         factor = out // size
         return factor if np.array_equal(self.index[:, 0], np.arange(out) // factor) else 0
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Interpolation by a whole factor: output ``factor * i + p`` weighs ``in[i + shift[p][t]]``.
+
+    Attributes:
+        factor: Outputs per input.
+        shifts: Per phase and tap, the distance to the input element.
+        first, last: Inputs ``first <= i < last`` for which this holds; the rest are borders.
+        middle: An input inside, whose weights hold for all (up to float32 rounding).
+    """
+
+    factor: int
+    shifts: tuple[tuple[int, ...], ...]
+    first: int
+    last: int
+    middle: int
+
+    def __str__(self) -> str:
+        """All that code generated for the phases depends on."""
+        shifts = "/".join(",".join(map(str, shift)) for shift in self.shifts)
+        return f"{self.factor}:{shifts}:{self.first}-{self.last}"
+
+
+def phases(table: AxisTable, size: int) -> Phases | None:
+    """The phases of an axis of ``size`` elements, if it grows by a whole factor from 2 to 8."""
+    factor, rest = divmod(len(table.index), size)
+    if rest or not 2 <= factor <= 8 or size < 8:
+        return None
+    shifts = table.index.reshape(size, factor, -1) - np.arange(size)[:, None, None]
+    weights = table.weight.reshape(size, factor, -1)
+    middle = size // 2
+    same = (shifts == shifts[middle]).all(axis=(1, 2))
+    same &= (np.abs(weights - weights[middle]) < 1e-5).all(axis=(1, 2))
+    first = last = middle
+    while first > 0 and same[first - 1]:
+        first -= 1
+    while last < size and same[last]:
+        last += 1
+    if last - first < size - 8:
+        return None
+    found = tuple(tuple(int(s) for s in phase) for phase in shifts[middle])
+    return Phases(factor, found, first, last, middle)
 
 
 def _const(op: Op, index: int) -> Value | None:
@@ -161,12 +205,12 @@ def _axis_table(op: Op, size: int, out: int, scale: float) -> tuple[np.ndarray, 
 
 def _nearest(positions: np.ndarray, mode: str) -> np.ndarray:
     if mode == "floor":
-        return np.floor(positions)
+        return np.asarray(np.floor(positions))
     if mode == "ceil":
-        return np.ceil(positions)
+        return np.asarray(np.ceil(positions))
     if mode == "round_prefer_ceil":
-        return np.floor(positions + np.float32(0.5))
-    return np.ceil(positions - np.float32(0.5))
+        return np.asarray(np.floor(positions + np.float32(0.5)))
+    return np.asarray(np.ceil(positions - np.float32(0.5)))
 
 
 def _cubic(t: np.ndarray, a: float) -> np.ndarray:
