@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effc.artifact import Artifact, load_artifact, staging, write_manifest
-from effc.errors import ModelError, QualityError
+from effc.errors import QualityError
 from effc.options import CompileOptions, ProgressCallback
 
 if TYPE_CHECKING:
@@ -148,12 +148,10 @@ def _verify(
     """
     from effc.execute import open_library
     from effc.golden import write_golden
-    from effc.verify import Reference, reference_limits, verify
+    from effc.verify import open_reference, reference_limits, verify
 
-    try:
-        reference = Reference(model, compiled.options.constants)
-    except ModelError:  # for example an opset that ONNX Runtime no longer runs
-        reference = Reference(compiled.reference)
+    options = compiled.options
+    reference = open_reference(model, options.shapes, options.constants)
     limits = reference_limits(compiled.reference)
     library = folder / manifest["library"]
     with open_library(library, manifest, None, None) as executor:

@@ -12,7 +12,8 @@ way. So two correct programs differ by about ``u sqrt(sum K_l)``, and
 Integers and booleans must be equal, but 8-bit outputs of a quantized model may differ by
 one step, and one element in a hundred by more: ONNX Runtime rounds sums of integers, effc
 sums of floats, a value between two steps may fall to either, and later layers amplify that
-(ONNX Runtime with and without its optimizations differs from itself as much). NaN must meet NaN, infinity the same infinity.
+(ONNX Runtime with and without its optimizations differs from itself as much). NaN must
+meet NaN, infinity the same infinity.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ __all__ = ["MAX_SNR_DB", "OutputError", "accumulated_length", "snr_limit", "step
 SAFETY = 4.0
 MAX_SNR_DB = 300.0
 """Shown for identical outputs, so that the figure stays a number."""
+
+_MAX_RELATIVE = 1e30
+"""Shown where the reference is all zeros."""
 
 _ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -69,7 +73,8 @@ class OutputError:
         max_rel_error: Largest difference relative to the reference element, where elements
             below 1/1000 of the sample's largest count as that.
         limit_steps: Largest accepted difference of integers.
-        mismatches: Elements that differ by more (integers), or in which only one is NaN or infinite.
+        mismatches: Elements that differ by more (integers), or of which only one is NaN or
+            infinite.
         elements: Compared so far.
         signal, noise: Sums of squares.
         limit_db: Smallest accepted ratio of the two; ``None`` for exact dtypes.
@@ -105,8 +110,8 @@ class OutputError:
         if not want.size:
             return
         error = np.abs(want - have)
-        scale = np.maximum(np.abs(want), np.abs(want).max() / 1000)
-        relative = np.divide(error, scale, out=np.zeros_like(error), where=error > 0)
+        scale = np.maximum(np.abs(want), max(np.abs(want).max() / 1000, np.finfo(np.float64).tiny))
+        relative = np.minimum(error / scale, _MAX_RELATIVE)
         self._raise(float(error.max()), float(relative.max()))
         self.signal += float(want @ want)
         self.noise += float(error @ error)

@@ -198,10 +198,15 @@ def read_npz(path: Path) -> Arrays:
         raise UsageError("no such file", where=str(path))
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ModelError("a single array", where=str(path), expected="an .npz archive")
             return {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (
+        AttributeError,  # a single array, not an archive
+        TypeError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        KeyError,
+    ) as error:
         raise ModelError("not a readable .npz file", where=str(path), got=str(error)) from error
 
 

@@ -24,7 +24,7 @@ from effc.metrics import OutputError, accumulated_length, step_limit
 from effc.options import ProgressCallback
 from effc.samples import Arrays, Dataset, Tensor, generate, index_limits
 
-__all__ = ["Execute", "Reference", "Verification", "reference_limits", "verify"]
+__all__ = ["Execute", "Reference", "Verification", "open_reference", "reference_limits", "verify"]
 
 Execute = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """Runs one inference: arrays by input name to arrays by output name."""
@@ -258,6 +258,31 @@ def _classes(scores: np.ndarray) -> np.ndarray:
     """One class per sample; ``(N, 1, 1, C)`` and ``(N, C, 1, 1)`` count as ``(N, C)``."""
     squeezed = scores.reshape(len(scores), -1) if scores.ndim > 1 else scores.reshape(1, -1)
     return np.asarray(squeezed.argmax(axis=1))
+
+
+def open_reference(
+    source: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    constants: Mapping[str, Any],
+) -> Reference:
+    """The user's model as reference, or if ONNX Runtime cannot load it, as effc imports it.
+
+    Args:
+        source: Model file, or the model in memory.
+        shapes: Static shapes of the inputs.
+        constants: Inputs that were fixed at compile time.
+
+    Raises:
+        ModelError: Neither can be loaded.
+    """
+    try:
+        return Reference(source, constants)
+    except ModelError:  # for example a newer IR version, or an opset long gone
+        import onnx_ir as ir
+
+        from effc.frontend import import_model
+
+        return Reference(ir.to_proto(import_model(source, shapes=shapes, constants=constants)))
 
 
 def reference_limits(source: Any) -> dict[str, int]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+_skipped_data: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,3 +31,23 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text("utf-8"), f"{name} changed, see pytest --update-golden"
 
     return check
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note tests that were skipped for lack of the shared data."""
+    if report.skipped and isinstance(report.longrepr, tuple) and "shared" in report.longrepr[2]:
+        _skipped_data.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI, tests that need the shared data must not be skipped where it exists."""
+    if os.environ.get("CI") and SHARED_DATA.is_dir() and _skipped_data:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why a run without a failed test fails."""
+    if os.environ.get("CI") and SHARED_DATA.is_dir() and _skipped_data:
+        terminalreporter.write_line(f"{SHARED_DATA} is there, but these tests were skipped:")
+        for name in _skipped_data:
+            terminalreporter.write_line(f"  {name}")

@@ -106,7 +106,7 @@ def verify_command(
     from effc.execute import open_executor
     from effc.golden import verify_against_golden
     from effc.samples import Tensor, load_inputs
-    from effc.verify import Reference, reference_limits, verify
+    from effc.verify import open_reference, reference_limits, verify
 
     if model is not None and not model.is_file():
         raise UsageError("no such file", where=str(model), expected="an ONNX model")
@@ -121,7 +121,9 @@ def verify_command(
             data = None
             if source is not None:
                 data = load_inputs(source, [Tensor.of(entry) for entry in manifest["inputs"]])
-            reference = Reference(model, manifest["options"]["constants"])
+            options = manifest["options"]
+            shapes = {name: tuple(shape) for name, shape in options["shapes"].items()}
+            reference = open_reference(model, shapes, options["constants"])
             limits = reference_limits(model)
             with console.progress() as progress:
                 result = verify(
