@@ -11,7 +11,8 @@ from pathlib import Path
 
 from effc import zig
 from effc.devices.target import Target
-from effc.link import EMULATIONS, STACK_BYTES, abi_symbols, static_libc
+from effc.link import EMULATIONS, STACK_BYTES, abi_symbols
+from effc.musl import static_libc
 
 __all__ = ["loader_program"]
 

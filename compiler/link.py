@@ -10,7 +10,6 @@ A *runner* is the same objects in a static executable, for emulators and benchma
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,8 @@ from pathlib import Path
 from effc import elf, zig
 from effc.codegen import exported_symbols, generate_c, weights_file
 from effc.devices.target import Target
-from effc.errors import ToolError, UnsupportedError
+from effc.errors import UnsupportedError
+from effc.musl import compiler_rt, static_libc
 from effc.program import Program
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "library_headers",
     "link_library",
     "link_runner",
-    "static_libc",
 ]
 
 _MAX_WEIGHTS = 2**31 - 2**26  # code reaches read-only data by 32-bit offsets
@@ -303,62 +302,7 @@ def _compiler_rt(target: Target, objects: Sequence[Path]) -> list[str]:
     if used <= defined | _known_functions():
         return []
 
-    def build(folder: Path) -> None:
-        source = zig.zig_path().parent / "lib" / "compiler_rt.zig"
-        zig.run_tool(
-            [
-                *(str(zig.zig_path()), "build-obj", str(source), "-O", "ReleaseSmall"),
-                *("-target", _zig_target(target), "-fPIC", "-fstrip", "-ffunction-sections"),
-                *("--name", "compiler_rt", f"-femit-bin={folder / 'compiler_rt.o'}"),
-            ]
-        )
-
-    folder = zig.cached(("compiler-rt", _zig_target(target)), build)
-    return ["--start-lib", str(folder / "compiler_rt.o"), "--end-lib"]
-
-
-def _zig_target(target: Target) -> str:
-    """The runner's triple: same calling convention, and zig ships its C library."""
-    return target.runner_target
-
-
-def static_libc(target: Target) -> Path:
-    """Start files, static C library and the runner's main for a target.
-
-    zig compiles its musl on first use (half a minute); the parts are then kept, so that
-    later links take milliseconds.
-    """
-    triple = target.runner_target
-    runner = _runtimes() / "runner"
-    texts = [(runner / f).read_text() for f in ("main.c", "runner.h")]
-
-    def build(folder: Path) -> None:
-        common = [str(zig.zig_path()), "cc", "-target", triple, "-O2", "-fno-sanitize=undefined"]
-        includes = [f"-I{runner}", f"-I{_core_folder()}"]
-        main = [str(runner / "main.c"), "-o", str(folder / "main.o")]
-        zig.run_tool([*common, *includes, "-std=gnu11", "-Wall", "-Werror", "-c", *main])
-        probe = folder / "probe.c"
-        # A content of its own: zig names the parts only when it really links.
-        probe.write_text(f"int main(void) {{ return 0; }} /* {folder} */\n")
-        log = zig.run_tool(
-            [*common, "-static", str(probe), "-o", str(folder / "probe")],
-            extra_env={"ZIG_VERBOSE_LINK": "1"},
-        )
-        _keep_libc_parts(log, folder)
-
-    return zig.cached(("static-libc", triple, *texts, _core_file("effc.h")), build)
-
-
-def _keep_libc_parts(log: str, folder: Path) -> None:
-    """Copy ``crt1.o`` and the archives named by zig's link command."""
-    commands = [line for line in log.splitlines() if line.startswith("ld.lld ") and "-o " in line]
-    words = commands[-1].split() if commands else []
-    parts = [w for w in words if w.endswith(".a") or Path(w).name == "crt1.o"]
-    if not any(Path(p).name == "libc.a" for p in parts):
-        raise ToolError("zig did not say which C library it links", where="zig cc", got=log[-500:])
-    for part in parts:
-        shutil.copy(part, folder / Path(part).name)
-    (folder / "probe").unlink()
+    return ["--start-lib", str(compiler_rt(target)), "--end-lib"]
 
 
 def _runtimes() -> Path:

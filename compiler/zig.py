@@ -12,13 +12,23 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 from effc.errors import ToolError
 
-__all__ = ["cached", "clang", "lld", "run_tool", "zig_path", "zig_version"]
+__all__ = [
+    "build_object",
+    "cached",
+    "clang",
+    "clang_each",
+    "lld",
+    "run_tool",
+    "zig_path",
+    "zig_version",
+]
 
 _TIMEOUT_S = 600.0
 
@@ -54,15 +64,13 @@ def zig_version() -> str:
     return run_tool([str(zig_path()), "version"]).strip()
 
 
-def run_tool(
-    command: Sequence[str], *, cwd: Path | None = None, extra_env: Mapping[str, str] | None = None
-) -> str:
+def run_tool(command: Sequence[str], *, cwd: Path | None = None) -> str:
     """Run a tool and return what it printed.
 
     Raises:
         ToolError: It could not be started, failed or hung.
     """
-    env = {**os.environ, "LC_ALL": "C", **(extra_env or {})}
+    env = {**os.environ, "LC_ALL": "C"}
     if "ZIG_GLOBAL_CACHE_DIR" not in env:
         env["ZIG_GLOBAL_CACHE_DIR"] = str(_cache_root() / "zig")
     env["ZIG_LOCAL_CACHE_DIR"] = env["ZIG_GLOBAL_CACHE_DIR"]
@@ -98,6 +106,26 @@ def clang(arguments: Sequence[str], *, cwd: Path | None = None) -> None:
     zig = zig_path()
     headers = str(zig.parent / "lib" / "include")
     run_tool([str(zig), "clang", "-nostdlibinc", "-isystem", headers, *arguments], cwd=cwd)
+
+
+def clang_each(flags: Sequence[str], sources: Sequence[Path], folder: Path) -> None:
+    """Compile many files side by side, each into an object of its name in ``folder``."""
+
+    def compile_one(source: Path) -> None:
+        clang([*flags, "-c", str(source), "-o", str(folder / f"{source.stem}.o")])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources))
+
+
+def build_object(source: str, triple: str, out: Path, *flags: str) -> None:
+    """Compile a source file of zig's own library into one object.
+
+    Without knowledge of builtins: a ``memset`` compiled with it would call itself.
+    """
+    command = [str(zig_path()), "build-obj", str(zig_path().parent / "lib" / source)]
+    command += ["-target", triple, "-fstrip", "-fno-builtin", "-ffunction-sections"]
+    run_tool([*command, *flags, "--name", out.stem, f"-femit-bin={out}"])
 
 
 def lld(arguments: Sequence[str], *, cwd: Path | None = None) -> None:
