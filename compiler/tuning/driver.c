@@ -1,6 +1,7 @@
 /* driver.c - measures candidates of one layer; linked with their object files.
  *
- * Reads a job from standard input, writes one line per candidate to standard output:
+ * Called as `bench JOB BYTES` with the name and the size of a file that describes the job; writes
+ * one line per candidate to standard output:
  *     INDEX ROUNDS FASTEST QUARTILE          (nanoseconds per run)
  *
  * Candidates take turns, so that a disturbance of the machine hits all of them alike. Before
@@ -17,11 +18,12 @@
  * Roles: i input, o result or workspace, w weights. Fill: size of a float element, or 0 for
  * zeros. A negative buffer is the worker's scratch. `split` has threads + 1 unit indices.
  *
+ * It uses only what runtimes/abi/musl.txt has of the C library.
+ *
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "pool.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -74,12 +76,33 @@ static int fail(const char *what)
     exit(2);
 }
 
+static char *text; /* what is left of the job */
+
+static char *word(void)
+{
+    while (*text == ' ')
+        text++;
+    char *begin = text;
+    while (*text > ' ')
+        text++;
+    if (text == begin)
+        fail("the job ends early");
+    if (*text != 0)
+        *text++ = 0;
+    return begin;
+}
+
 static int64_t number(void)
 {
-    int64_t value;
-    if (scanf("%" SCNd64, &value) != 1)
-        fail("malformed job");
-    return value;
+    const char *digits = word();
+    int negative = *digits == '-';
+    uint64_t value = 0;
+    for (digits += negative; *digits != 0; digits++) {
+        if (*digits < '0' || *digits > '9')
+            fail("a number was expected");
+        value = value * 10 + (uint64_t)(*digits - '0');
+    }
+    return negative ? -(int64_t)value : (int64_t)value;
 }
 
 static void *memory(size_t bytes)
@@ -123,10 +146,10 @@ static void load(uint8_t *data, size_t bytes, const char *path)
 
 static void read_buffer(buffer *b)
 {
-    char path[512];
-    int element;
-    if (scanf(" %c %d %zu %511s", &b->role, &element, &b->bytes, path) != 4)
-        fail("malformed buffer");
+    b->role = *word();
+    int element = (int)number();
+    b->bytes = (size_t)number();
+    const char *path = word();
     b->data = memory(b->bytes);
     if (strcmp(path, "-") != 0)
         load(b->data, b->bytes, path);
@@ -284,10 +307,14 @@ static void prepare(const job *j, const candidate *c, const uint8_t *other, size
             }
 }
 
-static int ascending(const void *a, const void *b)
+static void sort(uint64_t *times, int count)
 {
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
+    for (int i = 1; i < count; i++)
+        for (int k = i; k > 0 && times[k] < times[k - 1]; k--) {
+            uint64_t smaller = times[k];
+            times[k] = times[k - 1];
+            times[k - 1] = smaller;
+        }
 }
 
 static uint64_t fastest(const candidate *c)
@@ -324,10 +351,16 @@ static void pin(int64_t cpu)
 #endif
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static job j;
     static effc_worker workers[EFFC_MAX_THREADS];
+    if (argc != 3)
+        fail("usage: bench JOB BYTES");
+    text = argv[2];
+    size_t bytes = (size_t)number();
+    text = memory(bytes + 1);
+    load((uint8_t *)text, bytes, argv[1]);
     j.threads = (int)number();
     int64_t cpu = number();
     uint64_t helpers = (uint64_t)number();
@@ -374,7 +407,7 @@ int main(void)
     effc_pool_stop(&j.pool);
     for (int i = 0; i < count; i++) {
         candidate *c = &candidates[i];
-        qsort(c->times, (size_t)c->rounds, sizeof *c->times, ascending);
+        sort(c->times, c->rounds);
         printf("%d %d %" PRIu64 " %" PRIu64 "\n", i, c->rounds, c->times[0],
                c->times[c->rounds / 4]);
     }

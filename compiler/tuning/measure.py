@@ -95,7 +95,8 @@ class Harness:
             ToolError: Compiling or linking failed.
         """
         from effc import zig
-        from effc.link import EMULATIONS, static_libc
+        from effc.link import EMULATIONS
+        from effc.musl import static_libc
 
         symbols = [stage.symbol for c in compiled for stage in c.stages]
         self.functions = {symbol: i for i, symbol in enumerate(symbols)}
@@ -141,10 +142,11 @@ class Harness:
         self, region: Region, compiled: Sequence[Compiled], budget_s: float, rounds: int
     ) -> list[Timing]:
         job = self._job(region, compiled, budget_s, rounds)
+        (self.folder / "job").write_text(job, "ascii")
         try:
             done = subprocess.run(
-                [str(self.executable.resolve())],
-                input=job,
+                [str(self.executable.resolve()), "job", str(len(job))],
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 check=False,
@@ -180,7 +182,7 @@ class Harness:
             words += [role, content.element, content.nbytes, content.file or "-"]
         words.append(len(compiled))
         words += [word for tail in tails for word in tail]
-        return " ".join(map(str, words)) + "\n"
+        return " ".join(map(str, words))
 
     def _evict_bytes(self) -> int:
         """Enough foreign memory to push weights out of a core's private caches."""
