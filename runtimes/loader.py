@@ -6,11 +6,9 @@ outputs are written straight into the arrays that are returned. Needs NumPy only
 
 from __future__ import annotations
 
-import _ctypes
 import contextlib
 import ctypes
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,100 +20,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from effc.errors import DeviceError, InternalError, UsageError
+from effc.errors import UsageError
+from effc.runtimes.c_api import (
+    ABI_VERSION,
+    MAX_THREADS,
+    Library,
+    ModelInfo,
+    Options,
+    ProfileFn,
+    TensorInfo,
+    check_status,
+    tensor_infos,
+    tensors,
+)
 
 __all__ = ["BenchStats", "LayerTime", "Runner", "TensorInfo"]
 
 Array = npt.NDArray[Any]
-
-_ABI_VERSION = 1
-_DTYPES = {
-    1: "float32",
-    2: "uint8",
-    3: "int8",
-    4: "uint16",
-    5: "int16",
-    6: "int32",
-    7: "int64",
-    9: "bool",
-    10: "float16",
-    11: "float64",
-    12: "uint32",
-    13: "uint64",
-    16: "bfloat16",
-}
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
-
-
-class _TensorInfo(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("bytes", ctypes.c_size_t),
-        ("rank", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-    )
-
-
-class _StepInfo(ctypes.Structure):
-    _fields_ = (("layer", ctypes.c_char_p), ("nodes", ctypes.c_char_p))
-
-
-class _ModelInfo(ctypes.Structure):
-    _fields_ = (
-        ("abi_version", ctypes.c_uint32),
-        ("name", ctypes.c_char_p),
-        ("input_count", ctypes.c_int32),
-        ("output_count", ctypes.c_int32),
-        ("step_count", ctypes.c_int32),
-        ("inputs", ctypes.POINTER(_TensorInfo)),
-        ("outputs", ctypes.POINTER(_TensorInfo)),
-        ("steps", ctypes.POINTER(_StepInfo)),
-        ("arena_bytes", ctypes.c_size_t),
-        ("scratch_bytes", ctypes.c_size_t),
-        ("weights_bytes", ctypes.c_size_t),
-    )
-
-
-_ProfileFn = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint64)
-
-
-class _Options(ctypes.Structure):
-    _fields_ = (
-        ("threads", ctypes.c_int32),
-        ("affinity", ctypes.c_uint64),
-        ("arena", ctypes.c_void_p),
-        ("arena_bytes", ctypes.c_size_t),
-        ("profile", _ProfileFn),
-        ("profile_user", ctypes.c_void_p),
-    )
-
-
-# effc_status of effc.h
-_STATUS = {
-    1: "an argument is null or out of range",
-    2: "a tensor has another size than the model expects",
-    3: "a tensor or the arena is not aligned",
-    4: "out of memory",
-    5: "the supplied arena is too small",
-    6: "cannot start the requested threads",
-    7: "no CPU of the affinity mask may be used",
-    8: "the instance is running on another thread",
-    9: "the instance belongs to another model",
-}
-_MAX_THREADS = 64
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Name, static shape and NumPy dtype of an input or output."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True)
@@ -204,17 +125,17 @@ class Runner:
         self._name = str(manifest["name"])
         self._path = Path(library).resolve()
         self._lock = threading.Lock()
-        self._library = _Library(self._path)
+        self._library = Library(self._path)
         self._run = self._function("run", ctypes.c_int)
         self._create = self._function("create", ctypes.c_int)
         self._destroy = self._function("destroy", None)
-        get_info = self._function("info", ctypes.POINTER(_ModelInfo))
+        get_info = self._function("info", ctypes.POINTER(ModelInfo))
         info = get_info().contents
-        if info.abi_version != _ABI_VERSION:
+        if info.abi_version != ABI_VERSION:
             raise UsageError(
                 "the library was made by another version of effc",
                 where=str(self._path),
-                expected=f"runtime ABI {_ABI_VERSION}",
+                expected=f"runtime ABI {ABI_VERSION}",
                 got=info.abi_version,
                 hint="compile the model again",
             )
@@ -223,8 +144,8 @@ class Runner:
             (info.steps[i].layer.decode(), info.steps[i].nodes.decode())
             for i in range(info.step_count)
         ]
-        self.inputs = _tensor_infos(info.inputs, info.input_count)
-        self.outputs = _tensor_infos(info.outputs, info.output_count)
+        self.inputs = tensor_infos(info.inputs, info.input_count)
+        self.outputs = tensor_infos(info.outputs, info.output_count)
         self._affinity = affinity
         self.threads = threads
         self._model = self._instance(threads)
@@ -244,7 +165,7 @@ class Runner:
         arrays = self._check_inputs(inputs)
         outputs = [np.empty(t.shape, t.dtype) for t in self.outputs]
         with self._borrowed(None) as model:
-            self._call(model, _tensors(arrays), _tensors(outputs))
+            self._call(model, tensors(arrays), tensors(outputs))
         return {t.name: a for t, a in zip(self.outputs, outputs, strict=True)}
 
     def bench(
@@ -298,7 +219,7 @@ class Runner:
             if current >= 0:
                 times[current, step] = nanoseconds
 
-        hook = _ProfileFn(record)
+        hook = ProfileFn(record)
         arrays, ins, outs = self._bench_tensors(inputs)
         with self._borrowed(threads, hook) as model:
             for i in range(-warmup, runs):
@@ -351,19 +272,19 @@ class Runner:
         return function
 
     def _instance(self, threads: int, hook: Any = None) -> ctypes.c_void_p:
-        if not 1 <= threads <= _MAX_THREADS:
+        if not 1 <= threads <= MAX_THREADS:
             raise UsageError(
                 "bad number of threads",
                 where="--threads",
-                expected=f"1 to {_MAX_THREADS}",
+                expected=f"1 to {MAX_THREADS}",
                 got=threads,
             )
-        options = _Options(threads=threads, affinity=self._affinity)
+        options = Options(threads=threads, affinity=self._affinity)
         if hook is not None:
             options.profile = hook
         model = ctypes.c_void_p()
         status = self._create(ctypes.byref(options), ctypes.byref(model))
-        self._check_status(status)
+        check_status(status, self._path)
         return model
 
     @contextlib.contextmanager
@@ -382,14 +303,7 @@ class Runner:
                 self._destroy(model)
 
     def _call(self, model: ctypes.c_void_p, inputs: Any, outputs: Any) -> None:
-        self._check_status(self._run(model, inputs, outputs))
-
-    def _check_status(self, status: int) -> None:
-        if status == 0:
-            return
-        message = _STATUS.get(status, f"unknown status {status}")
-        kind = DeviceError if status in (4, 6) else UsageError if status == 7 else InternalError
-        raise kind(message, where=str(self._path))
+        check_status(self._run(model, inputs, outputs), self._path)
 
     def _bench_tensors(self, inputs: Mapping[str, npt.ArrayLike] | None) -> tuple[Any, Any, Any]:
         """Arrays (to be kept alive) and their C descriptors."""
@@ -397,7 +311,7 @@ class Runner:
             inputs = {t.name: _example(t) for t in self.inputs}
         arrays = self._check_inputs(inputs)
         outputs = [np.empty(t.shape, t.dtype) for t in self.outputs]
-        return (arrays, outputs), _tensors(arrays), _tensors(outputs)
+        return (arrays, outputs), tensors(arrays), tensors(outputs)
 
     def _check_inputs(self, inputs: Mapping[str, npt.ArrayLike]) -> list[Array]:
         names = [t.name for t in self.inputs]
@@ -413,63 +327,6 @@ class Runner:
         return [_checked(np.asarray(inputs[t.name]), t) for t in self.inputs]
 
 
-class _Library:
-    """A loaded shared library, unloaded by ``close``."""
-
-    def __init__(self, path: Path) -> None:
-        """Load a library under a name of its own.
-
-        The dynamic linker takes a path that it has seen for the library it has loaded, even
-        if the file was replaced since; a new name makes it look at the file.
-        """
-        self._loaded: ctypes.CDLL | None = None
-        try:
-            with tempfile.TemporaryDirectory(prefix="effc-load-") as folder:
-                link = Path(folder) / path.name
-                link.symlink_to(path)
-                self._loaded = ctypes.CDLL(str(link))
-        except OSError as error:
-            raise DeviceError(
-                "this machine cannot load the library",
-                where=str(path),
-                got=error,
-                hint="was it compiled for another target? use --device qemu, or --target host",
-            ) from error
-
-    def function(self, name: str) -> Any:
-        """A C function by name; ``AttributeError`` if there is none."""
-        return getattr(self._loaded, name)
-
-    def close(self) -> None:
-        """Unload the library; none of its functions may be running."""
-        if self._loaded is not None:
-            _ctypes.dlclose(self._loaded._handle)
-            self._loaded = None
-
-
-def _dtype(code: int) -> np.dtype[Any]:
-    name = _DTYPES.get(code)
-    if name is None:
-        raise InternalError("the library has a tensor of unknown type", got=code)
-    if name == "bfloat16":
-        import ml_dtypes
-
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
-    return np.dtype(name)
-
-
-def _tensor_infos(infos: Any, count: int) -> tuple[TensorInfo, ...]:
-    return tuple(
-        TensorInfo(
-            infos[i].name.decode(),
-            tuple(infos[i].shape[k] for k in range(infos[i].rank)),
-            _dtype(infos[i].dtype),
-        )
-        for i in range(count)
-    )
-
-
 def _checked(array: Array, info: TensorInfo) -> Array:
     """The array as the library needs it: no copy unless order or alignment require one."""
     if array.dtype != info.dtype or array.shape != info.shape:
@@ -480,11 +337,6 @@ def _checked(array: Array, info: TensorInfo) -> Array:
             got=f"{array.dtype} {list(array.shape)}",
         )
     return np.require(array, requirements=["C", "A"])
-
-
-def _tensors(arrays: Sequence[Array]) -> Any:
-    """C descriptors; the arrays must outlive them."""
-    return (_Tensor * max(len(arrays), 1))(*(_Tensor(a.ctypes.data, a.nbytes) for a in arrays))
 
 
 def _example(info: TensorInfo) -> Array:
