@@ -44,7 +44,6 @@ PASS, BOUND, UNSUPPORTED, INVALID, WRONG, CRASH = (
     "pass, operand bound",
     "unsupported",
     "invalid",
-    "no tensors",
     "wrong",
     "crash",
 )
@@ -234,8 +233,8 @@ def _difference(case: Case, got: Sequence[Array]) -> str:
     """Why the outputs differ, or an empty string.
 
     The tests' absolute tolerance is widened to four units in the last place of the
-    largest element: some expect the rounding noise of one implementation, and the relative one is below
-    a unit in the last place of float16.
+    largest element: some expect the rounding noise of one implementation, and their
+    relative tolerance is below a unit in the last place of float16.
     """
     assert case.outputs is not None
     for index, (mine, expected) in enumerate(zip(got, case.outputs, strict=True)):
@@ -347,12 +346,13 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "# Coverage: ONNX's backend node tests",
         "",
         f"Made by `python benchmarks/onnx_backend.py --write` with onnx {onnx.__version__}. Every",
-        "case is compiled for `host`, loaded and run; nothing is simulated. A case whose result has a",
-        "shape that depends on an input's *value* passes with that input bound while compiling",
-        "(`constants=`, `--constant`); such cases are counted on their own.",
+        "case is compiled for `host`, loaded and run; nothing is simulated. Operands that decide",
+        "a shape or the structure of the code (the target shape of Reshape, the k of TopK ...) are",
+        "run-time inputs in these tests; a case that is refused for that is compiled again with",
+        "them bound to their values (`constants=`), and counted on its own.",
         "",
-        f"**{good} of {len(outcomes)} pass** ({total[PASS]} as they are, {total[BOUND]} with a bound "
-        f'operand); {total[UNSUPPORTED]} end in the typed error "unsupported", {total[INVALID]} in',
+        f"**{good} of {len(outcomes)} pass** ({total[PASS]} as they are, {total[BOUND]} with a",
+        f'bound operand); {total[UNSUPPORTED]} end in the typed error "unsupported", {total[INVALID]} in',
         f'"invalid"; {bad} are wrong or crash.',
         "",
         "| operator | " + " | ".join(_COLUMNS) + " |",

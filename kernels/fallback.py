@@ -31,7 +31,8 @@ __all__ = ["WRONG", "FallbackTemplate"]
 _COST_PER_ELEMENT = 20.0  # cycles; only ranks the fallback behind everything else
 
 _DTYPES = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 bfloat16 float16 float32 float64".split()
+    {"bool", "bfloat16", "float16", "float32", "float64"}
+    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
 
 WRONG: Mapping[str, str] = {}

@@ -110,10 +110,10 @@ def col2im(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
     strides = _ints(op, "strides", [1] * rank)
     dilations = _ints(op, "dilations", [1] * rank)
     pads = _ints(op, "pads", [0] * 2 * rank)
-    counts = [
-        (size + pads[d] + pads[d + rank] - dilations[d] * (block_shape[d] - 1) - 1) // strides[d] + 1
-        for d, size in enumerate(out[2:])
-    ]
+    counts = []
+    for d, size in enumerate(out[2:]):
+        span = dilations[d] * (block_shape[d] - 1) + 1
+        counts.append((size + pads[d] + pads[d + rank] - span) // strides[d] + 1)
     axes = [te.reduce_axis((0, size), name=f"k{d}") for d, size in enumerate(block_shape)]
 
     def element(n: Expr, c: Expr, *at: Expr) -> Expr:
@@ -193,9 +193,11 @@ def copy(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
     x = inputs[0]
     flat = _flat(x)
     out = op.outputs[0]
-    return [
-        te.compute(out.shape, lambda *at: flat(_linear(at, out.shape)).astype(out.dtype), name="copy")
-    ]
+
+    def element(*at: Expr) -> Expr:
+        return flat(_linear(at, out.shape)).astype(out.dtype)
+
+    return [te.compute(out.shape, element, name="copy")]
 
 
 def gather_nd(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -71,7 +71,9 @@ class Lowered:
     packed: dict[str, Packed] = field(default_factory=dict)
 
 
-def lower_calls(calls: list[Call], temporaries: Mapping[str, TensorType], target: Target) -> Lowered:
+def lower_calls(
+    calls: list[Call], temporaries: Mapping[str, TensorType], target: Target
+) -> Lowered:
     """Split calls into stage functions; allocations of the functions become temporaries.
 
     Raises:

@@ -395,7 +395,8 @@ class _Cell:
                 candidate = fed + reset * candidate
             update = bind(f(self._clipped(self._gate(0, j, n))))
             fresh = g(self._clipped(candidate))
-            vstore(state, self.h + j, (1 - update) * fresh + update * vload(state, self.h + j, n), n)
+            old = vload(state, self.h + j, n)
+            vstore(state, self.h + j, (1 - update) * fresh + update * old, n)
 
 
 def _activations(op: Op, shape: _Shape, direction: int) -> list[Function]:

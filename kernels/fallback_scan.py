@@ -193,10 +193,10 @@ def scatter_nd(op: Op) -> Lowered:
                 at = at * data.shape[d] + index
                 inside += [index >= 0, index < data.shape[d]]
             base = bind(at * width)
-            with T.If(tirx.all(*inside) if inside else tirx.const(True, "bool")), T.Then():
-                with loop(width) as i:
-                    value = new[row * width + i]
-                    _store(y, base + i, _reduce(kind, y[base + i], value))
+            hit = tirx.all(*inside) if inside else tirx.const(True, "bool")
+            with T.If(hit), T.Then(), loop(width) as i:
+                value = new[row * width + i]
+                _store(y, base + i, _reduce(kind, y[base + i], value))
 
     func = stage_func(
         [_param("indices", indices), _param("updates", updates), _param("y", data)], body

@@ -19,7 +19,10 @@ from effc.passes.graph import Writer, attribute, dtype_of, fresh_name, redirect,
 
 __all__ = ["EXPANSIONS", "ExpandOperators", "Expansion", "apply_expansion"]
 
-Expansion = Callable[[Writer, ir.Node], "list[ir.Value] | str"]
+Result = list[ir.Value] | str | None
+"""Values of the outputs; or why it cannot be expanded; or None: it need not be."""
+
+Expansion = Callable[[Writer, ir.Node], Result]
 
 
 class ExpandOperators(RewritePass):
@@ -31,18 +34,14 @@ class ExpandOperators(RewritePass):
         if node.op_type in _ALL_OUTPUTS:
             return _name_outputs(graph, node)
         expand = EXPANSIONS.get(node.op_type)
-        if node.op_type == "BatchNormalization" and not attribute(node, "training_mode", 0):
-            return False
-        if node.op_type == "LayerNormalization" and not any(v.name for v in node.outputs[1:]):
-            return False
         return False if expand is None else apply_expansion(expand, graph, node)
 
 
 def apply_expansion(expand: Expansion, graph: ir.Graph, node: ir.Node) -> bool | str:
     """Replace a node by what an expansion writes."""
     results = expand(Writer(graph, node), node)
-    if isinstance(results, str):
-        return results
+    if results is None or isinstance(results, str):
+        return results or False
     for old, new in zip(node.outputs, results, strict=False):
         redirect(old, new)
     return True
@@ -79,7 +78,7 @@ def _input(node: ir.Node, index: int = 0) -> ir.Value:
     return value
 
 
-def lp_normalization(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
+def lp_normalization(writer: Writer, node: ir.Node) -> Result:
     """``x / norm(x)``, and 0 where the norm is 0."""
     x = _input(node)
     axes = np.array([attribute(node, "axis", -1)], np.int64)
@@ -90,14 +89,16 @@ def lp_normalization(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
     return [writer.op("Div", x, safe)]
 
 
-def cast_like(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
+def cast_like(writer: Writer, node: ir.Node) -> Result:
     """Cast to the type of the second operand, whose value nobody reads."""
     target = int(dtype_of(_input(node, 1)))
     return [writer.op("Cast", _input(node), to=target, saturate=attribute(node, "saturate"))]
 
 
-def batch_normalization(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
+def batch_normalization(writer: Writer, node: ir.Node) -> Result:
     """Training mode: normalize by the batch's own statistics, update the running ones."""
+    if not attribute(node, "training_mode", 0):
+        return None
     x, scale, bias, mean, var = (_input(node, i) for i in range(5))
     shape, dtype = shape_of(x), dtype_of(x).numpy()
     axes = np.array([d for d in range(len(shape)) if d != 1], np.int64)
@@ -119,8 +120,10 @@ def batch_normalization(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
     return results
 
 
-def layer_normalization(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
+def layer_normalization(writer: Writer, node: ir.Node) -> Result:
     """The form that also returns mean and inverse deviation, in float32 as ``stash_type`` says."""
+    if not any(v.name for v in node.outputs[1:]):
+        return None
     if attribute(node, "stash_type", 1) != 1:
         return "statistics in another type than float32 are not supported"
     x = _input(node)
@@ -142,7 +145,35 @@ def layer_normalization(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
     return [y, mean, inverse]
 
 
-def eye_like(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
+def concat(writer: Writer, node: ir.Node) -> Result:
+    """Operands without elements do nothing."""
+    parts = [v for v in node.inputs if v is not None and 0 not in shape_of(v)]
+    if len(parts) == len(node.inputs) or not parts:
+        return None
+    if len(parts) == 1:
+        return parts
+    return [writer.op("Concat", *parts, axis=attribute(node, "axis"))]
+
+
+def split(writer: Writer, node: ir.Node) -> Result:
+    """Parts without elements are constants."""
+    shapes = [shape_of(v) for v in node.outputs]
+    if all(0 not in shape for shape in shapes):
+        return None
+    axis = attribute(node, "axis", 0)
+    sizes = np.array([shape[axis] for shape in shapes if 0 not in shape], np.int64)
+    parts: list[ir.Value] = []
+    if len(sizes) == 1:
+        parts = [_input(node)]
+    elif len(sizes):
+        parts = list(writer.ops("Split", _input(node), sizes, outputs=len(sizes), axis=axis))
+    empty = dtype_of(_input(node)).numpy()
+    return [
+        writer.const(np.zeros(shape, empty)) if 0 in shape else parts.pop(0) for shape in shapes
+    ]
+
+
+def eye_like(writer: Writer, node: ir.Node) -> Result:
     """A constant: only the operand's shape matters."""
     x = _input(node)
     target = ir.DataType(attribute(node, "dtype", int(dtype_of(x))))
@@ -150,7 +181,7 @@ def eye_like(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
     return [writer.const(np.eye(rows, columns, attribute(node, "k", 0), target.numpy()))]
 
 
-def det(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
+def det(writer: Writer, node: ir.Node) -> Result:
     """Determinant by cofactors, for matrices up to 3 x 3."""
     x = _input(node)
     size = shape_of(x)[-1]
@@ -179,11 +210,13 @@ def det(writer: Writer, node: ir.Node) -> list[ir.Value] | str:
 EXPANSIONS: dict[str, Expansion] = {
     "BatchNormalization": batch_normalization,
     "CastLike": cast_like,
+    "Concat": concat,
     "DFT": dft,
     "Det": det,
     "EyeLike": eye_like,
     "LayerNormalization": layer_normalization,
     "LpNormalization": lp_normalization,
+    "Split": split,
     "STFT": stft,
 }
 """Operator -> what writes it with others."""

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from single_op import Node, check, host, make_region  # noqa: E402
+from single_op import Node, check, host, make_region
 
-from effc.kernels.fallback import FallbackTemplate  # noqa: E402
+from effc.kernels.fallback import FallbackTemplate
 
 RNG = np.random.default_rng(7)
 TEMPLATE = FallbackTemplate()
@@ -192,4 +192,5 @@ def test_refusals_are_sentences() -> None:
     node = Node("NonMaxSuppression", ["b", "s"])
     region = region_of([node], values, ["b", "s"], {}, ["y"], anchored=True)
     why = TEMPLATE.refuse(region, host())
-    assert why is not None and why.startswith("NonMaxSuppression: ")
+    assert why is not None
+    assert why.startswith("NonMaxSuppression: ")
