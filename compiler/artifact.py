@@ -65,7 +65,7 @@ class Artifact:
     @property
     def library(self) -> Path:
         """The shared library."""
-        return self.folder / self.manifest["library"]
+        return self.folder / str(self.manifest["library"])
 
     def file(self, name: str) -> Path | None:
         """A listed file by its path in the artifact, ``None`` if there is none."""

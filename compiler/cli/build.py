@@ -121,32 +121,38 @@ def tune_command(
     with console.progress() as progress:
         layers, info = tune_model(model, options, progress)
     database = str(tuning_db or default_path())
-    rows = [
+    chosen = [(layer, layer.choice) for layer in layers if layer.choice is not None]
+    console.result(
         {
-            "name": layer.name,
-            "op": layer.op,
-            "kernel": layer.kernel,
-            "config": dict(layer.config),
-            "seconds": layer.choice.seconds,
-            "measured": layer.measured,
-            "possible": layer.considered,
+            "ok": True,
+            "tuning_db": database,
+            **info,
+            "per_layer": [
+                {
+                    "name": layer.name,
+                    "op": layer.op,
+                    "kernel": layer.kernel,
+                    "config": layer.config,
+                    "seconds": choice.seconds,
+                    "measured": layer.measured,
+                    "possible": layer.considered,
+                }
+                for layer, choice in chosen
+            ],
         }
-        for layer in layers
-        if layer.choice is not None
-    ]
-    console.result({"ok": True, "tuning_db": database, **info, "per_layer": rows})
+    )
     console.table(
         ["layer", "op", "kernel", "time", "measured", "possible"],
         [
             [
-                row["name"],
-                row["op"],
-                row["kernel"],
-                human_time(row["seconds"]) if row["seconds"] else "",
-                row["measured"],
-                row["possible"],
+                layer.name,
+                layer.op,
+                layer.kernel,
+                human_time(choice.seconds) if choice.seconds else "",
+                layer.measured,
+                layer.considered,
             ]
-            for row in rows
+            for layer, choice in chosen
         ],
         right=["time", "measured", "possible"],
     )

@@ -39,10 +39,10 @@ def _run() -> int:
     try:
         app(prog_name="effc")
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return _interrupted() if code == INTERRUPTED else code  # typer's answer to Ctrl-C
     except KeyboardInterrupt:
-        _say("interrupted; nothing was left half-written")
-        return INTERRUPTED
+        return _interrupted()
     except EffcError as error:
         return _fail(error)
     except BrokenPipeError:  # the reader of our output has gone, as in `effc targets | head`
@@ -57,6 +57,11 @@ def _run() -> int:
     except Exception as error:
         return _fail(InternalError(f"{type(error).__name__}: {error}"), error)
     return 0
+
+
+def _interrupted() -> int:
+    _say("interrupted; nothing was left half-written")
+    return INTERRUPTED
 
 
 def _fail(error: EffcError, cause: BaseException | None = None) -> int:
