@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_model import toy_object, toy_program, toy_reference
 
+from effc.codegen import DTYPES
 from effc.devices.catalog import get_target
 from effc.errors import DeviceError, UsageError
 from effc.link import link_library
+from effc.runtimes import c_api
 from effc.runtimes.loader import BenchStats, Runner
 
 UNITS = 10
@@ -174,6 +178,22 @@ def test_bench_and_profile(library: Path) -> None:
         assert layers[1].nodes == ("a", "b")
         assert all(layer.ms > 0 for layer in layers)
         assert runner.arena_bytes == 64 + UNITS * 16
+
+
+def test_numbers_are_those_of_the_header() -> None:
+    header = (Path(str(resources.files("effc.runtimes"))) / "core" / "effc.h").read_text()
+
+    def define(name: str) -> int:
+        found = re.search(rf"#define {name} (\d+)", header)
+        assert found
+        return int(found[1])
+
+    assert define("EFFC_ABI_VERSION") == c_api.ABI_VERSION
+    assert define("EFFC_MAX_THREADS") == c_api.MAX_THREADS
+    enumerators = dict(re.findall(r"(EFFC_\w+) = (\d+)", header))
+    assert {int(enumerators[e]): name for name, e in DTYPES.items()} == c_api._DTYPES
+    messages = re.findall(r'case (EFFC_\w+): return "([^"]+)"', header)
+    assert {int(enumerators[e]): text for e, text in messages if e != "EFFC_OK"} == c_api._STATUS
 
 
 def test_statistics() -> None:
