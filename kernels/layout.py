@@ -68,7 +68,7 @@ def _concat(op: Op, data: Value) -> Moves | str:
         axes = _zip(value.shape, dense_strides(value.shape), strides)
         moves.append(_copy(value, out, axes, 0, at * strides[axis]))
         at += value.shape[axis]
-    return [move for move in moves if move[0].type.size]
+    return moves
 
 
 def _split(op: Op, data: Value) -> Moves | str:
@@ -148,8 +148,11 @@ def _depth_to_space(op: Op, data: Value) -> Moves | str:
 def _space_to_depth(op: Op, data: Value) -> Moves | str:
     n, c, h, w = data.shape
     b = int(op.attrs["blocksize"])
-    extents = (n, b, b, c, h // b, w // b)
-    source = (c * h * w, w, 1, h * w, b * w, b)
+    rows, columns = h // b, w // b
+    if op.attrs.get("mode", "DCR") == "DCR":
+        extents, source = (n, b, b, c, rows, columns), (c * h * w, w, 1, h * w, b * w, b)
+    else:
+        extents, source = (n, c, b, b, rows, columns), (c * h * w, h * w, w, 1, b * w, b)
     return [_copy(data, op.outputs[0], _zip(extents, source, dense_strides(extents)))]
 
 
@@ -202,8 +205,9 @@ class CopyTemplate(Template):
         assert not isinstance(moves, str)
         stages, weights = [], {}
         for index, (source, out, box) in enumerate(moves):
+            if not prod(axis.extent for axis in box.axes):
+                continue
             func, units = copy_stage(box, target.vector_bits)
-            units = units if prod(axis.extent for axis in box.axes) else 0
             name = source.name
             if source.const is not None:
                 name = f"w:c{index}"

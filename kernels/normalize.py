@@ -71,8 +71,6 @@ def _layer(op: Op, shape: tuple[int, ...]) -> _Plan | str:
     for value in (_optional(op, 1), _optional(op, 2)):
         if value is not None and value.type.size != length:
             return f"scale of shape {value.shape} for {shape[axis:]}"
-    if any(extra is not None and extra.name for extra in op.outputs[1:]):
-        return "mean and deviation are outputs"
     return _Plan(
         (rows, 1, length), rows, 1, False, op.op_type == "LayerNormalization",
         float(op.attrs.get("epsilon", 1e-5)), _optional(op, 1), _optional(op, 2), "element",
@@ -136,7 +134,9 @@ class NormalizeTemplate(Template):
         plan = _PLANNERS[op.op_type](op, data.shape)
         if isinstance(plan, str):
             return plan
-        return Epilogue(region, op.outputs[0], plan.view).refusal
+        if op.outputs[0] not in region.outputs and len(region.ops) == 1:
+            return "only the statistics are asked for"
+        return _epilogue(region, plan).refusal
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """There is nothing to choose."""
@@ -150,26 +150,44 @@ class NormalizeTemplate(Template):
         assert data is not None
         plan = _PLANNERS[op.op_type](op, data.shape)
         assert not isinstance(plan, str)
-        epilogue = Epilogue(region, op.outputs[0], plan.view)
+        epilogue = _epilogue(region, plan)
         affine = [v for v in (plan.scale, plan.bias) if v is not None]
-        emitter = _Groups(plan, epilogue, data.dtype, target.lanes)
+        statistics = [v for v in op.outputs[1:] if v in region.outputs]
+        centered = [plan.centered and v is op.outputs[1] for v in statistics]
+        emitter = _Groups(plan, epilogue, data.dtype, target.lanes, centered)
+        result = op.outputs[0] if len(region.ops) == 1 else region.outputs[0]
         stage = Stage(
             stage_func(
                 [
                     ("x", data.dtype, data.type.size),
                     ("y", epilogue.out_dtype, data.type.size),
+                    *((f"s{i}", v.dtype, v.type.size) for i, v in enumerate(statistics)),
                     *((f"a{i}", v.dtype, v.type.size) for i, v in enumerate(affine)),
                     *epilogue.params,
                 ],
                 emitter.emit,
             ),
-            (data.name, region.outputs[0].name, *_refs(affine), *epilogue.args),
+            (
+                data.name,
+                result.name,
+                *(v.name for v in statistics),
+                *_refs(affine),
+                *epilogue.args,
+            ),
             plan.units,
         )
         pairs = epilogue.inplace
-        if data.type == region.outputs[0].type and data.name not in epilogue.args:
-            pairs += ((data.name, region.outputs[0].name),)
+        if data.type == result.type and data.name not in epilogue.args:
+            pairs += ((data.name, result.name),)
         return Kernel((stage,), weights={**_weights(affine), **epilogue.weights}, inplace=pairs)
+
+
+def _epilogue(region: Region, plan: _Plan) -> Epilogue:
+    """The epilogue; a lone operator may also put out its statistics."""
+    op = region.ops[0]
+    if len(region.ops) == 1:
+        region = Region(region.name, region.ops, region.anchor, region.inputs, op.outputs[:1])
+    return Epilogue(region, op.outputs[0], plan.view)
 
 
 def _refs(values: Sequence[Value]) -> tuple[str, ...]:
@@ -185,8 +203,11 @@ def _weights(values: Sequence[Value]) -> dict[str, np.ndarray]:
 class _Groups:
     """Emits the stage function; a unit is one group."""
 
-    def __init__(self, plan: _Plan, epilogue: Epilogue, dtype: str, lanes: int) -> None:
+    def __init__(
+        self, plan: _Plan, epilogue: Epilogue, dtype: str, lanes: int, statistics: Sequence[bool]
+    ) -> None:
         self.plan = plan
+        self.statistics = statistics  # outputs beside the result: mean (True) or inverse
         self.epilogue = epilogue
         self.result = dtype
         self.dtype = "float32" if dtype == "float16" else dtype
@@ -196,6 +217,7 @@ class _Groups:
         """Body of the stage function."""
         *extra, begin, end = rest
         plan = self.plan
+        statistics = [extra.pop(0) for _ in self.statistics]
         scale = extra.pop(0) if plan.scale is not None else None
         bias = extra.pop(0) if plan.bias is not None else None
         count = plan.segments * plan.view[2]
@@ -211,6 +233,8 @@ class _Groups:
                 inverse = bind(vm.reciprocal(vm.sqrt(variance) + epsilon))
             else:
                 inverse = bind(vm.reciprocal(vm.sqrt(variance + epsilon)))
+            for buffer, is_mean in zip(statistics, self.statistics, strict=True):
+                vstore(buffer, unit, mean if is_mean else inverse, 1)
             with loop(plan.segments) as segment:
                 self._write(x, y, extra, (scale, bias), unit, segment, mean, inverse)
 

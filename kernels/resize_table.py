@@ -161,7 +161,9 @@ def _pytorch_half_pixel(k: Any, scale: Any, size: int, out: int) -> Any:
 
 
 def _align_corners(k: Any, scale: Any, size: int, out: int) -> Any:
-    return k * np.float32(size - 1) / np.float32(out - 1) if out > 1 else np.zeros_like(k)
+    # ONNX divides by the exact scaled length here, which need not be the whole number `out`.
+    length = np.float32(scale) * np.float32(size)
+    return k * np.float32(size - 1) / (length - np.float32(1)) if out > 1 else np.zeros_like(k)
 
 
 def _asymmetric(k: Any, scale: Any, size: int, out: int) -> Any:

@@ -40,6 +40,13 @@ def test_layer_normalization_with_residual_in_place() -> None:
     assert_close(check(_TEMPLATE, nodes, inputs, {"s": _x(37, seed=1)}, inplace=True), _BOUND)
 
 
+def test_layer_normalization_puts_out_its_statistics() -> None:
+    node = Node("LayerNormalization", ["x", "s"], ["y", "m", "i"])
+    inputs, constants = {"x": _x(2, 3, 37)}, {"s": _x(37, seed=1)}
+    assert_close(check(_TEMPLATE, [node], inputs, constants, outputs=("y", "m", "i")), _BOUND)
+    assert_close(check(_TEMPLATE, [node], inputs, constants, outputs=("y", "i")), _BOUND)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 16)])
 def test_instance_normalization(size: tuple[int, int]) -> None:
     nodes = [Node("InstanceNormalization", ["x", "s", "b"], ["n"]), Node("Relu", ["n"])]

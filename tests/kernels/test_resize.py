@@ -30,9 +30,18 @@ def _scaled(x: np.ndarray, scales: tuple[float, ...], **attrs: Any) -> Any:
 @pytest.mark.parametrize("transformation", _MODES)
 @pytest.mark.parametrize("scales", [(1, 1, 2, 2), (1, 1, 1.7, 0.6), (1, 1, 0.5, 3)])
 def test_interpolation(mode: str, transformation: str, scales: tuple[float, ...]) -> None:
+    if transformation == "align_corners":  # of lengths that are no whole numbers: see below
+        scales = (1, 1, 9 / 7, 12 / 21)
     found = _scaled(_x(2, 3, 7, 21), scales, mode=mode,
                     coordinate_transformation_mode=transformation)  # fmt: skip
     assert_close(found, 10.0, _EPS)
+
+
+def test_align_corners_follows_onnx_where_onnx_runtime_does_not() -> None:
+    x = np.arange(1.0, 5.0, dtype=np.float32).reshape(1, 1, 1, 4)
+    attrs = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+    ((got, _),) = _scaled(x, (1, 1, 1, 0.6), **attrs)
+    np.testing.assert_allclose(got["y"].reshape(-1), [1.0, 1 + 3 / 1.4], rtol=1e-6)
 
 
 @pytest.mark.parametrize("rounding", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
