@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from effc.verify import Verification
 
 __all__ = ["compile", "compile_to", "load"]
+
+_OVERHEAD_BYTES = 4 << 20
+"""Room for code, report, manifest and self-test beside the weights."""
 
 
 def compile(
@@ -116,6 +122,7 @@ def _write(
             progress(phase, done, 1)
 
     report("link", 0)
+    _require_space(folder, compiled.program.weights.nbytes)
     library = folder / library_path(compiled)
     library.parent.mkdir(parents=True)
     linked = compiled.link_library(library)
@@ -133,6 +140,16 @@ def _write(
         report("verify", 1)
     (folder / "report.html").write_text(render_report(manifest), encoding="utf-8")
     write_manifest(folder, manifest)
+
+
+def _require_space(folder: Path, weights: int) -> None:
+    """The linker maps its output into memory and dies without a word when the disk is full.
+
+    Raises:
+        OSError: There is no room for the library.
+    """
+    if shutil.disk_usage(folder).free < weights + _OVERHEAD_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def _verify(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effc.errors import UsageError
-from effc.metrics import OutputError, accumulated_length, step_limit
+from effc.metrics import OutputError, accumulated_length, is_quantized
 from effc.samples import Arrays, Tensor, generate, read_npz
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def verify_against_golden(artifact: Artifact, executor: Executor) -> Verificatio
         got = results[name].ravel()
         if f"at|{name}" in arrays:
             got = got[arrays[f"at|{name}"]]
-        steps = step_limit(entry["dtype"], artifact.manifest)
-        error = OutputError.start(name, entry["dtype"], length, steps)
+        quantized = is_quantized(artifact.manifest)
+        error = OutputError.start(name, entry["dtype"], length, quantized)
         error.add(arrays[f"out|{name}"], got)
         errors.append(error)
     _keep_limits(errors, artifact.manifest)

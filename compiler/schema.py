@@ -42,6 +42,7 @@ _OUTPUT_ERROR: dict[str, Any] = {
     "max_rel_error": _NUMBER,
     "snr_db": _NUMBER,
     "snr_limit_db": _OPTIONAL_NUMBER,
+    "limit_steps": int,
 }
 
 _MANIFEST: dict[str, Any] = {

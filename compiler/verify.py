@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from effc.errors import ModelError, ToolError
-from effc.metrics import OutputError, accumulated_length, step_limit
+from effc.metrics import OutputError, accumulated_length, is_quantized
 from effc.options import ProgressCallback
 from effc.samples import Arrays, Dataset, Tensor, generate, index_limits
 
@@ -149,10 +149,8 @@ class _Comparison:
     def __init__(self, manifest: Mapping[str, Any]) -> None:
         self.outputs = [Tensor.of(entry) for entry in manifest["outputs"]]
         length = accumulated_length(manifest["layers"])
-        self.errors = [
-            OutputError.start(t.name, t.dtype, length, step_limit(t.dtype, manifest))
-            for t in self.outputs
-        ]
+        quantized = is_quantized(manifest)
+        self.errors = [OutputError.start(t.name, t.dtype, length, quantized) for t in self.outputs]
         self.classes: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, want: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> None:

@@ -38,6 +38,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "max_rel_error": 1e-6,
         "snr_db": 130.2,
         "snr_limit_db": 95.0,
+        "limit_steps": 0,
         "mismatches": 0,
         "elements": 512,
     }

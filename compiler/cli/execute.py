@@ -137,7 +137,7 @@ def verify_command(
             [
                 o["name"],
                 "identical" if o["snr_db"] >= 300 else o["snr_db"],
-                "exact" if o["snr_limit_db"] is None else o["snr_limit_db"],
+                _required(o),
                 o["max_abs_error"],
                 o["max_rel_error"],
                 "ok" if o["ok"] else "FAILS",
@@ -159,6 +159,12 @@ def verify_command(
         error = quality_error(result)
         error.hint = None
         console.fail(error)
+
+
+def _required(output: dict[str, Any]) -> str:
+    if output["snr_limit_db"] is not None:
+        return str(output["snr_limit_db"])
+    return f"within {output['limit_steps']}" if output["limit_steps"] else "exact"
 
 
 def _percent(share: float | None) -> str:
