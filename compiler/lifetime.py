@@ -8,7 +8,8 @@ reads makes room for a result that only its last stage writes. A root is cut
 into pieces wherever the last use differs: a slice that stays alive does not
 keep the rest, and an operand of a concatenation does not reserve the room of
 the others before they are written. Pairs that a kernel allows to share memory
-(``Kernel.inplace``) are merged when nothing else needs the overwritten bytes.
+(``Kernel.inplace``) are merged when nothing else needs the overwritten bytes; so are
+the two sides of a copy, which then needs no code.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from effc.kernels.region import Region
 from effc.kernels.template import Kernel
 from effc.memory_plan import Buffer, Part, plan
 
-__all__ = ["ArenaPlan", "plan_arena"]
+__all__ = ["ArenaPlan", "is_copy", "plan_arena"]
 
 Slots = Mapping[str, tuple[str, int]]
 
@@ -55,6 +56,11 @@ class _Use:
     end: int
     first: int
     last: int
+
+
+def is_copy(region: Region) -> bool:
+    """Whether a region only copies bytes: sharing memory makes it unnecessary."""
+    return len(region.ops) == 1 and region.ops[0].op_type == "Identity" and bool(region.inputs)
 
 
 def plan_arena(
@@ -192,13 +198,19 @@ class _Groups:
         done = []
         for region in regions:
             sizes = {v.name: v.type.nbytes for v in (*region.inputs, *region.outputs)}
-            for source, result in kernels[region.name].inplace:
+            copy = is_copy(region)
+            pairs = kernels[region.name].inplace
+            if copy:
+                pairs = ((region.inputs[0].name, region.outputs[0].name),)
+            for source, result in pairs:
                 if (
                     sizes[source] == sizes[result] > 0
                     and slots[source][0] in self.roots
                     and slots[result][0] in self.roots
                     and not self._read_twice(region, source, slots, sizes)
-                    and self._join(slots[source], slots[result], sizes[source], spans[region.name])
+                    and self._join(
+                        slots[source], slots[result], sizes[source], spans[region.name], copy
+                    )
                 ):
                     done.append((region.name, source, result))
         return done
@@ -221,7 +233,12 @@ class _Groups:
         return home, slot[1] + shift
 
     def _join(
-        self, source: tuple[str, int], result: tuple[str, int], nbytes: int, span: tuple[int, int]
+        self,
+        source: tuple[str, int],
+        result: tuple[str, int],
+        nbytes: int,
+        span: tuple[int, int],
+        copy: bool,
     ) -> bool:
         """Move one group into the other so that ``result`` covers ``source``, if allowed."""
         home_a, at_a = self._place(source)
@@ -231,11 +248,11 @@ class _Groups:
         whole_a = self.sizes[home_a] == nbytes
         whole_b = self.sizes[home_b] == nbytes
         shift = at_a - at_b  # of group b inside group a
-        if not (whole_a or whole_b) or not self._compatible(
-            self.parts[home_a], self.parts[home_b], shift, (at_a, at_a + nbytes), span
+        if not (whole_a or whole_b or copy) or not self._compatible(
+            self.parts[home_a], self.parts[home_b], shift, (at_a, at_a + nbytes), span, copy
         ):
             return False
-        if whole_b:
+        if shift >= 0:
             self._move(home_b, home_a, shift)
         else:
             self._move(home_a, home_b, -shift)
@@ -248,11 +265,13 @@ class _Groups:
         shift: int,
         shared: tuple[int, int],
         span: tuple[int, int],
+        copy: bool,
     ) -> bool:
         """Whether no part of ``old`` is overwritten while it is needed.
 
         Parts may overlap in bytes and time only inside the region of the pair:
-        where the old one lies within the input, ends and the new one begins.
+        where the old one lies within the input, ends and the new one begins. The
+        input of a copy need not end there: the bytes stay what they are.
         """
         for p in old:
             for q in new:
@@ -260,13 +279,16 @@ class _Groups:
                 end = min(p.offset + p.nbytes, q.offset + shift + q.nbytes)
                 if begin >= end or p.last < q.first or q.last < p.first:
                     continue
-                handed_over = p.first < span[0] and p.last <= span[1] and q.first >= span[0]
+                handed_over = p.first < span[0] <= q.first <= span[1] and (
+                    copy or p.last <= span[1]
+                )
                 if not (handed_over and shared[0] <= begin and end <= shared[1]):
                     return False
         return True
 
     def _move(self, child: str, parent: str, shift: int) -> None:
         self.moved[child] = (parent, shift)
+        self.sizes[parent] = max(self.sizes[parent], self.sizes[child] + shift)
         self.parts[parent] += [
             replace(part, offset=part.offset + shift) for part in self.parts.pop(child)
         ]

@@ -32,7 +32,7 @@ import numpy as np
 from effc.errors import InternalError
 from effc.kernels.region import Op, Region, TensorType, Value
 from effc.kernels.template import Kernel
-from effc.lifetime import plan_arena
+from effc.lifetime import is_copy, plan_arena
 from effc.memory_plan import align_up
 from effc.order import order_regions
 from effc.program import Call, Pointer, Port, Program, StorageClass
@@ -340,7 +340,8 @@ def build_program(
                 else:
                     pointer = _pointer(slots[ref], placed, arena.offsets)
                 pointers.append(pointer)
-            if stage.extent > 0:
+            done_already = is_copy(region) and len(set(pointers)) == 1
+            if stage.extent > 0 and not done_already:
                 calls.append(
                     Call(
                         symbols[region.name, number],

@@ -113,3 +113,42 @@ def test_unread_result_lives_while_it_is_written() -> None:
     region = _region("r", [x], [a, b])
     plan = _plan([region], {"r": _one_stage(region)})
     assert plan.offsets["a"] != plan.offsets["b"]
+
+
+def _copy(source: Value, result: Value) -> Region:
+    op = Op("Identity", (source,), (result,))
+    return Region(f"copy_{result.name}", (op,), op, (source,), (result,))
+
+
+def test_copied_half_of_a_split_stays_where_it_is() -> None:
+    # ShuffleNet: one half goes straight into the concatenation, the other through a branch
+    x, z, y = _value("input"), _value("z", 2), _value("y", 2)
+    half, other, part, out = _value("half"), _value("other"), _value("part"), _value("out")
+    middle = _value("middle")
+    regions = [
+        _region("rz", [x], [z]),
+        _region("r1", [other], [middle]),
+        _region("r2", [middle], [out]),
+        _copy(half, part),
+        _region("ry", [y], [_value("end")]),
+    ]
+    slots = {"half": ("z", 0), "other": ("z", ITEMS), "part": ("y", 0), "out": ("y", ITEMS)}
+    plan = _plan(regions, {r.name: _one_stage(r) for r in regions}, slots)
+    assert plan.inplace == [("copy_part", "half", "part")]
+    assert plan.offsets["z"] == plan.offsets["y"]
+    assert plan.size == plan.lower_bound == 3 * ITEMS
+
+
+def test_copy_is_needed_where_the_neighbours_collide() -> None:
+    x, z, y = _value("input"), _value("z", 2), _value("y", 2)
+    half, other, part, out = _value("half"), _value("other"), _value("part"), _value("out")
+    regions = [
+        _region("rz", [x], [z]),
+        _region("r1", [other], [out]),
+        _copy(half, part),
+        _region("ry", [y, other], [_value("end")]),  # z's other half is still alive
+    ]
+    slots = {"half": ("z", 0), "other": ("z", ITEMS), "part": ("y", 0), "out": ("y", ITEMS)}
+    plan = _plan(regions, {r.name: _one_stage(r) for r in regions}, slots)
+    assert plan.inplace == []
+    assert plan.offsets["z"] != plan.offsets["y"]
