@@ -210,8 +210,12 @@ def trunc(x: Expr) -> Expr:
 
 
 def round_even(x: Expr) -> Expr:
-    """Nearest integer, halves to even."""
-    return _intrinsic("llvm.roundeven", x)
+    """Nearest integer, halves to even (the rounding mode nobody changes).
+
+    ``llvm.roundeven`` would say so itself, but 32-bit Arm calls a function for it that
+    Android's libm does not have.
+    """
+    return _intrinsic("llvm.rint", x)
 
 
 def sqrt(x: Expr) -> Expr:
