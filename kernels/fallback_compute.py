@@ -260,7 +260,7 @@ def _broadcast(tensor: Tensor, at: Sequence[Expr]) -> Expr:
 
 
 def _itemsize(dtype: str) -> int:
-    return tvm.DataType(dtype).bits // 8
+    return int(tvm.DataType(dtype).bits) // 8
 
 
 def _flat(tensor: Tensor) -> Callable[[Expr], Expr]:

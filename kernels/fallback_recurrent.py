@@ -31,7 +31,11 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 _ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 _DEFAULT_ALPHA = {
-    "LeakyRelu": 0.01, "ThresholdedRelu": 1.0, "HardSigmoid": 0.2, "Elu": 1.0, "ScaledTanh": 1.0,
+    "LeakyRelu": 0.01,
+    "ThresholdedRelu": 1.0,
+    "HardSigmoid": 0.2,
+    "Elu": 1.0,
+    "ScaledTanh": 1.0,
     "Affine": 1.0,
 }
 _DEFAULT_BETA = {"HardSigmoid": 0.5, "ScaledTanh": 1.0, "Affine": 0.0}
@@ -47,8 +51,10 @@ def lower_recurrent(op: Op, target: Target) -> Lowered:
     Raises:
         UnsupportedError: An element type or activation is not covered.
     """
-    if any(value is not None and value.dtype not in ("float32", "float64", "int32")
-           for value in op.inputs):
+    if any(
+        value is not None and value.dtype not in ("float32", "float64", "int32")
+        for value in op.inputs
+    ):
         raise UnsupportedError(f"{op.op_type} is supported in float32 and float64 only")
     shape = _Shape.of(op)
     lowered = Lowered()
@@ -83,8 +89,17 @@ class _Shape:
         batch_first = bool(op.attrs.get("layout", 0))
         steps, batch = (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]
         reverse = op.attrs.get("direction", "forward") == "reverse"
-        return cls(op.op_type, x.dtype, steps, batch, x.shape[2], r.shape[2], r.shape[0],
-                   batch_first, reverse)
+        return cls(
+            op.op_type,
+            x.dtype,
+            steps,
+            batch,
+            x.shape[2],
+            r.shape[2],
+            r.shape[0],
+            batch_first,
+            reverse,
+        )
 
     @property
     def gates(self) -> int:
@@ -135,8 +150,9 @@ def _transposed(op: Op, index: int, lowered: Lowered) -> tuple[str, Param]:
 
     def body(source: Any, result: Any, begin: Expr, end: Expr) -> None:
         with loop(begin, end) as d, loop(rows) as i, loop(columns) as j:
-            T.buffer_store(result, source[(d * rows + i) * columns + j],
-                           [(d * columns + j) * rows + i])
+            T.buffer_store(
+                result, source[(d * rows + i) * columns + j], [(d * columns + j) * rows + i]
+            )
 
     func = stage_func([("w", value.dtype, value.type.size), param], body)
     lowered.temporaries[name] = value.type.nbytes
@@ -145,10 +161,14 @@ def _transposed(op: Op, index: int, lowered: Lowered) -> tuple[str, Param]:
 
 
 def _product(
-    rows: int, columns: int, lanes: int,
+    rows: int,
+    columns: int,
+    lanes: int,
     start: Callable[[Expr, int], Expr],
     x: Callable[[Expr], Expr],
-    weights: Any, base: Expr, stride: int,
+    weights: Any,
+    base: Expr,
+    stride: int,
     finish: Callable[[Expr, Expr, int], None],
 ) -> None:
     """``finish(j, start(j) + sum_i x(i) * weights[base + i * stride + j], lanes)`` for all j."""
@@ -164,8 +184,12 @@ def _product(
             at = 0
             for width in widths:
                 row = vload(weights, base + i * stride + offset + at, width)
-                vstore(accumulator, at, vload(accumulator, at, width) + splat(factor, width) * row,
-                       width)
+                vstore(
+                    accumulator,
+                    at,
+                    vload(accumulator, at, width) + splat(factor, width) * row,
+                    width,
+                )
                 at += width
         at = 0
         for width in widths:
@@ -192,8 +216,11 @@ def _projection(
     if x is None:
         raise UnsupportedError(f"{op.op_type} lacks operands")
     width = shape.width
-    params = [("x", x.dtype, x.type.size), weight_param,
-              ("gates", shape.dtype, shape.steps * shape.batch * width)]
+    params = [
+        ("x", x.dtype, x.type.size),
+        weight_param,
+        ("gates", shape.dtype, shape.steps * shape.batch * width),
+    ]
     args = ["i0", name, "gates"]
     if bias is not None:
         params.append(("bias", bias.dtype, bias.type.size))
@@ -211,8 +238,14 @@ def _projection(
                 return vload(rest[0], direction * 2 * width + j, n)
 
             _product(
-                shape.inputs, width, lanes, start, lambda i: source[origin + i],
-                matrix, direction * shape.inputs * width, width,
+                shape.inputs,
+                width,
+                lanes,
+                start,
+                lambda i: source[origin + i],
+                matrix,
+                direction * shape.inputs * width,
+                width,
                 lambda j, value, n: vstore(gates, row * width + j, value, n),
             )
 
@@ -267,8 +300,14 @@ class _Cell:
     """Code of one batch entry's run through time."""
 
     def __init__(
-        self, op: Op, shape: _Shape, direction: int, lanes: int, buffers: dict[str, Any],
-        entry: Expr, functions: Sequence[Function],
+        self,
+        op: Op,
+        shape: _Shape,
+        direction: int,
+        lanes: int,
+        buffers: dict[str, Any],
+        entry: Expr,
+        functions: Sequence[Function],
     ) -> None:
         self.shape, self.direction, self.lanes = shape, direction, lanes
         self.buffers, self.entry, self.functions = buffers, entry, functions
@@ -285,8 +324,11 @@ class _Cell:
         row = bind(shape.state_row(self.direction, self.entry))
         for role, at in (("h0", self.h), ("c0", self.c)):
             for j, n in self._each():
-                start = (vload(self.buffers[role], row + j, n) if role in self.buffers
-                         else splat(tirx.const(0, shape.dtype), n))
+                start = (
+                    vload(self.buffers[role], row + j, n)
+                    if role in self.buffers
+                    else splat(tirx.const(0, shape.dtype), n)
+                )
                 vstore(state, at + j, start, n)
         length: Expr = tirx.const(shape.steps, "int32")
         if "lengths" in self.buffers:
@@ -307,8 +349,11 @@ class _Cell:
         if role not in self.buffers:
             return
         for j, n in self._each():
-            value = (splat(tirx.const(0, self.shape.dtype), n) if source is None
-                     else vload(self.buffers["state"], source + j, n))
+            value = (
+                splat(tirx.const(0, self.shape.dtype), n)
+                if source is None
+                else vload(self.buffers["state"], source + j, n)
+            )
             vstore(self.buffers[role], row + j, value, n)
 
     def _step(self, step: Expr) -> None:
@@ -335,8 +380,14 @@ class _Cell:
             return value
 
         _product(
-            shape.hidden, count, self.lanes, start, lambda i: state[source + i],
-            buffers["weights"], self.direction * shape.hidden * width + first, width,
+            shape.hidden,
+            count,
+            self.lanes,
+            start,
+            lambda i: state[source + i],
+            buffers["weights"],
+            self.direction * shape.hidden * width + first,
+            width,
             lambda j, value, n: vstore(state, self.g + first + j, value, n),
         )
 

@@ -294,9 +294,7 @@ def max_pool_indices(op: Op) -> Lowered:
             _store(values, plane * prod(result) + unit, best[0])
             _store(indices, plane * prod(result) + unit, tirx.Cast("int64", best_at[0]))
 
-    func = stage_func(
-        [_param("x", x), _param("y", y), _param("indices", op.outputs[1])], body
-    )
+    func = stage_func([_param("x", x), _param("y", y), _param("indices", op.outputs[1])], body)
     return Lowered([Piece(func, ("i0", "o0", "o1"), prod(x.shape[:2]))])
 
 

@@ -8,7 +8,7 @@ in ``expand_quantized`` and have a pass of their own, transforms in ``expand_spe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -64,9 +64,8 @@ def _name_outputs(graph: ir.Graph, node: ir.Node) -> bool | str:
     if len(node.outputs) == count:
         return True
     writer = Writer(graph, node)
-    results = writer.ops(
-        node.op_type, *node.inputs, outputs=count, **dict(node.attributes)
-    )
+    attrs: dict[str, Any] = dict(node.attributes)
+    results = writer.ops(node.op_type, *node.inputs, outputs=count, **attrs)
     for old, new in zip(node.outputs, results, strict=False):
         redirect(old, new)
     return True

@@ -30,9 +30,7 @@ Array = np.ndarray[Any, Any]
 Result = list[ir.Value] | str
 
 _EXACT_TERMS = 258  # 255 * 255 * 258 < 2**24
-_INTEGERS = frozenset(
-    {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16}
-)
+_INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16})
 
 
 def _operand(node: ir.Node, index: int) -> ir.Value:
@@ -75,9 +73,7 @@ def _along(writer: Writer, value: ir.Value | None, rank: int, axis: int) -> ir.V
     return writer.op("Reshape", value, np.array(dims, np.int64))
 
 
-def _parameters(
-    writer: Writer, node: ir.Node
-) -> tuple[ir.Value, ir.Value | None] | str:
+def _parameters(writer: Writer, node: ir.Node) -> tuple[ir.Value, ir.Value | None] | str:
     """Scale and zero point of (De)QuantizeLinear, broadcast to the tensor."""
     x, scale, zero = _operand(node, 0), _operand(node, 1), _optional(node, 2)
     rank = len(shape_of(x))
@@ -92,8 +88,10 @@ def _parameters(
 
 
 def dequantize_linear(writer: Writer, node: ir.Node) -> Result:
-    """DequantizeLinear of 8-, 16- and 32-bit integers."""
+    """DequantizeLinear of 8-, 16- and 32-bit integers; of constants of any type."""
     x = _operand(node, 0)
+    if const(x) is not None and dtype_of(x) not in _INTEGERS | {ir.DataType.INT32}:
+        return _dequantized_constant(writer, node)
     if dtype_of(x) not in _INTEGERS | {ir.DataType.INT32}:
         return f"{dtype_of(x).name} is not supported"
     parameters = _parameters(writer, node)
@@ -107,6 +105,19 @@ def dequantize_linear(writer: Writer, node: ir.Node) -> Result:
     y = writer.op("Mul", _centered(writer, x, zero), _float(writer, scale))
     target = dtype_of(scale)
     return [y if target == ir.DataType.FLOAT else writer.op("Cast", y, to=int(target))]
+
+
+def _dequantized_constant(writer: Writer, node: ir.Node) -> Result:
+    """4-bit integers and 8-bit floats have no kernels, but weights are known."""
+    parameters = _parameters(writer, node)
+    if isinstance(parameters, str):
+        return parameters
+    values = [const(v) for v in (_operand(node, 0), *parameters)]
+    x, scale, zero = (None if v is None else v.astype(np.float32) for v in values)
+    if x is None or scale is None or (zero is None and parameters[1] is not None):
+        return f"{dtype_of(_operand(node, 0)).name} is supported for constants only"
+    y = (x if zero is None else x - zero) * scale
+    return [writer.const(y.astype(dtype_of(_operand(node, 1)).numpy()))]
 
 
 def quantize_linear(writer: Writer, node: ir.Node) -> Result:
@@ -125,9 +136,7 @@ def quantize_linear(writer: Writer, node: ir.Node) -> Result:
     return [_saturated(writer, x, zero, target)]
 
 
-def _saturated(
-    writer: Writer, x: ir.Value, zero: ir.Value | None, target: ir.DataType
-) -> ir.Value:
+def _saturated(writer: Writer, x: ir.Value, zero: ir.Value | None, target: ir.DataType) -> ir.Value:
     """``saturate(round_even(x) + zero)`` as ``target``."""
     y = writer.op("Round", x)
     if zero is not None:
@@ -177,7 +186,7 @@ def conv_integer(writer: Writer, node: ir.Node) -> Result:
     step = max(_EXACT_TERMS // taps, 1)
     if depth > step and attribute(node, "group", 1) != 1:
         return "a deep grouped convolution may exceed what float32 can sum exactly"
-    attrs = dict(node.attributes)
+    attrs: dict[str, Any] = dict(node.attributes)
     parts = []
     for begin in range(0, depth, step):
         end = min(begin + step, depth)
@@ -201,8 +210,12 @@ def _total(writer: Writer, parts: list[ir.Value]) -> ir.Value:
 
 
 def _requantized(
-    writer: Writer, product: ir.Value, factors: list[ir.Value], y_scale: ir.Value,
-    y_zero: ir.Value | None, target: ir.DataType,
+    writer: Writer,
+    product: ir.Value,
+    factors: list[ir.Value],
+    y_scale: ir.Value,
+    y_zero: ir.Value | None,
+    target: ir.DataType,
 ) -> ir.Value:
     """``saturate(round(product * factors / y_scale) + y_zero)``."""
     scale = factors[0]
@@ -243,13 +256,12 @@ def qlinear_conv(writer: Writer, node: ir.Node) -> Result:
     ]
     if bias is not None:
         operands.append(_float(writer, bias))
-    product = writer.op("Conv", *operands, **dict(node.attributes))
+    attrs: dict[str, Any] = dict(node.attributes)
+    product = writer.op("Conv", *operands, **attrs)
     scalars = [_along(writer, _float(writer, _operand(node, i)), rank, 1) for i in (1, 4, 6)]
     x_scale, w_scale, y_scale = (value for value in scalars if value is not None)
     zero = _along(writer, y_zero, rank, 1)
-    return [
-        _requantized(writer, product, [x_scale, w_scale], y_scale, zero, dtype_of(y_zero))
-    ]
+    return [_requantized(writer, product, [x_scale, w_scale], y_scale, zero, dtype_of(y_zero))]
 
 
 QUANTIZED: dict[str, Expansion] = {

@@ -88,8 +88,7 @@ def dft(writer: Writer, node: ir.Node) -> Result:
     parts = shape[-1]
     flat = writer.op("Reshape", moved, np.array([*lead, points * parts], np.int64))
     dtype = dtype_of(x).numpy()
-    matrix = (_inverse_real(length, dtype) if real else
-              _matrix(length, bins, parts, inverse, dtype))
+    matrix = _inverse_real(length, dtype) if real else _matrix(length, bins, parts, inverse, dtype)
     product = writer.op("MatMul", flat, matrix)
     y = writer.op("Reshape", product, np.array([*lead, bins, 1 if real else 2], np.int64))
     if order != list(range(rank)):

@@ -63,17 +63,17 @@ def test_cumsum(axis: int, flags: dict[str, int]) -> None:
 @pytest.mark.parametrize("axis", [0, 1])
 def test_topk_breaks_ties_by_index(axis: int, largest: int) -> None:
     x = RNG.integers(0, 4, (7, 9)).astype(np.float32)
-    compare(
-        "TopK", [x, ints(5)], constants=[1], outputs=("y", "i"), axis=axis, largest=largest
-    )
+    compare("TopK", [x, ints(5)], constants=[1], outputs=("y", "i"), axis=axis, largest=largest)
 
 
 @pytest.mark.parametrize("reduction", ["none", "add", "mul", "max", "min"])
 def test_scatter_elements(reduction: str) -> None:
     indices = np.stack([RNG.permutation(6)[:3] for _ in range(4)]) - 3
     compare(
-        "ScatterElements", [floats(4, 6), indices.astype(np.int64), floats(4, 3)],
-        axis=1, reduction=reduction,
+        "ScatterElements",
+        [floats(4, 6), indices.astype(np.int64), floats(4, 3)],
+        axis=1,
+        reduction=reduction,
     )
 
 
@@ -140,8 +140,13 @@ def recurrent(kind: str, gates: int, directions: int, **more: Any) -> list[np.nd
 def test_lstm(direction: str, constant: bool) -> None:
     operands = recurrent("LSTM", 4, 2 if direction == "bidirectional" else 1)
     compare(
-        "LSTM", operands, constants=[1, 2, 3] if constant else [], outputs=("y", "h", "c"),
-        terms=90, hidden_size=11, direction=direction,
+        "LSTM",
+        operands,
+        constants=[1, 2, 3] if constant else [],
+        outputs=("y", "h", "c"),
+        terms=90,
+        hidden_size=11,
+        direction=direction,
     )
 
 
@@ -150,23 +155,38 @@ def test_lstm(direction: str, constant: bool) -> None:
 def test_gru(direction: str, before: int) -> None:
     operands = recurrent("GRU", 3, 2 if direction == "bidirectional" else 1)
     compare(
-        "GRU", operands, constants=[1, 2, 3], outputs=("y", "h"), terms=90,
-        hidden_size=11, direction=direction, linear_before_reset=before,
+        "GRU",
+        operands,
+        constants=[1, 2, 3],
+        outputs=("y", "h"),
+        terms=90,
+        hidden_size=11,
+        direction=direction,
+        linear_before_reset=before,
     )
 
 
 @pytest.mark.parametrize("activation", ["Tanh", "Relu", "HardSigmoid", "Softsign"])
 def test_rnn(activation: str) -> None:
     compare(
-        "RNN", recurrent("RNN", 1, 1), constants=[1, 2], outputs=("y", "h"), terms=90,
-        hidden_size=11, activations=[activation], clip=3.0,
+        "RNN",
+        recurrent("RNN", 1, 1),
+        constants=[1, 2],
+        outputs=("y", "h"),
+        terms=90,
+        hidden_size=11,
+        activations=[activation],
+        clip=3.0,
     )
 
 
 def test_importer_operators() -> None:
     compare("Einsum", [floats(3, 4), floats(4, 5)], equation="ij,jk->ik", terms=4)
-    compare("GridSample", [floats(1, 2, 5, 6), RNG.uniform(-1.1, 1.1, (1, 3, 4, 2)).astype("f")],
-            terms=4)
+    compare(
+        "GridSample",
+        [floats(1, 2, 5, 6), RNG.uniform(-1.1, 1.1, (1, 3, 4, 2)).astype("f")],
+        terms=4,
+    )
     compare("Trilu", [floats(4, 5), np.array(1, np.int64)], constants=[1], upper=0)
     compare("LRN", [floats(1, 6, 3, 3)], size=3, terms=3)
 

@@ -132,9 +132,15 @@ def test_conv_integer(depth: int) -> None:
 
 def test_qlinear_conv_within_one_step() -> None:
     operands = [
-        uint8(1, 8, 9, 9), scalar(0.02), scalar(120, np.uint8), int8(6, 8, 3, 3),
-        RNG.uniform(0.005, 0.02, 6).astype("f"), np.zeros(6, np.int8), scalar(0.3),
-        scalar(100, np.uint8), RNG.integers(-900, 900, 6).astype(np.int32),
+        uint8(1, 8, 9, 9),
+        scalar(0.02),
+        scalar(120, np.uint8),
+        int8(6, 8, 3, 3),
+        RNG.uniform(0.005, 0.02, 6).astype("f"),
+        np.zeros(6, np.int8),
+        scalar(0.3),
+        scalar(100, np.uint8),
+        RNG.integers(-900, 900, 6).astype(np.int32),
     ]
     got, expected = expanded("QLinearConv", operands, constants=(3, 4, 5, 8), strides=[2, 2])
     error = np.abs(got[0].astype(int) - expected[0])
@@ -144,8 +150,14 @@ def test_qlinear_conv_within_one_step() -> None:
 
 def test_qlinear_matmul_within_one_step() -> None:
     operands = [
-        uint8(5, 40), scalar(0.02), scalar(120, np.uint8), uint8(40, 6), scalar(0.01),
-        scalar(128, np.uint8), scalar(0.05), scalar(110, np.uint8),
+        uint8(5, 40),
+        scalar(0.02),
+        scalar(120, np.uint8),
+        uint8(40, 6),
+        scalar(0.01),
+        scalar(128, np.uint8),
+        scalar(0.05),
+        scalar(110, np.uint8),
     ]
     got, expected = expanded("QLinearMatMul", operands)
     assert np.abs(got[0].astype(int) - expected[0]).max() <= 1
@@ -171,8 +183,12 @@ def test_dft_inverse_of_onesided_restores_the_signal() -> None:
     spectrum = np.fft.rfft(x[..., 0], axis=1)
     packed = np.stack([spectrum.real, spectrum.imag], -1).astype(np.float32)
     model, feeds = model_of(
-        "DFT", [packed, scalar(9, np.int64), scalar(1, np.int64)], (1, 2), 1,
-        inverse=1, onesided=1,
+        "DFT",
+        [packed, scalar(9, np.int64), scalar(1, np.int64)],
+        (1, 2),
+        1,
+        inverse=1,
+        onesided=1,
     )
     imported = import_model(model)
     assert ExpandOperators().run(imported).modified
