@@ -21,13 +21,9 @@ import onnx_ir as ir
 
 from effc.errors import InternalError
 from effc.kernels.region import Op, Region, TensorType, Value
+from effc.views import VIEW_OPS
 
-__all__ = ["MAX_FUSED_OPS", "VIEW_OPS", "Graph", "partition"]
-
-VIEW_OPS = frozenset(
-    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split", "Concat"}
-)
-"""Operators that may become address arithmetic; ``effc.storage`` decides."""
+__all__ = ["MAX_FUSED_OPS", "Graph", "partition"]
 
 MAX_FUSED_OPS = 32
 """Longest region: keeps functions small and the search for one linear."""
