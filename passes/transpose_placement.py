@@ -56,7 +56,7 @@ def choose(graph: ir.Graph, perm: Perm) -> set[ir.Node]:
     network = _Network(perm, members)
     for node in members:
         network.add("s", node, _KEEP)
-        if node in forward and node.op_type in ELEMENTWISE:
+        if node in forward and node.op_type in ELEMENTWISE and _all_behind(node, perm, forward):
             network.add(node, "t", _FUSE)
         outer = result_perm(node, perm)
         if outer != perm and outer != tuple(range(len(outer))):
@@ -67,6 +67,16 @@ def choose(graph: ir.Graph, perm: Perm) -> set[ir.Node]:
             network.add_value(value)
     cost, labelled = network.cut()
     return labelled if cost < network.unchanged() else set()
+
+
+def _all_behind(node: ir.Node, perm: Perm, forward: set[ir.Node]) -> bool:
+    """Whether all operands come through transposes: otherwise moving one only swaps places."""
+    for value in data_operands(node):
+        found = transposed(value)
+        behind = (found is not None and found[1] == perm) or value.producer() in forward
+        if not behind and value.const_value is None and prod(shape_of(value)) > 1:
+            return False
+    return True
 
 
 def _bytes(value: ir.Value) -> int:
@@ -80,8 +90,18 @@ def _undoes(node: ir.Node, perm: Perm) -> bool:
 
 def _region(graph: ir.Graph, perm: Perm) -> tuple[set[ir.Node], list[ir.Node]]:
     """(operators behind transposes by ``perm``, all operators connected to them), in order."""
-    able = [n for n in graph if n.op_type != "Transpose" and passes(n, perm)]
-    allowed = set(able)
+    able: list[ir.Node] = []
+    allowed: set[ir.Node] = set()
+    for node in graph:
+        if node.op_type == "Transpose" or not passes(node, perm):
+            continue
+        if perm == inverse(perm) and any(
+            (found := transposed(v)) is not None and found[0].producer() in allowed
+            for v in data_operands(node)
+        ):
+            continue  # here label 0 behind the transpose would be label 1 in front of it
+        able.append(node)
+        allowed.add(node)
     forward: set[ir.Node] = set()
     for node in able:
         for value in data_operands(node):

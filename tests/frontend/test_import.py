@@ -333,6 +333,52 @@ def test_operators_newer_than_the_opset_are_written_out() -> None:
     assert_equivalent(proto, model)
 
 
+def _scan(**changes: Any) -> onnx.ModelProto:
+    proto = parse(
+        """g (float[2] s, float[5,2] x) => (float[2] last)
+        { last = Scan <num_scan_inputs=1, body = b (float[2] state, float[2] row)
+            => (float[2] next) { next = Add(state, row) }> (s, x) }""")
+    for name, value in changes.items():
+        kept = [a for a in proto.graph.node[0].attribute if a.name != name]
+        del proto.graph.node[0].attribute[:]
+        proto.graph.node[0].attribute.extend([*kept, helper.make_attribute(name, value)])
+    return proto
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_scan_inputs": 1 << 40}, {"num_scan_inputs": -1}, {"scan_input_axes": [0, 1]},
+     {"scan_input_axes": [7]}],
+)
+def test_fuzzing_found_scan_attributes(changes: dict[str, Any]) -> None:
+    with pytest.raises(ModelError):
+        import_model(_scan(**changes))
+
+
+def test_fuzzing_found_damaged_text() -> None:
+    data = parse("g (float[2] x) => (float[2] y) { y = Elu(x) }").SerializeToString()
+    proto = onnx.ModelProto.FromString(data)
+    proto.graph.node[0].attribute.append(helper.make_attribute("mode", b"\xff\xfe"))
+    with pytest.raises(ModelError, match="not text"):
+        import_model(proto)
+    proto = parse("g (float[2] x) => (float[2] y) { y = Elu(x) }")
+    proto.graph.name = "graph_name"
+    broken = proto.SerializeToString().replace(b"graph_name", b"graph\xa9name")
+    with pytest.raises(ModelError):
+        import_model(onnx.ModelProto.FromString(broken))
+
+
+def test_fuzzing_found_attribute_tensors_without_their_data() -> None:
+    proto = parse(
+        "g (int64[1] s) => (float[n] y)"
+        "{ y = ConstantOfShape<value = float[1] {2.0}>(s) }")
+    tensor = proto.graph.node[0].attribute[0].t
+    tensor.ClearField("float_data")
+    tensor.ClearField("raw_data")
+    with pytest.raises(ModelError, match="size its shape says"):
+        import_model(proto)
+
+
 @pytest.mark.parametrize(
     "name",
     ["cifar10_resnet32_bn_fp32", "face_ultraface_rfb320_fp32", "mlperf_tiny_kws01_dscnn_fp32",
