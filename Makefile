@@ -20,7 +20,6 @@ test: venv system
 
 lint: venv
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 	PYTHON=$(abspath $(BIN)/python) tools/typecheck.sh
 
 venv: $(VENV)/.installed
