@@ -55,7 +55,7 @@ def _reshape(x: Array, shape: Array, attrs: Attrs) -> Array:
     dims = shape.tolist()
     if not attrs.get("allowzero"):
         dims = [x.shape[i] if d == 0 else d for i, d in enumerate(dims)]
-    return np.reshape(x, dims)
+    return np.asarray(np.reshape(x, dims))
 
 
 def _unsqueeze(x: Array, axes: Array) -> Array:

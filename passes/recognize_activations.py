@@ -49,7 +49,7 @@ def _gelu_tanh(x: Array) -> Array:
 
 def _clip(x: Array, low: Array | None = None, high: Array | None = None) -> Array:
     x = x if low is None else np.maximum(x, low)
-    return x if high is None else np.minimum(x, high)
+    return x if high is None else np.asarray(np.minimum(x, high))
 
 
 _COMPUTE: dict[str, Callable[..., Array]] = {

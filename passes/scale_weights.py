@@ -40,9 +40,10 @@ def _scaled(node: ir.Node, weight: Array, factor: Array) -> Array:
     else:
         column = factor
     dtype = weight.dtype
-    if dtype == np.float32:  # float64 products would need a copy of twice the size
-        return np.multiply(weight, column.astype(np.float32), dtype=np.float32)
-    return (weight.astype(np.float64) * column).astype(dtype)
+    with np.errstate(over="ignore"):  # the original overflows as well
+        if dtype == np.float32:  # float64 products would need a copy of twice the size
+            return np.multiply(weight, column.astype(np.float32), dtype=np.float32)
+        return (weight.astype(np.float64) * column).astype(dtype)
 
 
 def scale_producer(graph: ir.Graph, value: ir.Value, factor: Array | None, offset: Array) -> bool:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from effc.frontend import adapters_new as new
 from effc.frontend import adapters_old as old
 from effc.frontend.adapter_tools import Adapter, Operands
+from effc.frontend.adapters_contrib import CONTRIB
 from effc.passes.graph import OPSET, Writer
 
 __all__ = ["ADAPTERS", "adapt"]
@@ -27,13 +28,15 @@ def adapt(
 
     Args:
         writer: Receives the new nodes.
-        node: A node of the default domain.
+        node: A node of any domain.
         inputs: Its operands in the new graph.
         version: The opset it is written in.
 
     Raises:
         UnsupportedError: It cannot be said at ``OPSET``.
     """
+    if node.domain == "com.microsoft" and node.op_type in CONTRIB:
+        return CONTRIB[node.op_type](writer, node, inputs)
     if node.domain:
         return None
     for first, last, adapter in ADAPTERS.get(node.op_type, ()):

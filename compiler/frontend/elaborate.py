@@ -108,6 +108,11 @@ class Elaborator:
         name = output.name or ""
         if value is None:
             raise ModelError("nothing produces this output", where=name)
+        if value.is_graph_input() and value.name == name:
+            raise UnsupportedError(
+                "an input of the model is also its output", where=name,
+                hint="remove it from the outputs: the caller has the value already",
+            )
         if value.is_graph_input() or value.is_initializer() or value.is_graph_output():
             node = ir.Node("", "Identity", [value], name=fresh_name(self.graph, f"{name}/Identity"))
             node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
@@ -146,7 +151,7 @@ class Elaborator:
         else:
             try:
                 array = tensor.numpy()
-            except ValueError:
+            except (AssertionError, TypeError, ValueError):
                 raise ModelError(
                     "the tensor's data does not have the size its shape says", where=name,
                     expected=f"{tensor.dtype.name}{[int(str(d)) for d in tensor.shape]}",

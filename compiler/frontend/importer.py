@@ -57,8 +57,8 @@ def import_model(
 
 
 _MALFORMED = (
-    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
-    ValueError, ir.serde.SerdeError,
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError,
+    TypeError, ValueError, ir.serde.SerdeError,
 )
 
 

@@ -249,6 +249,9 @@ def _run_checker(proto: onnx.ModelProto) -> None:
             info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             graph.input.append(info)
     graph.output.extend(proto.graph.output)
+    for info in (*graph.input, *graph.output):  # runtimes accept models that leave shapes out
+        if info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape"):
+            info.type.tensor_type.shape.SetInParent()
     graph.node.extend(proto.graph.node)
     try:
         onnx.checker.check_model(light)

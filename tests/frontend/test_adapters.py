@@ -224,3 +224,38 @@ def test_blocked_quantization_is_plain_arithmetic() -> None:
     expected = np.clip(np.rint(x / scale) + zero, -128, 127)
     np.testing.assert_array_equal(q, expected.astype(np.int8))
     np.testing.assert_array_equal(y, (q.astype(np.float32) - zero).astype(np.float32) * scale)
+
+
+CONTRIB_CASES = {
+    "fused convolution": """g (float[1,2,5,5] x, float[3,2,3,3] w, float[3] b, float[1,3,3,3] z)
+        => (float[1,3,3,3] y)
+        { y = com.microsoft.FusedConv<activation="LeakyRelu", activation_params=[0.2]>(x, w, b, z) }
+        """,
+    "fused product": """g (float[2,4,3] x, float[2,5,3] w) => (float[2,4,5] y)
+        { y = com.microsoft.FusedMatMul<transB=1, alpha=0.5>(x, w) }""",
+    "gelu with bias": """g (float[2,8] x, float[8] b) => (float[2,8] y)
+        { y = com.microsoft.BiasGelu(x, b) }""",
+    "fast gelu": "g (float[2,8] x) => (float[2,8] y) { y = com.microsoft.FastGelu(x) }",
+    "quick gelu": "g (float[2,8] x) => (float[2,8] y) { y = com.microsoft.QuickGelu(x) }",
+    "residual layer norm": """g (float[2,3,8] x, float[2,3,8] z, float[8] s, float[8] b)
+        => (float[2,3,8] y)
+        { y = com.microsoft.SkipLayerNormalization<epsilon=0.001>(x, z, s, b) }""",
+    "quantized sum": """g (uint8[2,8] x, uint8[2,8] z) => (uint8[2,8] y)
+        <float s = {0.231}, float t = {0.417}, uint8 o = {3}>
+        { y = com.microsoft.QLinearAdd(x, s, o, z, t, o, t, o) }""",
+    "quantized pooling, channels last": """g (uint8[1,4,4,3] x) => (uint8[1,1,1,3] y)
+        <float s = {0.25}, uint8 o = {3}>
+        { y = com.microsoft.QLinearGlobalAveragePool<channels_last=1>(x, s, o, s, o) }""",
+    "quantized concatenation": """g (uint8[2,3] x, uint8[2,4] z) => (uint8[2,7] y)
+        <float s = {0.25}, float t = {0.5}, uint8 o = {3}>
+        { y = com.microsoft.QLinearConcat<axis=1>(t, o, x, s, o, z, t, o) }""",
+}
+
+
+@pytest.mark.parametrize("case", CONTRIB_CASES)
+def test_operators_of_onnx_runtime_are_written_in_standard_ones(case: str) -> None:
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>\n{CONTRIB_CASES[case]}')
+    model = import_model(proto)
+    assert not any(node.domain for node in model.graph)
+    assert_equivalent(proto, model, minimum_db=100)
