@@ -62,14 +62,14 @@ class Effort:
     def of(mode: str | int) -> Effort:
         """The effort of a tuning mode (``quick``, ``full`` or a number of measurements)."""
         if mode == "quick":
-            return Effort("quick", 240, 16, 55.0, 30, 0.3)
+            return Effort("quick", 240, 16, 50.0, 30, 0.3)
         if mode == "full":
             return Effort("full", 1_000_000, 1_000_000, float("inf"), 60, 2.0)
         return Effort(str(mode), int(mode), 1_000_000, float("inf"), 40, 0.6)
 
     def covered_by(self, other: str) -> bool:
         """Whether a layer searched with effort ``other`` needs no search with this one."""
-        return other == self.name or other == "full" or (self.name != "full" and other == "quick")
+        return other == self.name or Effort.of(other).candidates >= self.candidates
 
 
 @dataclass
@@ -176,6 +176,7 @@ class Search:
         self.context = context
         self.progress = progress
         self.start = time.monotonic()
+        self.batch_seconds = 0.0  # of the last batch
         self.done = 0
         self.total = min(
             sum(len(layer.untried()[: effort.per_layer]) for layer in layers), effort.candidates
@@ -200,7 +201,9 @@ class Search:
             self._measure(batch)
 
     def _late(self) -> bool:
-        return time.monotonic() - self.start > self.effort.seconds
+        """Whether the time is up, or would be long before the end of another batch."""
+        spent = time.monotonic() - self.start
+        return spent + self.batch_seconds / 2 > self.effort.seconds
 
     def _within(self, plan: list[tuple[Layer, list[Choice]]]) -> list[tuple[Layer, list[Choice]]]:
         """Cut a plan to the number of candidates that the effort allows."""
@@ -230,6 +233,7 @@ class Search:
 
     def _measure(self, batch: Sequence[tuple[Layer, list[Choice]]]) -> None:
         """Compile, link and run one batch, and store what comes out."""
+        begin = time.monotonic()
         runs = [
             (layer, choices + [layer.winner()] * (layer.seconds is not None))
             for layer, choices in batch
@@ -248,6 +252,7 @@ class Search:
                 self._store(layer, choices, self._timings(harness, layer, mine))
                 layer.tried += len(new)
                 self._report(layer, len(new))
+        self.batch_seconds = time.monotonic() - begin
 
     def _timings(
         self, harness: Harness, layer: Layer, compiled: Sequence[Compiled]
