@@ -77,7 +77,7 @@ class DepthwiseConv(Template):
         found: list[tuple[Config, float]] = []
         for lanes in _widths(shape.x.out, target.lanes):
             for vectors in (1, 2, 3, 4):
-                for rows in (1, 2, 3, 4, 7, 8):
+                for rows in (1, 2, 3, 4, 5, 7, 8):
                     cost = _cost(shape, target, lanes, vectors, rows)
                     if cost is not None:
                         found.append(({"lanes": lanes, "vectors": vectors, "rows": rows}, cost))
@@ -260,21 +260,45 @@ def _cost(shape: _Shape, target: Target, lanes: int, vectors: int, rows: int) ->
     per_row = -(-x.out // lanes)
     if rows > y.out or vectors > per_row:
         return None
-    simd = target.arch in ("aarch64", "arm")
     taps = y.kernel * x.kernel
-    held = -(-taps // 4) if simd else min(taps, target.vector_registers // 2)
-    live = rows * vectors + vectors + 2 + held
     variants = min(y.out // rows + 1, 3) * min(per_row // vectors + 1, 3)
     if variants * rows * vectors * taps > 3000 and rows * vectors > 1:
         return None
     row_tiles, column_tiles = -(-y.out // rows), -(-per_row // vectors)
-    macs = y.out * taps * per_row
     lines = row_tiles * min(y.extent(rows), rows * y.kernel)
-    moved = x.kernel * per_row if x.stride == 1 or not simd else (x.kernel + 1) * per_row
-    loads = lines * (moved + column_tiles)
-    ragged = y.out * bin(x.out % lanes).count("1") * 2 + lines * bool(x.size % lanes)
-    overhead = row_tiles * (6 + 6 * column_tiles) + 40
-    spill = macs * max(live - target.vector_registers, 0) / target.vector_registers
-    wait = max(1.0, 8 / (rows * vectors)) ** 0.5
-    cost = macs * 0.5 * wait + loads * 0.5 + y.out * per_row + ragged + overhead + spill
-    return cost * shape.batch * shape.outputs
+    macs = y.out * taps * per_row
+    if target.arch in ("aarch64", "arm"):
+        cost = macs + _arm_overhead(shape, target, rows, vectors, lines, macs)
+    else:
+        live = rows * vectors + vectors + 3 + min(taps, target.vector_registers // 3)
+        spill = macs * max(live - target.vector_registers, 0) / target.vector_registers
+        loads = lines * (x.kernel * per_row + column_tiles)
+        wait = max(1.0, 8 / (rows * vectors)) ** 0.5
+        cost = macs * 0.5 * wait + loads * 0.5 + y.out * per_row + spill
+        cost *= 1.0 if lanes <= 8 else 1.8  # 512-bit operations take two cycles on Zen 4
+        cost += y.out * bin(x.out % lanes).count("1") * 2 + lines * bool(x.size % lanes)
+        cost += row_tiles * (6 + 6 * column_tiles)
+    return (cost + 40) * shape.batch * shape.outputs
+
+
+def _arm_overhead(
+    shape: _Shape, target: Target, rows: int, vectors: int, lines: int, macs: int
+) -> float:
+    """Instructions beside the products. Fitted to counts for 3x3 and 5x5 kernels.
+
+    A ragged last vector makes LLVM merge stores across tiles, which spills earlier.
+    """
+    y, x, lanes = shape.y, shape.x, 4
+    per_row = -(-x.out // lanes)
+    row_tiles, column_tiles = -(-y.out // rows), -(-per_row // vectors)
+    blocks = column_tiles * (vectors + 1) * (0.6 if x.stride == 1 else 2.0)
+    shifts = per_row * max(x.kernel - x.stride, 0)
+    ragged = x.out % lanes != 0
+    roomy = target.vector_registers - 17
+    if ragged and rows < y.out:
+        roomy = 9 if x.stride == 1 else 6
+    spill = 0.03 * macs * max(rows * vectors - roomy, 0)
+    if rows < y.out:
+        spill += 0.06 * macs * max(rows - (3 if ragged else 4), 0)
+    pieces = 2 * y.out * ragged
+    return lines * (blocks + shifts) + 2 * y.out * per_row + pieces + 6 * row_tiles + spill
