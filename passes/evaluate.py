@@ -68,7 +68,7 @@ def _squeeze(x: Array, axes: Array | None = None) -> Array:
 
 def _range(start: Array, limit: Array, delta: Array) -> Array:
     count = max(int(np.ceil((float(limit) - float(start)) / float(delta))), 0)
-    return (start + np.arange(count, dtype=start.dtype) * delta).astype(start.dtype)
+    return np.asarray(start + np.arange(count, dtype=start.dtype) * delta, start.dtype)
 
 
 def _expand(x: Array, shape: Array) -> Array:
