@@ -6,7 +6,9 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,27 +119,29 @@ def _write(
     from effc.manifest import build_manifest, library_path
     from effc.report import render_report
 
-    def report(phase: str, done: int) -> None:
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
         if progress is not None:
-            progress(phase, done, 1)
+            progress(name, 0, 1)
+        start = time.perf_counter()
+        yield
+        compiled.phase_seconds[name] = time.perf_counter() - start
+        if progress is not None:
+            progress(name, 1, 1)
 
-    report("link", 0)
     _require_space(folder, compiled.program.weights.nbytes)
-    library = folder / library_path(compiled)
-    library.parent.mkdir(parents=True)
-    linked = compiled.link_library(library)
+    with phase("link"):
+        library = folder / library_path(compiled)
+        library.parent.mkdir(parents=True)
+        linked = compiled.link_library(library)
     include = folder / "include"
     include.mkdir()
     for file, text in compiled.headers.items():
         (include / file).write_text(text, encoding="utf-8")
-    report("link", 1)
-    verification = None
     manifest = build_manifest(compiled, linked, None)
     if compiled.options.verify:
-        report("verify", 0)
-        verification = _verify(folder, model, compiled, manifest)
-        manifest["verification"] = verification.describe()
-        report("verify", 1)
+        with phase("verify"):
+            manifest["verification"] = _verify(folder, model, compiled, manifest).describe()
     (folder / "report.html").write_text(render_report(manifest), encoding="utf-8")
     write_manifest(folder, manifest)
 
