@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import re
 import sys
 import time
 import warnings
@@ -372,7 +373,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "|---|---|---|",
     ]
     lines += [
-        f"| {o.name} | {o.status} | {_short(o.detail)} |"
+        f"| {o.name} | {o.status} | {_reason(o.detail)} |"
         for o in sorted(outcomes, key=lambda o: (o.operator, o.name))
         if o.status not in GOOD
     ]
@@ -382,8 +383,15 @@ def table(outcomes: Sequence[Outcome]) -> str:
 _COLUMNS = (PASS, BOUND, UNSUPPORTED, INVALID, WRONG, CRASH)
 
 
-def _short(text: str) -> str:
-    return " ".join(text.replace("|", "/").split())[:160]
+def _reason(detail: str) -> str:
+    """One line; of many templates' refusals the one that names the operator."""
+    text = " ".join(detail.split("\n  hint:")[0].replace("|", "/").split())
+    first = re.search(r"got (\w+) \(node ", text)
+    if first is not None:
+        named = text.rfind(f" {first.group(1)}: ")
+        named = named if named >= 0 else text.rfind(f" {first.group(1)} on ")
+        text = text[max(named, first.start()) :].strip()
+    return text[:160].split("; the anchor")[0].split("; not a")[0]
 
 
 def main() -> int:

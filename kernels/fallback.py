@@ -35,8 +35,17 @@ _DTYPES = frozenset(
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
 
-WRONG: Mapping[str, str] = {}
-"""Operators that TVM's importer accepts but does not compute as ONNX says, and why."""
+WRONG: Mapping[str, str] = {
+    "Dropout": "ignores the training mode",
+    "IsInf": "ignores detect_positive and detect_negative",
+    "Mod": "takes another sign for floats",
+    "ReduceMax": "starts from the lowest finite number",
+    "ReduceMin": "starts from the highest finite number",
+    "Resize": "rounds coordinates differently",
+    "SpaceToDepth": "ignores mode",
+    "Upsample": "rounds coordinates differently",
+}
+"""Operators that TVM's importer accepts but does not compute as ONNX says: what it does."""
 
 
 class FallbackTemplate(Template):
@@ -84,7 +93,9 @@ def _attempt(problem: _Problem) -> Lowered | str:
         if value is not None and value.type.size == 0:
             return f"{op.op_type} on a tensor without elements"
     if op.op_type in WRONG:
-        return WRONG[op.op_type]
+        return f"{op.op_type}: TVM's version {WRONG[op.op_type]}"
+    if op.op_type == "RoiAlign" and op.attrs.get("mode", "avg") != "avg":
+        return "RoiAlign: TVM's version of mode=max is another function"
     try:
         return _lower(op, problem.target)
     except EffcError as error:
