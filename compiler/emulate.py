@@ -44,10 +44,10 @@ def loader_program(target: Target) -> Path:
             [
                 *("-m", EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-all"),
                 *("--build-id=none", "-z", "noexecstack", "-z", f"stack-size={STACK_BYTES}"),
-                *("-o", str(folder / "loader")),
                 *map(str, objects),
                 *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
-            ]
+            ],
+            folder / "loader",
         )
 
     key = ("loader", str(STACK_BYTES), target.runner_target, str(libc), source.read_text(), table)

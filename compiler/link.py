@@ -119,10 +119,10 @@ def link_library(
                 *("--hash-style=both", "--no-undefined", "-O2"),
                 *("-z", "noexecstack", "-z", "relro", "-z", "now", "-z", "text"),
                 *_page_flags(target),
-                *("-o", str(out)),
                 *map(str, (*parts, *runtime, *stubs)),
                 *_compiler_rt(target, [*parts, *runtime]),
-            ]
+            ],
+            out,
         )
     facts = elf.check_library(
         out,
@@ -167,10 +167,11 @@ def link_runner(
             [
                 *("-m", EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-debug"),
                 *("--build-id=none", "-z", "noexecstack", "-z", f"stack-size={STACK_BYTES}"),
-                *("-o", str(out), str(libc / "crt1.o"), str(libc / "main.o")),
+                *(str(libc / "crt1.o"), str(libc / "main.o")),
                 *map(str, (*parts, *_runtime_objects(target))),
                 *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
-            ]
+            ],
+            out,
         )
     out.chmod(0o755)
     return out
@@ -210,7 +211,7 @@ def _stage_objects(objects: Iterable[bytes | Path], target: Target, work: Path) 
             path.write_bytes(item)
             paths.append(path)
         else:
-            paths.append(item)
+            paths.append(item.absolute())
     return paths
 
 
@@ -265,12 +266,8 @@ def _stub_libraries(target: Target) -> list[Path]:
             source.write_text("".join(_stub_function(s) for s in symbols))
             stub = _compile(source, target, folder)
             name = library + suffix
-            zig.lld(
-                [
-                    *("-m", EMULATIONS[target.arch], "-shared", "-soname", name),
-                    *("-o", str(folder / name), str(stub)),
-                ]
-            )
+            shared = ("-m", EMULATIONS[target.arch], "-shared", "-soname", name)
+            zig.lld([*shared, str(stub)], folder / name)
 
     text = repr(sorted((k, tuple(v)) for k, v in lists.items()))
     folder = zig.cached(("stubs", target.clang_target, suffix, text), build)

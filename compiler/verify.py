@@ -254,8 +254,10 @@ def _score(
 
 def _classes(scores: np.ndarray) -> np.ndarray:
     """One class per sample; ``(N, 1, 1, C)`` and ``(N, C, 1, 1)`` count as ``(N, C)``."""
-    squeezed = scores.reshape(len(scores), -1) if scores.ndim > 1 else scores.reshape(1, -1)
-    return np.asarray(squeezed.argmax(axis=1))
+    count = len(scores) if scores.ndim > 1 else 1
+    if not scores.size:  # a batch of none, or samples without values
+        return np.zeros(count, np.int64)
+    return np.asarray(scores.reshape(count, -1).argmax(axis=1))
 
 
 def open_reference(

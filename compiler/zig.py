@@ -112,7 +112,7 @@ def clang_each(flags: Sequence[str], sources: Sequence[Path], folder: Path) -> N
     """Compile many files side by side, each into an object of its name in ``folder``."""
 
     def compile_one(source: Path) -> None:
-        clang([*flags, "-c", str(source), "-o", str(folder / f"{source.stem}.o")])
+        clang([*flags, "-c", str(source), "-o", f"{source.stem}.o"], cwd=folder)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, sources))
@@ -128,9 +128,13 @@ def build_object(source: str, triple: str, out: Path, *flags: str) -> None:
     run_tool([*command, *flags, "--name", out.stem, f"-femit-bin={out}"])
 
 
-def lld(arguments: Sequence[str], *, cwd: Path | None = None) -> None:
-    """Run the ELF linker."""
-    run_tool([str(zig_path()), "ld.lld", *arguments], cwd=cwd)
+def lld(arguments: Sequence[str], out: Path) -> None:
+    """Run the ELF linker in the folder of ``out``, so paths among the arguments are absolute.
+
+    Clang and LLD put random digits in place of every ``%`` in the path of their output, so
+    that path must not contain the folder.
+    """
+    run_tool([str(zig_path()), "ld.lld", "-o", out.name, *arguments], cwd=out.parent)
 
 
 def cached(key: Sequence[str], build: Callable[[Path], None]) -> Path:

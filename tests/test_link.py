@@ -58,7 +58,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     target = get_target("android")
     stages = toy_object(target, tmp_path)
     images = []
-    for folder in ("a", "bcd"):
+    for folder in ("a", "100% 'b' \\c\" ü"):
         out = tmp_path / folder / "libtoy.so"
         out.parent.mkdir()
         link_library(toy_program(), [stages], target, out)
@@ -134,7 +134,7 @@ def broken_library(folder: Path, *flags: str) -> Path:
     target = get_target("android")
     zig.clang([f"--target={target.clang_target}", "-c", str(source), "-o", str(folder / "f.o")])
     out = folder / "broken.so"
-    zig.lld(["-m", "aarch64linux", "-shared", *flags, "-o", str(out), str(folder / "f.o")])
+    zig.lld(["-m", "aarch64linux", "-shared", *flags, str(folder / "f.o")], out)
     return out
 
 

@@ -175,6 +175,15 @@ def amplifying_model() -> Reference:
     return Reference(helper.make_model(graph, opset_imports=opset, ir_version=9))
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0,)])
+def test_empty_outputs_agree(shape: tuple[int, ...]) -> None:
+    port = {"name": "y", "dtype": "float32", "shape": list(shape)}
+    manifest = {"inputs": [], "outputs": [port], "layers": [], "passes": []}
+    outputs = {"y": np.zeros(shape, np.float32)}
+    result = verify(manifest, lambda _: outputs, lambda _: outputs, "local")
+    assert result.ok
+
+
 def test_amplified_rounding_lowers_the_limit_and_says_so() -> None:
     reference = amplifying_model()
     layer = {"macs": 0, "outputs": [[64]], "nodes": ["a"]}

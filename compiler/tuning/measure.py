@@ -112,10 +112,11 @@ class Harness:
         zig.lld(
             [
                 *("-m", EMULATIONS[self.target.arch], "-static", "--gc-sections", "-s"),
-                *("-o", str(self.executable), str(libc / "crt1.o"), *map(str, objects)),
+                *(str(libc / "crt1.o"), *map(str, objects)),
                 *(c.object for c in compiled if c.object),
                 *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
-            ]
+            ],
+            self.executable,
         )
         self.executable.chmod(0o755)
 

@@ -62,6 +62,16 @@ def test_wrong_shapes_are_explained(shapes: dict[str, tuple[int, ...]], words: l
         assert word in str(caught.value)
 
 
+def test_shapes_that_the_model_leaves_out_are_bound() -> None:
+    proto = parse("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+    for info in (proto.graph.input[0], proto.graph.output[0]):
+        info.type.tensor_type.ClearField("shape")
+    with pytest.raises(UsageError, match="rank unknown"):
+        import_model(proto)
+    model = import_model(proto, shapes={"x": (3, 4)})
+    assert tuple(model.graph.outputs[0].shape or ()) == (3, 4)
+
+
 def test_constants_replace_inputs() -> None:
     text = "g (float[4] x, int64[1] k, float s) => (float[n] y) { t = Mul(x, s) y = Tile(t, k) }"
     constants = {"k": np.array([3]), "s": np.array(2.0)}
@@ -126,6 +136,7 @@ BAD = {
     "operands do not fit": (
         "g (float[2,3] x, float[4,5] z) => (float[a,b] y) { y = MatMul(x, z) }", "MatMul"),
     "no broadcast": ("g (float[2] x, float[3] z) => (float[a] y) { y = Add(x, z) }", "broadcast"),
+    "input is output": ("g (float[2] x) => (float[2] x, float[2] y) { y = Relu(x) }", "input"),
     "memory bomb": (
         "g (float[2] x) => (float[a,b] y) <int64[2] s = {1099511627776, 2}>\n"
         "{ y = Expand(x, s) }", "too large"),
