@@ -194,7 +194,6 @@ class _Tile:
                 (lowest, highest),
                 column,
                 columns.count > 1,
-                lambda value: value,
             )
             for v in range(vectors):
                 for kx in range(x.kernel):

@@ -11,7 +11,7 @@ at the borders of a plane get code of their own, those inside share a loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -114,7 +114,6 @@ class RowReader:
         rows: Lowest and highest row number that ``row`` stands for.
         column: First output column of the tile.
         inner: Every block of the tile lies inside the row (``column`` may be dynamic).
-        convert: Applied to what is loaded.
     """
 
     stencil: Stencil
@@ -123,7 +122,6 @@ class RowReader:
     rows: tuple[int, int]
     column: Expr
     inner: bool
-    convert: Callable[[Expr], Expr]
     _blocks: dict[int, list[Expr] | None] = field(default_factory=dict)
 
     def tap(self, kx: int, vector: int) -> Expr | None:
@@ -136,7 +134,7 @@ class RowReader:
             block = self._block(index)
             return None if block is None else block[phase]
         if x.stride == 1 and not self.stencil.shuffle and self._inside(start):
-            return bind(self.convert(vload(self.source, self.row + self.column + start, lanes)))
+            return bind(vload(self.source, self.row + self.column + start, lanes))
         left, right = self._block(index), self._block(index + 1)
         if left is None and right is None:
             return None
@@ -174,21 +172,17 @@ class RowReader:
                 return None
             if first + width > size:
                 return bind(self._ragged(first, size - first))
-        return bind(self.convert(vload(self.source, self.row + first, width)))
+        return bind(vload(self.source, self.row + first, width))
 
     def _ragged(self, first: int, valid: int) -> Expr:
         """The last block of a row, padded. A full load is tried where it stays in the plane."""
         width, x, y = self.stencil.block, self.stencil.x, self.stencil.y
         fill = splat(self.stencil.fill, width)
         if self.rows[1] * x.size + first + width <= y.size * x.size:
-            loaded = bind(self.convert(vload(self.source, self.row + first, width)))
+            loaded = bind(vload(self.source, self.row + first, width))
             return concat([loaded, fill], [*range(valid), *range(width, 2 * width - valid)])
         if (self.rows[0] + 1) * x.size >= width:
             begin = self.row + x.size - width
-            loaded = bind(self.convert(vload(self.source, begin, width)))
+            loaded = bind(vload(self.source, begin, width))
             return concat([loaded, fill], range(width - valid, 2 * width - valid))
-        if width == 1:
-            return self.convert(vload(self.source, self.row + first, 1))
-        value = load_partial(self.source, self.row + first, valid, width, self.stencil.fill)
-        lanes_in = concat([bind(self.convert(bind(value))), fill], range(width))
-        return concat([bind(lanes_in), fill], [*range(valid), *range(width, 2 * width - valid)])
+        return load_partial(self.source, self.row + first, valid, width, self.stencil.fill)
