@@ -204,6 +204,41 @@ def scatter_nd(op: Op) -> Lowered:
     return Lowered([_copy(data, "i0", "o0"), Piece(func, ("i1", "i2", "o0"))])
 
 
+def tensor_scatter(op: Op) -> Lowered:
+    """A key/value cache with new steps written at a position per batch entry.
+
+    ``mode`` "circular" wraps at the cache's length; otherwise steps beyond it are dropped.
+    """
+    cache, update = _operand(op, 0), _operand(op, 1)
+    start = op.inputs[2] if len(op.inputs) > 2 else None
+    axis = int(op.attrs.get("axis", -2)) % len(cache.shape)
+    circular = op.attrs.get("mode", "linear") == "circular"
+    batch, size, steps = cache.shape[0], cache.shape[axis], update.shape[axis]
+    middle, inner = prod(cache.shape[1:axis]), prod(cache.shape[axis + 1 :])
+    params = [_param("update", update), _param("y", cache)]
+    args = ["i1", "o0"]
+    if start is not None:
+        params.insert(0, _param("start", start))
+        args.insert(0, "i2")
+
+    def body(*buffers: Any) -> None:
+        new, y, begin, end = buffers[-4:]
+        with loop(begin, end) as entry:
+            base: Expr = tirx.const(0, "int32")
+            if start is not None:
+                base = bind(tirx.Cast("int32", buffers[0][entry]))
+            with loop(middle) as row, loop(steps) as step:
+                at = bind(tirx.floormod(base + step, size) if circular else base + step)
+                with T.If(tirx.all(at >= 0, at < size)), T.Then(), loop(inner) as i:
+                    plane = entry * middle + row
+                    _store(
+                        y, (plane * size + at) * inner + i, new[(plane * steps + step) * inner + i]
+                    )
+
+    piece = Piece(stage_func(params, body), tuple(args), batch)
+    return Lowered([_copy(cache, "i0", "o0"), piece])
+
+
 def max_unpool(op: Op) -> Lowered:
     """Zeros, then every value to the place that MaxPool's ``Indices`` names.
 
@@ -314,6 +349,7 @@ SCANS: dict[str, Lowering] = {
     "MaxUnpool": max_unpool,
     "ScatterElements": scatter_elements,
     "ScatterND": scatter_nd,
+    "TensorScatter": tensor_scatter,
     "TopK": top_k,
 }
 """Operator -> stage functions."""
