@@ -35,8 +35,10 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note tests that were skipped for lack of the shared data."""
-    if report.skipped and isinstance(report.longrepr, tuple) and "shared" in report.longrepr[2]:
-        _skipped_data.append(report.nodeid)
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if "../shared" in reason or "beside the project" in reason:
+            _skipped_data.append(report.nodeid)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
