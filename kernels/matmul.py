@@ -34,7 +34,7 @@ from effc.kernels.builder import (
     vstore,
 )
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import dtype_lanes, pick, pieces, store_partial
+from effc.kernels.lanes import concat, dtype_lanes, pick, pieces, store_partial
 from effc.kernels.matmul_problem import Problem, problem_of
 from effc.kernels.region import Region
 from effc.kernels.template import Config, Kernel, Stage, Template
@@ -180,8 +180,9 @@ class _Tiling:
     @property
     def groups(self) -> int:
         """Parallel parts of the rows: enough units for a few threads, few copies of panels."""
-        wanted = -(-24 // max(self.problem.batch * self.panels, 1))
-        return max(1, min(self.row_tiles, wanted))
+        units = 4 if self.copied(False) else 24
+        wanted = -(-units // (self.problem.batch * self.panels))
+        return min(self.row_tiles, wanted)
 
     @property
     def units(self) -> int:
@@ -308,15 +309,30 @@ class _Code:
             with loop(self.tile.problem.k) as k:
                 zero = splat(tirx.const(0, tile.problem.dtype), tile.lanes)
                 vstore(self.scratch, k * pitch + pitch - tile.lanes, zero, tile.lanes)
-        with loop(self.tile.problem.k) as k:
-            for start, width in pieces(columns, tile.lanes):
+        if b.column != 1 and b.row == 1:
+            self._transpose(origin, columns, pitch)
+            return
+        with loop(tile.problem.k) as k:
+            for start, width in pieces(columns, tile.lanes if b.column == 1 else 1):
                 source = origin + k * b.row + start * b.column
-                if b.column == 1:
-                    vstore(self.scratch, k * pitch + start, vload(self.b, source, width), width)
-                else:
-                    for i in range(width):
-                        element = self.b[source + i * b.column]
-                        vstore(self.scratch, k * pitch + start + i, element, 1)
+                vstore(self.scratch, k * pitch + start, vload(self.b, source, width), width)
+
+    def _transpose(self, origin: Expr, columns: int, pitch: int) -> None:
+        """Copy a panel whose columns are contiguous in memory, four by four elements at a time."""
+        step, count = self.tile.problem.b.column, self.tile.problem.k
+        trips = count // 4
+        for first, each in ((0, 4), (trips * 4, 1)):
+            with loop(trips if each == 4 else count - first) as trip:
+                k = bind(first + trip * each)
+                for start, width in pieces(columns, 4):
+                    rows = [
+                        bind(vload(self.b, origin + k + (start + i) * step, each))
+                        for i in range(width)
+                    ]
+                    for u in range(each):
+                        taken = concat(rows, [i * each + u for i in range(width)])
+                        value = pick(rows[0], [u], each) if width == 1 else taken
+                        vstore(self.scratch, (k + u) * pitch + start, value, width)
 
     def _tile(
         self,
@@ -481,8 +497,11 @@ def _cost(
     loads = (vectors + (rows / 4 if simd else rows)) * 0.5
     latency = 4.0 / chains
     per_k = max(multiply, loads, latency) + 0.15 * loads
-    tile = problem.k * per_k + rows * vectors * 2.0 + 24
     panel = vectors * lanes
+    size = problem.k * panel * np.dtype(problem.dtype).itemsize
+    if size > target.l2_bytes // 6 and problem.m > rows:  # B comes from beyond the first cache
+        per_k += vectors * target.vector_bits / 8 / 32
+    tile = problem.k * per_k + rows * vectors * 2.0 + 24
     full, ragged = divmod(problem.n, panel)
     used = full + (-(-ragged // lanes) / vectors if ragged else 0)
     row_tiles = -(-problem.m // rows)
