@@ -116,6 +116,37 @@ def test_max_unpool() -> None:
     compare("MaxUnpool", [values, indices], kernel_shape=[2, 2], strides=[2, 2])
 
 
+@pytest.mark.parametrize("order", [0, 1])
+def test_max_pool_with_indices(order: int) -> None:
+    compare(
+        "MaxPool",
+        [floats(2, 3, 7, 8)],
+        outputs=("y", "i"),
+        kernel_shape=[3, 2],
+        strides=[2, 3],
+        pads=[1, 0, 1, 1],
+        storage_order=order,
+    )
+
+
+@pytest.mark.parametrize("mode", ["linear", "circular"])
+def test_tensor_scatter_drops_or_wraps(mode: str) -> None:
+    from single_op import region_of, run_kernel
+
+    cache, update = floats(2, 3, 5, 4), floats(2, 3, 2, 4)
+    values = {"c": cache, "u": update, "s": ints(1, 4), "y": cache}
+    node = Node("TensorScatter", ["c", "u", "s"], attrs={"mode": mode})
+    region = region_of([node], values, ["c", "u", "s"], {}, ["y"], anchored=True)
+    kernel = TEMPLATE.build(region, host(), {})
+    got = run_kernel(kernel, region, {k: values[k] for k in "cus"}, host())["y"]
+    expected = cache.copy()
+    expected[0, :, 1:3] = update[0]
+    expected[1, :, 4] = update[1, :, 0]
+    if mode == "circular":
+        expected[1, :, 0] = update[1, :, 1]
+    np.testing.assert_array_equal(got, expected)
+
+
 def test_gather_nd() -> None:
     compare("GatherND", [floats(2, 3, 4), RNG.integers(0, 3, (2, 5, 1))], batch_dims=1)
 
