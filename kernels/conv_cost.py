@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 
 from effc.devices.target import Target
+from effc.kernels.conv_pack import pack_runs
 from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.register_tile import Tile, split_widths
@@ -29,7 +30,9 @@ def tile_fits(tile: Tile, target: Target) -> bool:
     """Whether accumulators and operands of a register tile fit the vector registers."""
     sums = tile.rows * len(tile.widths)
     scalars = -(-tile.rows // 4) if _by_lane(target) else 1
-    return sums + len(tile.widths) + scalars <= target.vector_registers
+    # Unrolled steps overlap on Arm: two registers spare, or LLVM spills.
+    spare = 2 if _by_lane(target) else 0
+    return sums + len(tile.widths) + scalars + spare <= target.vector_registers
 
 
 def tile_cycles(tile: Tile, depth: int, unroll: int, target: Target, paired: bool = True) -> float:
@@ -101,8 +104,15 @@ def _configurations(shape: ConvShape, source: Source, target: Target) -> Iterato
                             panels,
                             block,
                             splits,
-                            unroll=8 if _by_lane(target) else 2,
+                            unroll=_unroll(block * len(source.taps), target),
                         )
+
+
+def _unroll(depth: int, target: Target) -> int:
+    """Steps per loop iteration; on Arm every instruction beside the multiply-adds counts."""
+    if not _by_lane(target):
+        return 2
+    return 16 if depth >= 128 else 8
 
 
 def _tiles(shape: ConvShape, lanes: int, target: Target) -> Iterator[tuple[str, int, int]]:
@@ -172,13 +182,8 @@ def _cost(shape: ConvShape, source: Source, knobs: ProductConfig, target: Target
 
 def _pack_cycles(shape: ConvShape, source: Source, knobs: ProductConfig) -> float:
     """Cycles to pack one reduction index of one panel."""
-    width, columns, lanes = shape.output[-1], knobs.columns, knobs.lanes
-    vectors = ceil(columns / lanes)
-    if source.flat or width % columns == 0:
-        return 2.0 * vectors + 1.5
-    if columns % width == 0:
-        return columns // width * (2.0 * ceil(width / lanes) + 4)
-    return (columns / width + 1) * 16 + 4.0 * vectors
+    runs, vectors = pack_runs(shape, source, knobs.columns, knobs.lanes)
+    return runs * (2.0 * vectors + (0.5 if runs == 1 else 1.0)) + 2
 
 
 def _traffic(

@@ -18,9 +18,10 @@ from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.register_tile import split_widths
 
-__all__ = ["copy_stage", "pack_panel", "pack_weights", "panel_slack"]
+__all__ = ["copy_stage", "pack_panel", "pack_runs", "pack_weights", "panel_slack"]
 
 Expr = Any
+_MOST_RUNS = 9  # more are copied by a loop instead of straight code
 
 
 def pack_weights(weight: np.ndarray, groups: int, tile: int) -> np.ndarray:
@@ -207,19 +208,18 @@ def pack_panel(
         columns: Positions per panel.
         lanes: Vector width.
     """
-    widths = split_widths(columns, lanes)
-    if not source.flat and len(widths) > -(-columns // lanes):
-        widths = (lanes,) * -(-columns // lanes)  # may run over, into columns written later
     count = len(source.taps)
-    width = shape.output[-1]
+    runs = _runs(shape, source, position, columns, lanes)
 
     def copy(src: Expr, dst: Expr) -> None:
-        if source.flat:
-            _copy(x, src + position, panel, dst, widths)
-        elif width % columns == 0:
-            _copy(x, bind(src + _offset(shape, source, position)), panel, dst, widths)
-        else:
-            _segments(shape, source, x, src, position, panel, dst, columns, lanes)
+        if runs is None:
+            _copy_rows(shape, source, x, src, position, panel, dst, columns, lanes)
+            return
+        for first, start, widths in runs:
+            at = 0
+            for width in widths:
+                vstore(panel, dst + (first + at), vload(x, src + start + at, width), width)
+                at += width
 
     with loop(channels) as c:
         if taps is None:
@@ -230,11 +230,42 @@ def pack_panel(
                 copy(src, bind(to + (c * count + t) * columns))
 
 
-def _copy(x: Any, src: Expr, panel: Any, dst: Expr, widths: tuple[int, ...]) -> None:
-    at = 0
-    for width in widths:
-        vstore(panel, dst + at, vload(x, src + at, width), width)
-        at += width
+def pack_runs(shape: ConvShape, source: Source, columns: int, lanes: int) -> tuple[int, int]:
+    """(contiguous runs of the source, vectors per run) that make one row of a panel."""
+    width = shape.output[-1]
+    vectors = -(-min(columns, width) // min(lanes, _ceil_power(width)))
+    if source.flat:
+        return 1, len(split_widths(columns, lanes))
+    if width % columns == 0:
+        return 1, vectors
+    return columns // width if columns % width == 0 else (columns - 2) // width + 2, vectors
+
+
+def _runs(
+    shape: ConvShape, source: Source, position: Expr, columns: int, lanes: int
+) -> list[tuple[Expr, Expr, tuple[int, ...]]] | None:
+    """(first column, source offset, vectors) of each run; ``None`` if there are too many.
+
+    A run's last vector may run over into columns that the next run or row overwrites.
+    """
+    count, vectors = pack_runs(shape, source, columns, lanes)
+    if source.flat:
+        return [(0, position, split_widths(columns, lanes))]
+    if count > _MOST_RUNS:
+        return None
+    width = shape.output[-1]
+    widths = (min(lanes, _ceil_power(width)),) * vectors
+    if columns % width == 0 or width % columns == 0:
+        return [
+            (i * width, bind(_offset(shape, source, position + i * width)), widths)
+            for i in range(count)
+        ]
+    row = bind(position // width)
+    found = []
+    for i in range(count):
+        first = bind(T.max(T.min((row + i) * width - position, columns), 0))
+        found.append((first, bind(_offset(shape, source, position + first)), widths))
+    return found
 
 
 def _offset(shape: ConvShape, source: Source, position: Expr) -> Expr:
@@ -247,7 +278,7 @@ def _offset(shape: ConvShape, source: Source, position: Expr) -> Expr:
     return offset + row * source.extent[-1]
 
 
-def _segments(
+def _copy_rows(
     shape: ConvShape,
     source: Source,
     x: Any,
@@ -258,18 +289,9 @@ def _segments(
     columns: int,
     lanes: int,
 ) -> None:
-    """Rows in order; each one's last vector runs over into the next one, which overwrites it."""
+    """As the runs of ``_runs``, in a loop."""
     width = shape.output[-1]
     lanes = min(lanes, _ceil_power(width))
-    if columns % width == 0:
-        trips = -(-width // lanes)
-        with loop(columns // width) as i:
-            start = bind(src + _offset(shape, source, position + i * width))
-            for v in range(trips):
-                vstore(
-                    panel, dst + i * width + v * lanes, vload(x, start + v * lanes, lanes), lanes
-                )
-        return
     first = bind(position // width)
     with loop((columns - 2) // width + 2) as i:
         # Row ``first + i`` covers panel columns [lo, hi).

@@ -102,6 +102,11 @@ def store_transposed(
             store(vload(scratch, at, 1), channel, position, 1)
             return
         rows = [bind(vload(scratch, at + i * pitch, width)) for i in range(width)]
+        if width <= 4:
+            for i, column in enumerate(transpose(rows)):
+                store(column, channel + i, position, width)
+            return
+        # One copy of what ``store`` does, not one per channel.
         for i, column in enumerate(transpose(rows)):
             vstore(scratch, room + i * width, column, width)
         with loop(width) as i:
