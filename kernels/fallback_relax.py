@@ -7,7 +7,11 @@ the tensors they read and write, named ``i<n>`` (operand n), ``o<n>`` (result n)
 
 from __future__ import annotations
 
+import io
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,9 +53,8 @@ def import_op(op: Op, target: Target) -> Calls:
     """
     model = _one_node_model(op)
     tvm_target = tvm.target.Target(target.tvm())
-    logger = logging.getLogger("relax.frontend.onnx")
     try:
-        with _silence(logger):
+        with _silence():
             module = from_onnx(model, opset=OPSET, keep_params_in_input=False)
         transform = relax.transform
         with tvm_target:
@@ -69,18 +72,18 @@ def import_op(op: Op, target: Target) -> Calls:
     return _Walker(module, op).walk()
 
 
-class _silence:
-    """Keep TVM's importer from logging: a library stays quiet."""
-
-    def __init__(self, logger: logging.Logger) -> None:
-        self.logger = logger
-
-    def __enter__(self) -> None:
-        self.level = self.logger.level
-        self.logger.setLevel(logging.CRITICAL + 1)
-
-    def __exit__(self, *_: object) -> None:
-        self.logger.setLevel(self.level)
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep TVM's importer from printing, warning and logging: a library stays quiet."""
+    logger = logging.getLogger("relax.frontend.onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _last_line(error: Exception) -> str:
