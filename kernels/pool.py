@@ -390,7 +390,7 @@ def _cost(shape: _Shape, lanes: int, rows: int, separable: bool) -> float:
     tiles = -(-y.out // rows)
     if separable:
         horizontal = z.kernel * y.extent(y.out) * vectors * (x.kernel + 1)
-        loads = tiles * min(y.extent(rows), rows * y.kernel) * z.kernel * vectors
+        loads: float = tiles * min(y.extent(rows), rows * y.kernel) * z.kernel * vectors
     else:
         read = min(y.extent(rows), rows * y.kernel)
         horizontal = tiles * read * z.kernel * vectors * x.kernel
