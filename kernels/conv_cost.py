@@ -30,8 +30,9 @@ def tile_fits(tile: Tile, target: Target) -> bool:
     """Whether accumulators and operands of a register tile fit the vector registers."""
     sums = tile.rows * len(tile.widths)
     scalars = -(-tile.rows // 4) if _by_lane(target) else 1
-    # Unrolled steps overlap on Arm: two registers spare, or LLVM spills.
-    spare = 2 if _by_lane(target) else 0
+    # Registers that LLVM needs beside, or it spills: unrolled steps overlap on Arm; SSE has no
+    # fused multiply-add and holds a product.
+    spare = 2 if _by_lane(target) else int(target.lanes <= 4)
     return sums + len(tile.widths) + scalars + spare <= target.vector_registers
 
 
@@ -109,8 +110,11 @@ def _configurations(shape: ConvShape, source: Source, target: Target) -> Iterato
 
 
 def _unroll(depth: int, target: Target) -> int:
-    """Steps per loop iteration; on Arm every instruction beside the multiply-adds counts."""
-    if not _by_lane(target):
+    """Steps per loop iteration; on Arm every instruction beside the multiply-adds counts.
+
+    With 16 registers LLVM spills what it loads ahead, so not there.
+    """
+    if not _by_lane(target) or target.vector_registers < 32:
         return 2
     return 16 if depth >= 128 else 8
 

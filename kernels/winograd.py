@@ -109,7 +109,7 @@ def _pack(transformed: np.ndarray, tile: int) -> np.ndarray:
 
 
 def _configurations(shape: ConvShape, target: Target) -> Iterator[WinogradConfig]:
-    unroll = 8 if target.arch in ("aarch64", "arm") else 2
+    unroll = 8 if target.arch == "aarch64" else 2
     for m in (4, 2):
         rows, columns = (-(-n // m) for n in shape.output)
         for strip in (d for d in range(1, rows + 1) if rows % d == 0):
