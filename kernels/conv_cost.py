@@ -32,7 +32,7 @@ def tile_fits(tile: Tile, target: Target) -> bool:
     scalars = -(-tile.rows // 4) if _by_lane(target) else 1
     # Registers that LLVM needs beside, or it spills: unrolled steps overlap on Arm; SSE has no
     # fused multiply-add and holds a product.
-    spare = 2 if _by_lane(target) else int(target.lanes <= 4)
+    spare = 2 if target.lanes <= 4 else 0
     return sums + len(tile.widths) + scalars + spare <= target.vector_registers
 
 
