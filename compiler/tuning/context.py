@@ -46,11 +46,11 @@ def device_name() -> str:
         cpuinfo = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         return platform.processor() or platform.machine()
-    fields = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in reversed(cpuinfo.splitlines())
-        if ":" in line
-    )
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(key.strip(), value.strip())
     names = ("vendor_id", "cpu family", "model", "model name", "stepping")
     arm = ("CPU implementer", "CPU part", "CPU revision")
     return ", ".join(fields[name] for name in (*names, *arm) if name in fields)
