@@ -7,6 +7,7 @@ number, size and ratio. Everything else is a ``ModelError``.
 
 from __future__ import annotations
 
+import errno
 import stat
 import zipfile
 import zlib
@@ -68,6 +69,12 @@ def unpack(archive: Path, folder: Path) -> None:
     ) as error:
         raise ModelError(
             "not an effc artifact", where=str(archive), expected="a zip archive", got=str(error)
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENAMETOOLONG):
+            raise
+        raise ModelError(  # offsets before the file's start, names that no file can have
+            "the archive is damaged", where=str(archive), got=(error.strerror or "").lower()
         ) from error
 
 

@@ -7,16 +7,16 @@ evenly spaced part is kept, its positions in ``at|NAME``.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from effc.errors import UsageError
+from effc.errors import ModelError, UsageError
 from effc.metrics import OutputError, accumulated_length, is_quantized
-from effc.samples import Arrays, Tensor, generate, read_npz
+from effc.samples import Arrays, Tensor, generate, numpy_dtype, read_npz, write_npz
 
 if TYPE_CHECKING:
     from effc.artifact import Artifact
@@ -28,7 +28,6 @@ __all__ = ["FILE", "verify_against_golden", "write_golden"]
 FILE = "selftest.npz"
 _INPUT_BYTES = 1 << 20
 _OUTPUT_ELEMENTS = 1 << 16
-_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def write_golden(
@@ -58,17 +57,8 @@ def write_golden(
             arrays[f"at|{entry['name']}"] = at
             values = values[at]
         arrays[f"out|{entry['name']}"] = values
-    _write_npz(folder / FILE, arrays)
-
-
-def _write_npz(path: Path, arrays: Arrays) -> None:
-    """Like ``numpy.savez_compressed``, with fixed dates: equal arrays give equal bytes."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            info = zipfile.ZipInfo(f"{name}.npy", _DATE)
-            info.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(info, "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
+    with (folder / FILE).open("wb") as stream:
+        write_npz(stream, arrays)
 
 
 def verify_against_golden(artifact: Artifact, executor: Executor) -> Verification:
@@ -76,6 +66,7 @@ def verify_against_golden(artifact: Artifact, executor: Executor) -> Verificatio
 
     Raises:
         UsageError: It was compiled without verification and holds none.
+        ModelError: They are not those of this artifact.
     """
     from effc.verify import Verification
 
@@ -94,19 +85,38 @@ def verify_against_golden(artifact: Artifact, executor: Executor) -> Verificatio
     errors = []
     for entry in artifact.manifest["outputs"]:
         name = entry["name"]
-        got = results[name].ravel()
-        if f"at|{name}" in arrays:
-            got = got[arrays[f"at|{name}"]]
+        want, got = _stored(arrays, results, Tensor.of(entry), file)
         quantized = is_quantized(artifact.manifest)
         error = OutputError.start(name, entry["dtype"], length, quantized)
-        error.add(arrays[f"out|{name}"], got)
+        error.add(want, got)
         errors.append(error)
     _keep_limits(errors, artifact.manifest)
     return Verification(executor.device, "golden outputs", 1, errors)
 
 
+def _stored(
+    arrays: Arrays, results: Arrays, tensor: Tensor, file: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """The golden elements of an output and the computed ones, both flat."""
+    want = arrays.get(f"out|{tensor.name}", np.empty(0, "V1"))
+    got = results.get(tensor.name, np.empty(0)).ravel()
+    at = arrays.get(f"at|{tensor.name}")
+    fits = want.dtype == numpy_dtype(tensor.dtype) and got.size == prod(tensor.shape)
+    if fits and at is not None:
+        fits = at.dtype == np.int64 and at.size > 0 and 0 <= at.min() <= at.max() < got.size
+        got = got[at.ravel()] if fits else got
+    if not fits or want.size != got.size:
+        raise ModelError(
+            "the golden outputs are not those of this artifact",
+            where=f"{file}: {tensor.name}",
+            hint="compile the model again",
+        )
+    return want.ravel(), got
+
+
 def _keep_limits(errors: list[OutputError], manifest: Mapping[str, Any]) -> None:
     """Use the limits of the verification at compile time, see ``effc.verify``."""
-    recorded = {o["name"]: o["snr_limit_db"] for o in manifest["verification"]["outputs"]}
+    verification = manifest["verification"] or {"outputs": []}
+    recorded = {o["name"]: o["snr_limit_db"] for o in verification["outputs"]}
     for error in errors:
         error.limit_db = recorded.get(error.name, error.limit_db)

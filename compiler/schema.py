@@ -6,12 +6,21 @@ schema of its items, or a dictionary of the keys that must be there (others may 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from effc.errors import ModelError
 
 __all__ = ["check_manifest"]
+
+_ITEM_BYTES = {
+    **dict.fromkeys(("bool", "int8", "uint8"), 1),
+    **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 2),
+    **dict.fromkeys(("int32", "uint32", "float32"), 4),
+    **dict.fromkeys(("int64", "uint64", "float64"), 8),
+}
 
 _NUMBER = (int, float)
 _OPTIONAL_NUMBER = (int, float, type(None))
@@ -89,11 +98,23 @@ def check_manifest(manifest: Any, where: str) -> None:
     """Check everything that the rest of effc relies on.
 
     Raises:
-        ModelError: The first field that is missing or has another type.
+        ModelError: The first field that is missing, has another type or makes no sense.
     """
     _check(manifest, _MANIFEST, where)
     if manifest["verification"] is not None:
         _check(manifest["verification"], _VERIFICATION, f"{where}: verification")
+        _require(bool(manifest["verification"]["outputs"]), [], "outputs", f"{where}: verification")
+    name, threads = manifest["name"], manifest["threads"]
+    _require(bool(re.fullmatch(r"[A-Za-z]\w*", name, re.A)), name, "a C name", f"{where}: name")
+    _require(1 <= threads <= 64, threads, "1 to 64", f"{where}: threads")
+    _require(bool(manifest["outputs"]), [], "at least one", f"{where}: outputs")
+    for port in (*manifest["inputs"], *manifest["outputs"]):
+        dtype = port["dtype"]
+        _require(dtype in _ITEM_BYTES, dtype, "a type of C", f"{where}: {port['name']}")
+        size = prod(port["shape"]) * _ITEM_BYTES[dtype]
+        _require(port["bytes"] == size, port["bytes"], f"{size} bytes", f"{where}: {port['name']}")
+    for port, shape in manifest["options"]["shapes"].items():
+        _check(shape, [int], f"{where}: options: shape of {port}")
 
 
 def _check(value: Any, schema: Any, where: str) -> None:
@@ -103,7 +124,7 @@ def _check(value: Any, schema: Any, where: str) -> None:
         ModelError: The first part that does not fit.
     """
     if isinstance(schema, dict):
-        _require(isinstance(value, Mapping), value, "an object", where)
+        _require(isinstance(value, Mapping), type(value).__name__, "an object", where)
         for key, part in schema.items():
             if key not in value:
                 raise ModelError(
@@ -111,17 +132,19 @@ def _check(value: Any, schema: Any, where: str) -> None:
                 )
             _check(value[key], part, f"{where}: {key}")
     elif isinstance(schema, list):
-        _require(isinstance(value, list), value, "a list", where)
+        _require(isinstance(value, list), type(value).__name__, "a list", where)
         for number, item in enumerate(value):
             _check(item, schema[0], f"{where}[{number}]")
     else:
         types = schema if isinstance(schema, tuple) else (schema,)
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
-        _require(fits, value, " or ".join(kind.__name__ for kind in types), where)
+        _require(fits, type(value).__name__, " or ".join(kind.__name__ for kind in types), where)
+        if schema is int:
+            _require(0 <= value < 2**63, value, "a sensible number", where)
 
 
-def _require(fits: bool, value: Any, expected: str, where: str) -> None:
+def _require(fits: bool, found: object, expected: str, where: str) -> None:
     if not fits:
         raise ModelError(
-            "the manifest is damaged", where=where, expected=expected, got=type(value).__name__
+            "the manifest is damaged", where=where, expected=expected, got=str(found)[:100]
         )

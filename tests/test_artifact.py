@@ -27,7 +27,7 @@ def manifest() -> dict[str, Any]:
     """The smallest manifest that loads."""
     numbers = ("arena_bytes", "arena_lower_bound_bytes", "scratch_bytes_per_thread", "macs")
     sizes = ("weights_bytes", "code_bytes", "runtime_bytes", "segment_alignment")
-    lists = ("symbols", "inputs", "outputs", "needed_libraries", "layers", "steps", "passes")
+    lists = ("symbols", "inputs", "needed_libraries", "layers", "steps", "passes")
     machine = {"arch": "", "os": "", "triple": "", "cpu": "", "features": [], "android_api": None}
     return {
         "effc_version": "0",
@@ -41,6 +41,7 @@ def manifest() -> dict[str, Any]:
         "library_bytes": len(LIBRARY),
         "options": {"shapes": {}, "constants": {}},
         "verification": None,
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [2, 3], "bytes": 24}],
         **dict.fromkeys((*numbers, *sizes), 0),
         **{name: [] for name in lists},
     }
@@ -183,6 +184,15 @@ def test_changed_files_are_found(tmp_path: Path) -> None:
         ({"inputs": [{"name": "x"}]}, "dtype"),
         ({"outputs": [{"name": "x", "dtype": "f", "shape": ["a"], "bytes": 1}]}, "shape"),
         ({"verification": {"device": "local", "against": "x"}}, "outputs"),
+        ({"outputs": []}, "outputs"),
+        ({"inputs": [{"name": "x", "dtype": "O", "shape": [1], "bytes": 8}]}, "x: the manifest"),
+        ({"inputs": [{"name": "x", "dtype": "int8", "shape": [-1], "bytes": 1}]}, "sensible"),
+        ({"inputs": [{"name": "x", "dtype": "int8", "shape": [2], "bytes": 1}]}, "2 bytes"),
+        ({"macs": 10**400}, "sensible"),
+        ({"name": "../x"}, "a C name"),
+        ({"threads": 0}, "1 to 64"),
+        ({"options": {"shapes": {"x": 5}, "constants": {}}}, "shape of x"),
+        ({"verification": {"device": "", "against": "", "outputs": []}}, "verification"),
         ({"files": {"../../etc/passwd": {}}}, "not listed"),
     ],
 )
@@ -294,6 +304,21 @@ def test_too_many_members(tmp_path: Path) -> None:
     members = [(f"f{number}", b"") for number in range(2000)]
     with pytest.raises(ModelError, match="too many files"):
         load_artifact(hostile(tmp_path / "a.effc", *members))
+
+
+@pytest.mark.parametrize("name", ["n" * 60_000, "/".join(["d"] * 3000)], ids=["name", "path"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match="damaged"):
+        load_artifact(hostile(tmp_path / "a.effc", (name, b"x")))
+
+
+def test_offsets_before_the_file(tmp_path: Path) -> None:
+    path = make(tmp_path / "toy.effc")
+    data = bytearray(path.read_bytes())
+    data[-6:-2] = struct.pack("<I", 0x7FFFFFFF)  # where the directory starts
+    path.write_bytes(data)
+    with pytest.raises(ModelError):
+        load_artifact(path)
 
 
 def test_file_in_place_of_a_folder(tmp_path: Path) -> None:

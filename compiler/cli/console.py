@@ -139,7 +139,8 @@ class Console:
 def results() -> TextIO:
     """Keep stdout for results: whatever libraries print there goes to stderr from now on."""
     try:
-        kept = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+        copy = os.dup(sys.stdout.fileno())
+        kept = os.fdopen(copy, "w", encoding="utf-8", errors="backslashreplace")
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     except (OSError, ValueError):  # not real files, for example captured by a test
         return sys.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +36,8 @@ def run_command(
     data = load_inputs(source, [Tensor.of(entry) for entry in artifact.manifest["inputs"]])
     if not output.absolute().parent.is_dir():
         raise UsageError("the output's folder does not exist", where=f"-o {output}")
+    if output.is_dir():
+        raise UsageError("in the way: a folder", where=f"-o {output}")
     with open_executor(artifact, device, threads) as executor, console.progress() as progress:
         results = []
         for number, sample in enumerate(data.samples):
@@ -76,20 +77,26 @@ def _stack(results: list[np.ndarray], count: int) -> np.ndarray:
 
 
 def _save(output: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an ``.npz`` in one step: never a half-written file."""
-    import numpy as np
+    """Write an ``.npz`` in one step: never a half-written file.
 
-    handle, name = tempfile.mkstemp(
-        prefix=".effc-tmp-", suffix=".npz", dir=output.absolute().parent
-    )
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    from effc.samples import write_npz
+
     try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-        os.chmod(name, 0o644)
-        os.replace(name, output)
-    except BaseException:
-        os.unlink(name)
-        raise
+        with tempfile.TemporaryDirectory(
+            prefix=".effc-tmp-", dir=output.absolute().parent
+        ) as folder:
+            written = Path(folder) / "outputs.npz"
+            with written.open("wb") as stream:
+                write_npz(stream, arrays)
+            written.replace(output)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the outputs: {(error.strerror or str(error)).lower()}",
+            where=f"-o {output}",
+        ) from error
 
 
 def verify_command(

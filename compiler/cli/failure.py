@@ -112,7 +112,7 @@ def write_crash_report(error: BaseException) -> Path:
     for folder in (Path.cwd(), Path(tempfile.gettempdir())):
         try:
             path = folder / name
-            path.write_text("\n".join(lines), encoding="utf-8")
+            path.write_text("\n".join(lines), encoding="utf-8", errors="backslashreplace")
         except OSError:
             continue
         return path

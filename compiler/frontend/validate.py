@@ -172,6 +172,9 @@ def check_tensor(tensor: TensorProto, *, data: bool = True) -> None:
 
 def _check_names(graph: onnx.GraphProto) -> list[int] | None:
     """Single assignment, no unknown names, no cycles; the right order if it is another."""
+    for value in (*graph.input, *graph.output):
+        if "\0" in value.name:
+            raise ModelError("the name of an input or output holds a zero byte", got=value.name)
     known = {v.name for v in graph.input}
     if len(known) != len(graph.input):
         raise ModelError("two inputs have the same name", where=graph.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+
+from effc.cli.execute import _save
 
 from .conftest import EXAMPLE, Effc
 
@@ -74,6 +77,30 @@ def test_run_named_inputs(effc: Effc, artifact: Path, tmp_path: Path) -> None:
     assert effc("run", artifact, "--input", "x.npz", "-o", "y.npz").code == 0
     with np.load(tmp_path / "y.npz") as result:
         np.testing.assert_allclose(result["probabilities"].sum(), 1.0, rtol=1e-5)
+
+
+def test_outputs_of_any_name(tmp_path: Path) -> None:
+    arrays = {name: np.arange(3) for name in ("file", "allow_pickle", "../up", "y:0", "名")}
+    _save(tmp_path / "y.npz", arrays)
+    with np.load(tmp_path / "y.npz") as result:
+        assert set(result.files) == set(arrays)
+    assert [path.name for path in tmp_path.iterdir()] == ["y.npz"]
+
+
+@pytest.mark.parametrize("place", [".", "/proc/y.npz", "missing/y.npz"])
+def test_outputs_that_cannot_be_written(
+    effc: Effc, artifact: Path, tmp_path: Path, place: str
+) -> None:
+    answer = effc("run", artifact, "--input", SAMPLES, "-o", place)
+    assert answer.code == 2
+    assert f"-o {place}" in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_that_are_no_text(effc: Effc) -> None:
+    answer = effc("compile", os.fsdecode(b"\xff.onnx"), "--target", "host", "--json")
+    assert answer.code == 2
+    assert "no such file" in answer.json["error"]["what"]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,13 @@ def test_shapes_that_the_model_leaves_out_are_bound() -> None:
     assert tuple(model.graph.outputs[0].shape or ()) == (3, 4)
 
 
+def test_names_are_c_strings() -> None:
+    proto = parse("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+    proto.graph.input[0].name = proto.graph.node[0].input[0] = "x\0z"
+    with pytest.raises(ModelError, match="zero byte"):
+        import_model(proto)
+
+
 def test_constants_replace_inputs() -> None:
     text = "g (float[4] x, int64[1] k, float s) => (float[n] y) { t = Mul(x, s) y = Tile(t, k) }"
     constants = {"k": np.array([3]), "s": np.array(2.0)}
