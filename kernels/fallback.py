@@ -39,8 +39,6 @@ WRONG: Mapping[str, str] = {
     "Dropout": "ignores the training mode",
     "IsInf": "ignores detect_positive and detect_negative",
     "Mod": "takes another sign for floats",
-    "ReduceMax": "starts from the lowest finite number",
-    "ReduceMin": "starts from the highest finite number",
     "Resize": "rounds coordinates differently",
     "SpaceToDepth": "ignores mode",
     "Upsample": "rounds coordinates differently",

@@ -238,6 +238,40 @@ def bit_shift(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [te.compute(out.shape, element, name="shift")]
 
 
+def reduce_extreme(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """ReduceMax and ReduceMin, starting from an infinity where the type has one."""
+    x, rank = inputs[0], len(inputs[0].shape)
+    given = op.inputs[1] if len(op.inputs) > 1 else None
+    if given is not None and given.const is None:
+        raise UnsupportedError(f"{op.op_type} needs constant axes")
+    reduced = {int(a) % rank for a in given.const} if given is not None else set()
+    if not reduced and not op.attrs.get("noop_with_empty_axes", 0):
+        reduced = set(range(rank))
+    largest = op.op_type == "ReduceMax"
+    if x.dtype == "bool":
+        raise UnsupportedError(f"{op.op_type} of bool")
+    worst = tirx.min_value if largest else tirx.max_value
+    sign = "-inf" if largest else "inf"
+
+    def identity(dtype: str) -> Expr:
+        return tirx.const(float(sign), dtype) if "float" in dtype else worst(dtype)
+
+    choose = tirx.max if largest else tirx.min
+    best = te.comm_reducer(lambda a, b: choose(a, b), identity, name="extreme")
+    axes = {d: te.reduce_axis((0, int(x.shape[d])), name=f"r{d}") for d in sorted(reduced)}
+    keep = bool(op.attrs.get("keepdims", 1))
+
+    def element(*at: Expr) -> Expr:
+        rest = iter(at)
+        index = []
+        for d in range(rank):
+            own = next(rest) if keep or d not in axes else None
+            index.append(axes.get(d, own))
+        return best(_at(x, index), axis=list(axes.values())) if axes else _at(x, index)
+
+    return [te.compute(op.outputs[0].shape, element, name="extreme")]
+
+
 def bit_cast(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The same bits as another type of the same width."""
     x, out = inputs[0], op.outputs[0]
@@ -300,6 +334,8 @@ DEFINITIONS: dict[str, Definition] = {
     "GatherND": gather_nd,
     "Identity": copy,
     "OneHot": one_hot,
+    "ReduceMax": reduce_extreme,
+    "ReduceMin": reduce_extreme,
     "ReverseSequence": reverse_sequence,
 }
 """Operator -> tensor expression."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from single_op import Node, check, host, make_region
+from single_op import Node, check, host, make_region, region_of, run_kernel
 
 from effc.kernels.fallback import FallbackTemplate
 
@@ -85,8 +85,6 @@ def test_scatter_nd(reduction: str) -> None:
 
 def test_scatter_drops_updates_outside_the_tensor() -> None:
     """A wrong index must not write outside; ONNX leaves the result undefined."""
-    from single_op import region_of, run_kernel
-
     data, indices, updates = floats(4, 3), np.array([[9], [1]], np.int64), floats(2, 3)
     values = {"d": data, "i": indices, "u": updates, "y": data}
     node = Node("ScatterND", ["d", "i", "u"])
@@ -131,8 +129,6 @@ def test_max_pool_with_indices(order: int) -> None:
 
 @pytest.mark.parametrize("mode", ["linear", "circular"])
 def test_tensor_scatter_drops_or_wraps(mode: str) -> None:
-    from single_op import region_of, run_kernel
-
     cache, update = floats(2, 3, 5, 4), floats(2, 3, 2, 4)
     values = {"c": cache, "u": update, "s": ints(1, 4), "y": cache}
     node = Node("TensorScatter", ["c", "u", "s"], attrs={"mode": mode})
@@ -145,6 +141,24 @@ def test_tensor_scatter_drops_or_wraps(mode: str) -> None:
     if mode == "circular":
         expected[1, :, 0] = update[1, :, 1]
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.uint8])
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+def test_extremes_of_infinities(op: str, dtype: Any) -> None:
+    """TVM's importer starts from the lowest finite number, ONNX from an infinity."""
+    x = RNG.integers(0, 100, (3, 4, 5)).astype(dtype)
+    if np.issubdtype(dtype, np.floating):
+        x[1] = -np.inf if op == "ReduceMax" else np.inf
+    region, expected = make_region(
+        [Node(op, ["x", "a"], attrs={"keepdims": 0})],
+        {"x": x},
+        {"a": ints(-2)},
+        ["y"],
+        anchored=True,
+    )
+    got = run_kernel(TEMPLATE.build(region, host(), {}), region, {"x": x}, host())
+    np.testing.assert_array_equal(got["y"], expected["y"])
 
 
 def test_gather_nd() -> None:
@@ -237,8 +251,6 @@ def test_constants_of_the_region_are_weights() -> None:
 
 def test_refusals_are_sentences() -> None:
     boxes, scores = floats(1, 6, 4), floats(1, 1, 6)
-    from single_op import region_of
-
     values = {"b": boxes, "s": scores, "y": np.zeros((1, 3), np.int64)}
     node = Node("NonMaxSuppression", ["b", "s"])
     region = region_of([node], values, ["b", "s"], {}, ["y"], anchored=True)
