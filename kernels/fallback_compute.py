@@ -242,9 +242,10 @@ def reduce_extreme(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
     """ReduceMax and ReduceMin, starting from an infinity where the type has one."""
     x, rank = inputs[0], len(inputs[0].shape)
     given = op.inputs[1] if len(op.inputs) > 1 else None
-    if given is not None and given.const is None:
+    known = None if given is None else given.const
+    if given is not None and known is None:
         raise UnsupportedError(f"{op.op_type} needs constant axes")
-    reduced = {int(a) % rank for a in given.const} if given is not None else set()
+    reduced = set() if known is None else {int(a) % rank for a in known}
     if not reduced and not op.attrs.get("noop_with_empty_axes", 0):
         reduced = set(range(rank))
     largest = op.op_type == "ReduceMax"
