@@ -304,8 +304,11 @@ def _unwritable(output: Path, error: OSError) -> EffcError:
     hint = None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "free some space or choose another disk; nothing was left half-written"
+    file = str(error.filename or "")
+    elsewhere = file and not Path(file).absolute().is_relative_to(output.absolute().parent)
     return UsageError(
         f"cannot write the artifact: {(error.strerror or str(error)).lower()}",
         where=f"-o {output}",
+        got=file if elsewhere else None,
         hint=hint,
     )

@@ -28,6 +28,7 @@ from effc.program import Program
 __all__ = [
     "EMULATIONS",
     "STACK_BYTES",
+    "WEIGHTS_LIMIT",
     "LinkReport",
     "abi_symbols",
     "library_headers",
@@ -35,7 +36,9 @@ __all__ = [
     "link_runner",
 ]
 
-_MAX_WEIGHTS = 2**31 - 2**26  # code reaches read-only data by 32-bit offsets
+WEIGHTS_LIMIT = 2**31 - 2**26
+"""Bytes: code reaches read-only data by 32-bit offsets."""
+
 _C_FLAGS = (
     "-std=c11",
     "-O2",
@@ -188,11 +191,11 @@ def _runner_entry(program: Program) -> str:
 
 def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
     """Compile the generated files; ``work`` receives them."""
-    if program.weights.nbytes > _MAX_WEIGHTS:
+    if program.weights.nbytes > WEIGHTS_LIMIT:
         raise UnsupportedError(
             "the weights do not fit one library",
             where=program.name,
-            expected=f"at most {_MAX_WEIGHTS} bytes",
+            expected=f"at most {WEIGHTS_LIMIT} bytes",
             got=f"{program.weights.nbytes} bytes",
         )
     for file, text in generate_c(program).items():

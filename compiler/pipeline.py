@@ -24,7 +24,7 @@ from effc.kernels import registry
 from effc.kernels.region import Region
 from effc.kernels.template import Choice, Kernel, Stage
 from effc.layers import LayerRecord, record
-from effc.link import library_headers, link_library, link_runner
+from effc.link import WEIGHTS_LIMIT, library_headers, link_library, link_runner
 from effc.options import CompileOptions, ProgressCallback
 from effc.program import Program
 from effc.regions import Graph, partition
@@ -207,6 +207,14 @@ def import_and_simplify(source: str | Path | onnx.ModelProto, options: CompileOp
         shapes=options.shapes,
         constants={name: np.asarray(value) for name, value in options.constants.items()},
     )
+    stored = [v.const_value for v in imported.graph.initializers.values()]
+    weights = sum(tensor.nbytes for tensor in stored if tensor is not None)
+    if weights > WEIGHTS_LIMIT:
+        raise UnsupportedError(
+            "the weights do not fit one library",
+            expected=f"at most {WEIGHTS_LIMIT} bytes",
+            got=f"{weights} bytes",
+        )
     reference = ir.to_proto(imported)
     digest = hashlib.sha256(reference.SerializeToString(deterministic=True)).hexdigest()
     model, reports = simplify(imported)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 import effc
 from effc.errors import UnsupportedError, UsageError
@@ -119,6 +120,28 @@ def test_all_unsupported_operators_are_reported_at_once() -> None:
         compile_model(model, CompileOptions())
     assert "RandomNormalLike" in str(caught.value)
     assert "RandomUniformLike" in str(caught.value)
+
+
+def test_weights_beyond_2_gb_are_refused(tmp_path: Path) -> None:
+    """Before protobuf, which holds no more, is asked to copy them."""
+    size = 175 << 10
+    with (tmp_path / "w.bin").open("wb") as file:
+        file.truncate(size * 1024 * 4)  # takes no space
+    graph = onnx.GraphProto(name="g")
+    graph.input.append(helper.make_tensor_value_info("x", TensorProto.INT64, [4]))
+    for i in range(4):
+        tensor = onnx.TensorProto(
+            name=f"w{i}", data_type=1, dims=[size, 1024], data_location=TensorProto.EXTERNAL
+        )
+        tensor.external_data.add(key="location", value="w.bin")
+        graph.initializer.append(tensor)
+        graph.node.append(helper.make_node("Gather", [f"w{i}", "x"], [f"y{i}"]))
+        graph.output.append(helper.make_tensor_value_info(f"y{i}", 1, [4, 1024]))
+    path = tmp_path / "large.onnx"
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UnsupportedError, match="do not fit one library"):
+        compile_model(path, CompileOptions())
 
 
 def test_unknown_target_lists_near_matches() -> None:

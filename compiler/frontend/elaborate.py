@@ -24,6 +24,7 @@ from effc.frontend.bind import TENSOR_LIMIT
 from effc.frontend.control_flow import CONTROL_FLOW
 from effc.frontend.functions import instantiate, schema_function
 from effc.frontend.load import external_tensor
+from effc.frontend.operands import check_operands
 from effc.passes.graph import OPSET, Writer, fresh_name
 from effc.passes.infer import static_shape
 
@@ -202,6 +203,8 @@ class Elaborator:
             return [self._adopt(constant_tensor(node), node.outputs[0].name or _label(node))]
         if not node.domain and node.op_type in CONTROL_FLOW:
             return CONTROL_FLOW[node.op_type](self, node, inputs, opsets)
+        if not node.domain:
+            check_operands(node, inputs)
         outputs = adapt(self.writer(_label(node)), node, inputs, version)
         if outputs is None:
             body = schema_function(node, inputs, version)
@@ -277,6 +280,8 @@ def _check_output(out: ir.Value | None, node: ir.Node) -> None:
         raise UnsupportedError(
             f"the result's shape of {node.op_type} depends on run-time data", got=str(out.shape)
         )
+    if any(d < 0 for d in shape):
+        raise ModelError("negative dimension", where=f"{node.op_type} {out.name}", got=shape)
     if prod(shape) * max(int(out.dtype.itemsize), 1) > TENSOR_LIMIT:
         raise ModelError(
             "the tensor is too large", where=f"{node.op_type} {out.name}",

@@ -74,12 +74,18 @@ def external_tensor(tensor: ir.ExternalTensor, folder: Path | None) -> np.ndarra
             where=name, got=location, hint="pass the path of the .onnx file instead of the proto",
         )
     relative = Path(location)
-    path = (folder / relative).resolve()
+    try:
+        path = (folder / relative).resolve()
+        found = path.is_file()
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "no file can have this name", where=name, got=location[:100]
+        ) from error
     if relative.is_absolute() or ".." in relative.parts or not path.is_relative_to(folder):
         raise ModelError(
             "external data must lie in the model's folder", where=name, got=location
         )
-    if not path.is_file():
+    if not found:
         raise ModelError(
             "external data is missing", where=name, expected=f"a file {location} beside the model"
         )
