@@ -153,7 +153,9 @@ def change_constant_integers(model: onnx.ModelProto, rng: random.Random) -> None
     """A number in an int64 constant (shapes, pads, axes)."""
     tensors = [t for t in model.graph.initializer if t.data_type == TensorProto.INT64]
     tensors += [
-        a.t for n in model.graph.node for a in n.attribute
+        a.t
+        for n in model.graph.node
+        for a in n.attribute
         if a.HasField("t") and a.t.data_type == TensorProto.INT64
     ]
     if not tensors:
@@ -175,8 +177,9 @@ def change_versions(model: onnx.ModelProto, rng: random.Random) -> None:
 
 
 def cut_graph(model: onnx.ModelProto, rng: random.Random) -> None:
-    part = rng.choice([model.graph.node, model.graph.initializer, model.graph.input,
-                       model.graph.output])
+    part = rng.choice(
+        [model.graph.node, model.graph.initializer, model.graph.input, model.graph.output]
+    )
     if len(part):
         del part[rng.randrange(len(part))]
 
@@ -217,9 +220,7 @@ def _shapes(data: bytes) -> dict[str, tuple[int, ...]]:
     for value in graph.input:
         dims = value.type.tensor_type.shape.dim
         if value.name not in weights and any(not d.HasField("dim_value") for d in dims):
-            shapes[value.name] = tuple(
-                d.dim_value if d.HasField("dim_value") else 2 for d in dims
-            )
+            shapes[value.name] = tuple(d.dim_value if d.HasField("dim_value") else 2 for d in dims)
     return shapes
 
 

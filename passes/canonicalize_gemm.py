@@ -81,6 +81,10 @@ def _absorb_factors(graph: ir.Graph, node: ir.Node) -> bool | str:
             changed["beta"] = 1.0
     if not changed:
         return False
-    return replace_node(writer, node, operands, drop=("alpha", "beta"),
-                        **{k: v for k, v in (("alpha", alpha), ("beta", beta))
-                           if k not in changed and v != 1.0})
+    return replace_node(
+        writer,
+        node,
+        operands,
+        drop=("alpha", "beta"),
+        **{k: v for k, v in (("alpha", alpha), ("beta", beta)) if k not in changed and v != 1.0},
+    )

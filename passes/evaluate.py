@@ -36,8 +36,9 @@ def _integer_div(a: Array, b: Array) -> Array:
     return np.where((a < 0) != (b < 0), -quotient, quotient).astype(a.dtype)
 
 
-def _slice(x: Array, starts: Array, ends: Array, axes: Array | None = None,
-           steps: Array | None = None) -> Array:
+def _slice(
+    x: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None
+) -> Array:
     index = [slice(None)] * x.ndim
     which = range(len(starts)) if axes is None else axes.tolist()
     for i, axis in enumerate(which):
@@ -124,9 +125,7 @@ _NUMPY: dict[str, Callable[[Sequence[Any], Attrs], Array | None]] = {
 }
 
 
-def evaluate(
-    node: ir.Node, inputs: Sequence[Array | None]
-) -> list[Array] | None:
+def evaluate(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array] | None:
     """Compute a node's outputs from constant inputs.
 
     Args:
@@ -173,7 +172,8 @@ def _run(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array] | None:
     ]
     outs = [
         helper.make_tensor_value_info(f"o{n}", int(v.dtype), None)
-        if v.dtype is not None else onnx.ValueInfoProto(name=f"o{n}")
+        if v.dtype is not None
+        else onnx.ValueInfoProto(name=f"o{n}")
         for n, v in enumerate(node.outputs)
     ]
     graph = helper.make_graph([proto], "fold", infos, outs)

@@ -162,9 +162,7 @@ def _affine(norm: ir.Node) -> tuple[np.ndarray[Any, Any] | None, np.ndarray[Any,
     return scale, bias
 
 
-def _over_axes(
-    array: np.ndarray[Any, Any], shape: tuple[int, ...]
-) -> np.ndarray[Any, Any] | None:
+def _over_axes(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any] | None:
     """A constant that varies over the normalized axes only, in their shape."""
     lead = array.shape[: max(array.ndim - len(shape), 0)]
     if any(d != 1 for d in lead) or array.dtype.kind != "f":

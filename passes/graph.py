@@ -43,8 +43,13 @@ FOLD_GROWTH = 16 << 20
 # Folding these would lose what they say (quantization), or is impossible.
 _NEVER_FOLDED = frozenset(
     {
-        "DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike",
-        "RandomUniformLike", "Multinomial", "Bernoulli",
+        "DequantizeLinear",
+        "RandomNormal",
+        "RandomUniform",
+        "RandomNormalLike",
+        "RandomUniformLike",
+        "Multinomial",
+        "Bernoulli",
     }
 )
 
@@ -163,13 +168,20 @@ class Writer:
         """An initializer holding ``array``."""
         return add_constant(self.graph, np.asarray(array), name or f"{self.name}/const")
 
-    def op(self, op_type: str, *inputs: ir.Value | Array | None, domain: str = "",
-           **attrs: Any) -> ir.Value:
+    def op(
+        self, op_type: str, *inputs: ir.Value | Array | None, domain: str = "", **attrs: Any
+    ) -> ir.Value:
         """Add a single-output node; arrays become initializers. Returns its output."""
         return self.ops(op_type, *inputs, outputs=1, domain=domain, **attrs)[0]
 
-    def ops(self, op_type: str, *inputs: ir.Value | Array | None, outputs: int,
-            domain: str = "", **attrs: Any) -> tuple[ir.Value, ...]:
+    def ops(
+        self,
+        op_type: str,
+        *inputs: ir.Value | Array | None,
+        outputs: int,
+        domain: str = "",
+        **attrs: Any,
+    ) -> tuple[ir.Value, ...]:
         """Add a node with ``outputs`` outputs. Returns them.
 
         Raises:
@@ -178,8 +190,12 @@ class Writer:
         """
         values = [self.const(v) if isinstance(v, np.ndarray) else v for v in inputs]
         node = ir.Node(
-            domain, op_type, values, attributes=_attributes(attrs),
-            num_outputs=outputs, name=fresh_name(self.graph, f"{self.name}/{op_type}"),
+            domain,
+            op_type,
+            values,
+            attributes=_attributes(attrs),
+            num_outputs=outputs,
+            name=fresh_name(self.graph, f"{self.name}/{op_type}"),
         )
         return self.add(node)
 

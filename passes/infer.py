@@ -30,21 +30,62 @@ DATA_LIMIT = 4096
 
 _SAME_SHAPE = frozenset(
     {
-        "Abs", "Ceil", "Erf", "Exp", "Floor", "HardSwish", "HardSigmoid", "Identity",
-        "LeakyRelu", "Elu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round",
-        "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Tanh", "Clip", "Gelu", "Softmax",
-        "LogSoftmax", "Celu", "Selu", "ThresholdedRelu",
+        "Abs",
+        "Ceil",
+        "Erf",
+        "Exp",
+        "Floor",
+        "HardSwish",
+        "HardSigmoid",
+        "Identity",
+        "LeakyRelu",
+        "Elu",
+        "Log",
+        "Mish",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Sigmoid",
+        "Sign",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Tanh",
+        "Clip",
+        "Gelu",
+        "Softmax",
+        "LogSoftmax",
+        "Celu",
+        "Selu",
+        "ThresholdedRelu",
     }
 )
 _BROADCAST = frozenset(
     {
-        "Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Max", "Min", "Sum", "PRelu",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "And",
+        "Or",
+        "Xor",
+        "Max",
+        "Min",
+        "Sum",
+        "PRelu",
         "Mod",
     }
 )
 _COMPARE = frozenset(
     {
-        "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual",
+        "Equal",
+        "Greater",
+        "Less",
+        "GreaterOrEqual",
+        "LessOrEqual",
     }
 )
 
@@ -128,8 +169,10 @@ def infer(node: ir.Node) -> None:
         raise ModelError(
             f"{node.op_type} does not fit its operands",
             where=node.name,
-            got=[f"{v.dtype.name if v.dtype else '?'}{list(s or ())}"
-                 for v, s in zip(present, shapes, strict=True)],
+            got=[
+                f"{v.dtype.name if v.dtype else '?'}{list(s or ())}"
+                for v, s in zip(present, shapes, strict=True)
+            ],
             hint=text[-1] if text else None,
         ) from None
     for i, out in enumerate(node.outputs):
@@ -192,9 +235,7 @@ def _apply(
         newest = onnx.defs.onnx_opset_version()
         try:
             schema = onnx.defs.get_schema(proto.op_type, newest, proto.domain)
-            found = schema._infer_node_outputs(
-                node, types, data, {}, {"": newest}, onnx.IR_VERSION
-            )
+            found = schema._infer_node_outputs(node, types, data, {}, {"": newest}, onnx.IR_VERSION)
         except (onnx.checker.ValidationError, onnx.defs.SchemaError) as error:
             raise ValueError(str(error)) from None
     return found

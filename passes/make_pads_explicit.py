@@ -78,16 +78,13 @@ class MakePadsExplicit(RewritePass):
             drop.append("output_shape")
         elif mode.startswith("SAME"):
             total = [
-                (o - 1) * s + e - i
-                for i, o, s, e in zip(sizes, made, strides, extent, strict=True)
+                (o - 1) * s + e - i for i, o, s, e in zip(sizes, made, strides, extent, strict=True)
             ]
             pads = _split(total, mode == "SAME_UPPER")
         elif mode == "VALID":
             pads = [0] * 2 * len(sizes)
         elif node.op_type == "MaxPool" and attribute(node, "ceil_mode", 0):
-            for axis, (i, o, s, e) in enumerate(
-                zip(sizes, made, strides, extent, strict=True)
-            ):
+            for axis, (i, o, s, e) in enumerate(zip(sizes, made, strides, extent, strict=True)):
                 pads[len(sizes) + axis] = max((o - 1) * s + e - i - pads[axis], 0)
         else:
             return False

@@ -20,8 +20,17 @@ __all__ = ["MergeCommonSubexpressions"]
 _SMALL = 1024
 """Bytes of the largest constant that is compared by value."""
 
-_IMPURE = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike",
-                     "Multinomial", "Bernoulli", "Identity"})
+_IMPURE = frozenset(
+    {
+        "RandomNormal",
+        "RandomUniform",
+        "RandomNormalLike",
+        "RandomUniformLike",
+        "Multinomial",
+        "Bernoulli",
+        "Identity",
+    }
+)
 
 
 class MergeCommonSubexpressions(Pass):

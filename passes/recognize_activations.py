@@ -132,7 +132,9 @@ def _cones(root: ir.Node) -> list[tuple[ir.Value, set[ir.Node]]]:
     nodes = {root}
     while len(nodes) <= _CONE_LIMIT:
         leaves = {
-            value: None for node in nodes for value in node.inputs
+            value: None
+            for node in nodes
+            for value in node.inputs
             if value is not None and _scalar(value) is None and value.producer() not in nodes
         }
         if len(leaves) == 1:

@@ -55,9 +55,7 @@ SIMPLIFY: tuple[str, ...] = tuple(PASSES)
 ROUND_LIMIT = 12
 
 
-def simplify(
-    model: ir.Model, names: Sequence[str] = SIMPLIFY
-) -> tuple[ir.Model, list[PassReport]]:
+def simplify(model: ir.Model, names: Sequence[str] = SIMPLIFY) -> tuple[ir.Model, list[PassReport]]:
     """Run passes in order, again and again until none changes anything.
 
     Args:

@@ -25,9 +25,7 @@ __all__ = ["VIEWS", "RemoveNoOps"]
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 """Operators that keep the bytes and change the shape."""
 
-_REDUCTIONS = frozenset(
-    {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"}
-)
+_REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"})
 
 
 def _same_shape(node: ir.Node) -> bool:
@@ -88,8 +86,16 @@ _NO_OPS: dict[str, tuple[tuple[int, Callable[[ir.Node], bool]], ...]] = {
     "Unsqueeze": ((0, _same_shape),),
     "Expand": ((0, _same_shape),),
     "Tile": ((0, _same_shape),),
-    "Pad": ((0, lambda n: _same_shape(n) and not np.any(const(n.inputs[1]))
-             if const(n.inputs[1]) is not None else False),),
+    "Pad": (
+        (
+            0,
+            lambda n: (
+                _same_shape(n) and not np.any(const(n.inputs[1]))
+                if const(n.inputs[1]) is not None
+                else False
+            ),
+        ),
+    ),
     "Slice": ((0, lambda n: _same_shape(n) and _forward(n)),),
     "Concat": ((0, _single),),
     "Sum": ((0, _single),),
@@ -165,9 +171,12 @@ def _flatten_concat(graph: ir.Graph, node: ir.Node) -> bool:
     for value in node.inputs:
         inner = None if value is None else value.producer()
         if (
-            value is not None and inner is not None and inner.op_type == "Concat"
+            value is not None
+            and inner is not None
+            and inner.op_type == "Concat"
             and attribute(inner, "axis") % len(shape_of(value)) == axis
-            and not value.is_graph_output() and len(value.uses()) == 1
+            and not value.is_graph_output()
+            and len(value.uses()) == 1
         ):
             operands += inner.inputs
         else:

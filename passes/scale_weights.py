@@ -74,8 +74,11 @@ def scale_producer(graph: ir.Graph, value: ir.Value, factor: Array | None, offse
     if gemm and bias is not None and not _is_row(bias, channels):
         return False
     beta = attribute(node, "beta", 1.0) if gemm else 1.0
-    old = np.zeros(channels) if bias is None else beta * np.broadcast_to(
-        bias.astype(np.float64).reshape(-1), channels)
+    old = (
+        np.zeros(channels)
+        if bias is None
+        else beta * np.broadcast_to(bias.astype(np.float64).reshape(-1), channels)
+    )
     scale = np.ones(channels) if factor is None else factor
     if gemm and bias is None:
         beta = 1.0

@@ -32,8 +32,9 @@ class SinkTransposes(Pass):
         graph = model.graph
         _merge_pairs(graph, log)
         perms = {
-            found[1]: None for node in graph if node.op_type == "Transpose"
-            and (found := transposed(node.outputs[0])) is not None
+            found[1]: None
+            for node in graph
+            if node.op_type == "Transpose" and (found := transposed(node.outputs[0])) is not None
         }
         for perm in perms:
             chosen = choose(graph, perm)

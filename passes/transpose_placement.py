@@ -183,7 +183,8 @@ class _Network:
         """The cost of label 0 everywhere."""
         ones = self._forced_ones()
         return sum(
-            data["capacity"] for a, b, data in self.graph.edges(data=True)
+            data["capacity"]
+            for a, b, data in self.graph.edges(data=True)
             if "capacity" in data and a not in ones and b in ones
         )
 

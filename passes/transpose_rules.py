@@ -24,20 +24,86 @@ Pull = Callable[[ir.Value], ir.Value]
 
 ELEMENTWISE = frozenset(
     {
-        "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift",
-        "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "Ceil", "Celu", "Clip",
-        "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater",
-        "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less",
-        "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or",
-        "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Sinh",
-        "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where",
+        "Abs",
+        "Acos",
+        "Acosh",
+        "Add",
+        "And",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
+        "BitShift",
+        "BitwiseAnd",
+        "BitwiseNot",
+        "BitwiseOr",
+        "BitwiseXor",
+        "Cast",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Cos",
+        "Cosh",
+        "Div",
+        "Elu",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "Greater",
+        "GreaterOrEqual",
+        "HardSigmoid",
+        "HardSwish",
+        "IsInf",
+        "IsNaN",
+        "LeakyRelu",
+        "Less",
+        "LessOrEqual",
+        "Log",
+        "Max",
+        "Mean",
+        "Min",
+        "Mish",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "PRelu",
+        "Pow",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Sinh",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Sub",
+        "Sum",
+        "Tan",
+        "Tanh",
+        "ThresholdedRelu",
+        "Where",
         "Xor",
     }
 )
 _REDUCTIONS = frozenset(
     {
-        "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1",
-        "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceSumSquare",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
     }
 )
 _ONE_AXIS = frozenset({"Concat", "Softmax", "LogSoftmax", "Split"})
@@ -59,8 +125,10 @@ def inverse(perm: Perm) -> Perm:
 
 def data_operands(node: ir.Node) -> Sequence[ir.Value]:
     """Operands that are transposed with the result (not axes, pads, scales ...)."""
-    values = node.inputs if node.op_type in ELEMENTWISE or node.op_type == "Concat" else (
-        node.inputs[:1]
+    values = (
+        node.inputs
+        if node.op_type in ELEMENTWISE or node.op_type == "Concat"
+        else (node.inputs[:1])
     )
     return [v for v in values if v is not None]
 
@@ -89,8 +157,10 @@ def passes(node: ir.Node, perm: Perm) -> bool:
     if node.op_type == "Resize":
         region = node.inputs[1] if len(node.inputs) > 1 else None
         sizes = [v for v in node.inputs[2:4] if v is not None]
-        return region is None and "axes" not in node.attributes and all(
-            v.const_value is not None for v in sizes
+        return (
+            region is None
+            and "axes" not in node.attributes
+            and all(v.const_value is not None for v in sizes)
         )
     return False
 

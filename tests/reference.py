@@ -53,7 +53,9 @@ def snr_db(expected: Array, got: Array) -> float:
 
 
 def assert_equivalent(
-    original: onnx.ModelProto, model: ir.Model, constants: Mapping[str, Array] | None = None,
+    original: onnx.ModelProto,
+    model: ir.Model,
+    constants: Mapping[str, Array] | None = None,
     minimum_db: float = 100.0,
 ) -> None:
     """Both models compute the same on random inputs."""

@@ -79,8 +79,15 @@ ADAPTERS: dict[str, tuple[tuple[int, int, Adapter], ...]] = {
     **{
         name: ((7, 17, _AXES),)
         for name in (
-            "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax",
-            "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSumSquare",
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceMax",
+            "ReduceMean",
+            "ReduceMin",
+            "ReduceProd",
+            "ReduceSumSquare",
         )
     },
 }

@@ -86,8 +86,13 @@ def _activated(writer: Writer, node: ir.Node, y: ir.Value) -> ir.Value:
     raise UnsupportedError(f"{node.op_type} with activation {name}", where=node.name)
 
 
-_FUSED = ("activation", "activation_params", "activation_alpha", "activation_beta",
-          "activation_gamma")
+_FUSED = (
+    "activation",
+    "activation_params",
+    "activation_alpha",
+    "activation_beta",
+    "activation_gamma",
+)
 
 
 def _fused_conv(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
@@ -120,8 +125,11 @@ def _gelu(approximate: str) -> Adapter:
 
     def convert(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
         x, bias = operand(inputs, 0, node), optional(inputs, 1)
-        return [writer.op("Gelu", x if bias is None else writer.op("Add", x, bias),
-                          approximate=approximate)]
+        return [
+            writer.op(
+                "Gelu", x if bias is None else writer.op("Add", x, bias), approximate=approximate
+            )
+        ]
 
     return convert
 
@@ -140,8 +148,14 @@ def _skip_layer_norm(writer: Writer, node: ir.Node, inputs: Operands) -> Sequenc
     bias = optional(inputs, 4)
     if bias is not None:
         total = writer.op("Add", total, bias)
-    y = writer.op("LayerNormalization", total, operand(inputs, 2, node), optional(inputs, 3),
-                  axis=-1, epsilon=attribute(node, "epsilon", 1e-12))
+    y = writer.op(
+        "LayerNormalization",
+        total,
+        operand(inputs, 2, node),
+        optional(inputs, 3),
+        axis=-1,
+        epsilon=attribute(node, "epsilon", 1e-12),
+    )
     return [y, None, None, total][: len(node.outputs)]
 
 

@@ -153,8 +153,11 @@ def quantize(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Val
         return _plain(writer, node, inputs)
     x, (scale, zero) = found
     assert scale is not None
-    kind = dtype_of(zero) if zero is not None else ir.DataType(
-        attribute(node, "output_dtype", 0) or int(ir.DataType.UINT8))
+    kind = (
+        dtype_of(zero)
+        if zero is not None
+        else ir.DataType(attribute(node, "output_dtype", 0) or int(ir.DataType.UINT8))
+    )
     if kind.numpy().kind not in "iu":
         raise UnsupportedError("blocked quantization to this type", where=node.name, got=kind.name)
     y = writer.op("Round", writer.op("Div", x, scale))
@@ -192,6 +195,4 @@ def without_new_attributes(
             raise UnsupportedError(
                 f"{node.op_type} with {name}={value}", where=node.name, hint="needs a newer opset"
             )
-    return writer.ops(
-        node.op_type, *inputs, outputs=len(node.outputs), **attributes(node, *extra)
-    )
+    return writer.ops(node.op_type, *inputs, outputs=len(node.outputs), **attributes(node, *extra))

@@ -150,8 +150,13 @@ def resize_10(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Va
 
 def _asymmetric_resize(writer: Writer, x: ir.Value, scales: ir.Value, mode: str) -> ir.Value:
     return writer.op(
-        "Resize", x, None, scales, mode=mode,
-        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+        "Resize",
+        x,
+        None,
+        scales,
+        mode=mode,
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
     )
 
 

@@ -27,7 +27,8 @@ def _unknown(kind: str, names: Iterable[str], inputs: Sequence[ir.Value]) -> Non
             folded = {n.lower(): n for n in known}
             near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, 1)]
             raise UsageError(
-                f"{kind} names an input that the model does not have", where=name,
+                f"{kind} names an input that the model does not have",
+                where=name,
                 expected=f"one of {', '.join(known)}",
                 hint=f"did you mean {near[0]}?" if near else None,
             )
@@ -50,22 +51,24 @@ def _bind_one(
     name: str, dims: Dims | None, given: tuple[int, ...], named: dict[str, int]
 ) -> list[int | str | None]:
     if any(not isinstance(d, int | np.integer) or d < 1 for d in given):
-        raise UsageError(
-            "dimensions must be positive numbers", where=f"--shape {name}", got=given
-        )
+        raise UsageError("dimensions must be positive numbers", where=f"--shape {name}", got=given)
     if dims is None:
         return list(given)
     if len(given) != len(dims):
         raise UsageError(
-            "wrong number of dimensions", where=f"--shape {name}",
-            expected=f"{len(dims)} ({_spell(name, dims)})", got=f"{len(given)}: {given}",
+            "wrong number of dimensions",
+            where=f"--shape {name}",
+            expected=f"{len(dims)} ({_spell(name, dims)})",
+            got=f"{len(given)}: {given}",
         )
     for dim, size in zip(dims, given, strict=True):
         fixed = named.get(dim) if isinstance(dim, str) else dim
         if fixed is not None and fixed != size:
             raise UsageError(
-                f"the model fixes dimension {dim} to {fixed}", where=f"--shape {name}",
-                expected=_spell(name, dims), got=given,
+                f"the model fixes dimension {dim} to {fixed}",
+                where=f"--shape {name}",
+                expected=_spell(name, dims),
+                got=given,
             )
         if isinstance(dim, str):
             named[dim] = int(size)
@@ -124,8 +127,10 @@ def bind_shapes(
         size = prod(result[name]) * max(int(value.dtype.itemsize), 1) if value.dtype else 0
         if size > TENSOR_LIMIT:
             raise ModelError(
-                "the tensor is too large", where=f"input {name}",
-                expected=f"<= {TENSOR_LIMIT} bytes", got=f"{size} bytes {result[name]}",
+                "the tensor is too large",
+                where=f"input {name}",
+                expected=f"<= {TENSOR_LIMIT} bytes",
+                got=f"{size} bytes {result[name]}",
             )
     if flags:
         raise UsageError(
@@ -154,8 +159,10 @@ def bind_constants(
         if value.dtype is not None and array.dtype != value.dtype.numpy():
             if not np.can_cast(array.dtype, value.dtype.numpy(), "same_kind"):
                 raise UsageError(
-                    "the constant has the wrong type", where=name,
-                    expected=value.dtype.numpy().name, got=array.dtype.name,
+                    "the constant has the wrong type",
+                    where=name,
+                    expected=value.dtype.numpy().name,
+                    got=array.dtype.name,
                 )
             array = array.astype(value.dtype.numpy())
         dims = _dims(value)
@@ -164,8 +171,10 @@ def bind_constants(
             or any(isinstance(d, int) and d != s for d, s in zip(dims, array.shape, strict=True))
         ):
             raise UsageError(
-                "the constant has the wrong shape", where=name,
-                expected=_spell(name, dims), got=array.shape,
+                "the constant has the wrong shape",
+                where=name,
+                expected=_spell(name, dims),
+                got=array.shape,
             )
         result[name] = array
     return result

@@ -27,8 +27,10 @@ def _body(owner: Elaborator, graph: ir.Graph, inputs: Operands, opsets: Opsets) 
     """Elaborate a subgraph once."""
     if len(graph.inputs) != len(inputs):
         raise ModelError(
-            "the subgraph has the wrong number of inputs", where=graph.name,
-            expected=len(inputs), got=len(graph.inputs),
+            "the subgraph has the wrong number of inputs",
+            where=graph.name,
+            expected=len(inputs),
+            got=len(graph.inputs),
         )
     for formal, actual in zip(graph.inputs, inputs, strict=True):
         owner.bind(formal, actual)
@@ -40,7 +42,8 @@ def _flag(value: ir.Value | None, what: str) -> bool:
     array = const(value)
     if array is None:
         raise UnsupportedError(
-            f"{what} is computed at run time", where=value.name if value else None,
+            f"{what} is computed at run time",
+            where=value.name if value else None,
             hint="if it depends on a model input, bind that input to a constant",
         )
     return bool(array.reshape(-1)[0])
@@ -61,7 +64,8 @@ def _unroll_loop(owner: Elaborator, node: ir.Node, inputs: Operands, opsets: Ops
         count = const(inputs[0])
         if count is None:
             raise UnsupportedError(
-                "the trip count of Loop is computed at run time", where=inputs[0].name,
+                "the trip count of Loop is computed at run time",
+                where=inputs[0].name,
                 hint="if it depends on a model input, bind that input to a constant",
             )
         trips = int(count.reshape(-1)[0])
@@ -73,7 +77,8 @@ def _unroll_loop(owner: Elaborator, node: ir.Node, inputs: Operands, opsets: Ops
     while going and (trips is None or step < trips):
         if step >= TRIP_LIMIT:
             raise UnsupportedError(
-                "Loop runs too long to be unrolled", expected=f"<= {TRIP_LIMIT} iterations",
+                "Loop runs too long to be unrolled",
+                expected=f"<= {TRIP_LIMIT} iterations",
                 got=trips if trips is not None else "no trip count",
             )
         first = [writer.const(np.array(step, np.int64)), writer.const(np.array(True))]
@@ -87,8 +92,9 @@ def _unroll_loop(owner: Elaborator, node: ir.Node, inputs: Operands, opsets: Ops
             going = _flag(results[0], "Loop's condition")
     if not step and scans:
         raise UnsupportedError("Loop with scan outputs runs zero times", where=node.name)
-    stacked = [values[0] if len(values) == 1 else writer.op("Concat", *values, axis=0)
-               for values in scans]
+    stacked = [
+        values[0] if len(values) == 1 else writer.op("Concat", *values, axis=0) for values in scans
+    ]
     return carried + stacked
 
 
@@ -115,8 +121,10 @@ def _unroll_scan(owner: Elaborator, node: ir.Node, inputs: Operands, opsets: Ops
     (length,) = lengths
     if not 1 <= length <= TRIP_LIMIT:
         raise UnsupportedError(
-            "Scan has a length that is not unrolled", where=node.name,
-            expected=f"1..{TRIP_LIMIT}", got=length,
+            "Scan has a length that is not unrolled",
+            where=node.name,
+            expected=f"1..{TRIP_LIMIT}",
+            got=length,
         )
     writer = owner.writer(node.name or "Scan")
     outputs: list[list[ir.Value]] = [[] for _ in range(count)]

@@ -111,7 +111,8 @@ class Elaborator:
             raise ModelError("nothing produces this output", where=name)
         if value.is_graph_input() and value.name == name:
             raise UnsupportedError(
-                "an input of the model is also its output", where=name,
+                "an input of the model is also its output",
+                where=name,
                 hint="remove it from the outputs: the caller has the value already",
             )
         if value.is_graph_input() or value.is_initializer() or value.is_graph_output():
@@ -154,7 +155,8 @@ class Elaborator:
                 array = tensor.numpy()
             except (AssertionError, TypeError, ValueError):
                 raise ModelError(
-                    "the tensor's data does not have the size its shape says", where=name,
+                    "the tensor's data does not have the size its shape says",
+                    where=name,
                     expected=f"{tensor.dtype.name}{[int(str(d)) for d in tensor.shape]}",
                 ) from None
         _check_nan(array, name)
@@ -217,8 +219,12 @@ class Elaborator:
         """The same node in the new graph, folded if possible."""
         name = fresh_name(self.graph, node.name or _label(node))
         new = ir.Node(
-            node.domain, node.op_type, inputs, tuple(node.attributes.values()),
-            num_outputs=len(node.outputs), name=name,
+            node.domain,
+            node.op_type,
+            inputs,
+            tuple(node.attributes.values()),
+            num_outputs=len(node.outputs),
+            name=name,
         )
         for old, out in zip(node.outputs, new.outputs, strict=True):
             out.name = fresh_name(self.graph, old.name) if old.name else ""
@@ -262,7 +268,9 @@ def _check_nan(array: Array, name: str) -> None:
         suspicious = not np.isfinite(array.sum())
     if suspicious and np.isnan(array).any():
         raise ModelError(
-            "the tensor holds NaN", where=name, got=f"{int(np.isnan(array).sum())} NaN values",
+            "the tensor holds NaN",
+            where=name,
+            got=f"{int(np.isnan(array).sum())} NaN values",
             hint="the training diverged or the file is damaged; no result could be right",
         )
 
@@ -284,8 +292,10 @@ def _check_output(out: ir.Value | None, node: ir.Node) -> None:
         raise ModelError("negative dimension", where=f"{node.op_type} {out.name}", got=shape)
     if prod(shape) * max(int(out.dtype.itemsize), 1) > TENSOR_LIMIT:
         raise ModelError(
-            "the tensor is too large", where=f"{node.op_type} {out.name}",
-            expected=f"<= {TENSOR_LIMIT} bytes", got=shape,
+            "the tensor is too large",
+            where=f"{node.op_type} {out.name}",
+            expected=f"<= {TENSOR_LIMIT} bytes",
+            got=shape,
         )
 
 
@@ -294,11 +304,16 @@ def _summary(problems: Sequence[tuple[str, EffcError]]) -> UnsupportedError:
     if len(problems) == 1:
         label, only = problems[0]
         return UnsupportedError(
-            only.what, where=only.where or label, expected=only.expected, got=only.got,
+            only.what,
+            where=only.where or label,
+            expected=only.expected,
+            got=only.got,
             hint=only.hint,
         )
-    shown = [f"{label}: {error.what}" + (f" ({error.got})" if error.got is not None else "")
-             for label, error in problems]
+    shown = [
+        f"{label}: {error.what}" + (f" ({error.got})" if error.got is not None else "")
+        for label, error in problems
+    ]
     return UnsupportedError(
         f"{len(problems)} operators are not supported",
         where=", ".join(label for label, _ in problems[:4]) + (" ..." if len(problems) > 4 else ""),

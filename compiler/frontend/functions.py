@@ -14,8 +14,12 @@ __all__ = ["INLINED", "instantiate", "schema_function"]
 
 INLINED = frozenset(
     {
-        "AffineGrid", "CenterCropPad", "DynamicQuantizeLinear", "MeanVarianceNormalization",
-        "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss",
+        "AffineGrid",
+        "CenterCropPad",
+        "DynamicQuantizeLinear",
+        "MeanVarianceNormalization",
+        "NegativeLogLikelihoodLoss",
+        "SoftmaxCrossEntropyLoss",
     }
 )
 """Operators of ``OPSET`` that are replaced by ONNX's definition because no kernel has them."""
@@ -93,8 +97,9 @@ def _definition(
     )
     call.attribute.extend(ir.serde.serialize_attribute(a) for a in node.attributes.values())
     types = [
-        b"" if v is None else
-        helper.make_tensor_type_proto(int(dtype_of(v)), shape_of(v)).SerializeToString()
+        b""
+        if v is None
+        else helper.make_tensor_type_proto(int(dtype_of(v)), shape_of(v)).SerializeToString()
         for v in inputs
     ]
     newest = max(schema.context_dependent_function_opset_versions)

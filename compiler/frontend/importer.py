@@ -50,15 +50,23 @@ def import_model(
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ModelError(
-            "the model cannot be interpreted", where=str(source) if folder else None,
+            "the model cannot be interpreted",
+            where=str(source) if folder else None,
             got=f"{type(cause).__name__}: {str(cause)[:300]}",
             hint="if ONNX Runtime runs this model, please report it",
         ) from error
 
 
 _MALFORMED = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError,
-    TypeError, ValueError, ir.serde.SerdeError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    ir.serde.SerdeError,
 )
 
 

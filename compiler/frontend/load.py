@@ -42,8 +42,11 @@ def load_proto(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, P
             raise UsageError("this is not a regular file", where=str(path))
         if size > FILE_LIMIT:
             raise ModelError(
-                "the model file is too large", where=str(path), expected=f"<= {FILE_LIMIT} bytes",
-                got=f"{size} bytes", hint="save the weights as external data",
+                "the model file is too large",
+                where=str(path),
+                expected=f"<= {FILE_LIMIT} bytes",
+                got=f"{size} bytes",
+                hint="save the weights as external data",
             )
         data = path.read_bytes()
     except OSError as error:
@@ -53,7 +56,8 @@ def load_proto(source: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, P
         proto.ParseFromString(data)
     except DecodeError:
         raise ModelError(
-            "not an ONNX model, or a truncated one", where=str(path),
+            "not an ONNX model, or a truncated one",
+            where=str(path),
             got=f"{size} bytes that protobuf cannot decode",
         ) from None
     if not proto.HasField("graph") or (not proto.graph.node and not proto.graph.output):
@@ -71,40 +75,44 @@ def external_tensor(tensor: ir.ExternalTensor, folder: Path | None) -> np.ndarra
     if folder is None:
         raise ModelError(
             "the weights lie in an external file, but the model came without a folder",
-            where=name, got=location, hint="pass the path of the .onnx file instead of the proto",
+            where=name,
+            got=location,
+            hint="pass the path of the .onnx file instead of the proto",
         )
     relative = Path(location)
     try:
         path = (folder / relative).resolve()
         found = path.is_file()
     except (OSError, ValueError) as error:
-        raise ModelError(
-            "no file can have this name", where=name, got=location[:100]
-        ) from error
+        raise ModelError("no file can have this name", where=name, got=location[:100]) from error
     if relative.is_absolute() or ".." in relative.parts or not path.is_relative_to(folder):
-        raise ModelError(
-            "external data must lie in the model's folder", where=name, got=location
-        )
+        raise ModelError("external data must lie in the model's folder", where=name, got=location)
     if not found:
         raise ModelError(
             "external data is missing", where=name, expected=f"a file {location} beside the model"
         )
     dtype = tensor.dtype.numpy()
     shape = tuple(int(str(d)) for d in tensor.shape)
-    needed = prod(shape) * dtype.itemsize if tensor.dtype.bitwidth >= 8 else (
-        -(-prod(shape) * tensor.dtype.bitwidth // 8)
+    needed = (
+        prod(shape) * dtype.itemsize
+        if tensor.dtype.bitwidth >= 8
+        else (-(-prod(shape) * tensor.dtype.bitwidth // 8))
     )
     offset = tensor.offset or 0
     length = needed if tensor.length is None else tensor.length
     if min(*shape, 0) < 0 or offset < 0 or length != needed:
         raise ModelError(
-            "external data does not have the tensor's size", where=name,
-            expected=f"{needed} bytes", got=f"{length} bytes at {offset}",
+            "external data does not have the tensor's size",
+            where=name,
+            expected=f"{needed} bytes",
+            got=f"{length} bytes at {offset}",
         )
     if offset + length > path.stat().st_size:
         raise ModelError(
-            "external data ends too early", where=name,
-            expected=f"{offset + length} bytes in {location}", got=f"{path.stat().st_size}",
+            "external data ends too early",
+            where=name,
+            expected=f"{offset + length} bytes in {location}",
+            got=f"{path.stat().st_size}",
         )
     if not needed:
         return np.zeros(shape, dtype)

@@ -63,8 +63,10 @@ def _check_convolution(node: ir.Node, data: Shape, weight: Shape, transposed: bo
     if transposed:
         outputs, channels = weight[1] * group, weight[0]
     _require(
-        data[1] == channels and outputs % group == 0, node,
-        f"a weight for {data[1]} channels in {group} group(s)", weight,
+        data[1] == channels and outputs % group == 0,
+        node,
+        f"a weight for {data[1]} channels in {group} group(s)",
+        weight,
     )
     kernel = _ints(node, "kernel_shape", len(data) - 2, 0)
     _require(
@@ -96,16 +98,20 @@ def _reach(node: ir.Node, window: Shape) -> list[int]:
 def _check_size(node: ir.Node, shape: Shape) -> None:
     if prod(shape) > TENSOR_LIMIT:
         raise ModelError(
-            "kernel, dilation or padding is absurdly large", where=f"{node.op_type} {node.name}",
-            expected=f"<= {TENSOR_LIMIT} padded elements", got=shape,
+            "kernel, dilation or padding is absurdly large",
+            where=f"{node.op_type} {node.name}",
+            expected=f"<= {TENSOR_LIMIT} padded elements",
+            got=shape,
         )
 
 
 def _require(fits: bool, node: ir.Node, expected: str, got: object) -> None:
     if not fits:
         raise ModelError(
-            f"{node.op_type} does not fit its operands", where=node.name or node.outputs[0].name,
-            expected=expected, got=got,
+            f"{node.op_type} does not fit its operands",
+            where=node.name or node.outputs[0].name,
+            expected=expected,
+            got=got,
         )
 
 

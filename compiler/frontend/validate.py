@@ -22,15 +22,31 @@ OLDEST_OPSET = 7
 NODE_LIMIT = 200_000
 
 _BITS = {
-    "FLOAT": 32, "DOUBLE": 64, "FLOAT16": 16, "BFLOAT16": 16, "INT8": 8, "INT16": 16, "INT32": 32,
-    "INT64": 64, "UINT8": 8, "UINT16": 16, "UINT32": 32, "UINT64": 64, "BOOL": 8, "INT4": 4,
-    "UINT4": 4, "FLOAT8E4M3FN": 8, "FLOAT8E4M3FNUZ": 8, "FLOAT8E5M2": 8, "FLOAT8E5M2FNUZ": 8,
-    "FLOAT4E2M1": 4, "FLOAT8E8M0": 8, "INT2": 2, "UINT2": 2,
+    "FLOAT": 32,
+    "DOUBLE": 64,
+    "FLOAT16": 16,
+    "BFLOAT16": 16,
+    "INT8": 8,
+    "INT16": 16,
+    "INT32": 32,
+    "INT64": 64,
+    "UINT8": 8,
+    "UINT16": 16,
+    "UINT32": 32,
+    "UINT64": 64,
+    "BOOL": 8,
+    "INT4": 4,
+    "UINT4": 4,
+    "FLOAT8E4M3FN": 8,
+    "FLOAT8E4M3FNUZ": 8,
+    "FLOAT8E5M2": 8,
+    "FLOAT8E5M2FNUZ": 8,
+    "FLOAT4E2M1": 4,
+    "FLOAT8E8M0": 8,
+    "INT2": 2,
+    "UINT2": 2,
 }
-_TYPE_BITS = {
-    TensorProto.DataType.Value(name): bits
-    for name, bits in _BITS.items()
-}
+_TYPE_BITS = {TensorProto.DataType.Value(name): bits for name, bits in _BITS.items()}
 
 
 def validate(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -53,7 +69,8 @@ def validate(proto: onnx.ModelProto) -> onnx.ModelProto:
     if graph.sparse_initializer:
         raise UnsupportedError(
             "sparse initializers are not supported",
-            where=graph.sparse_initializer[0].values.name, hint="store the weights densely",
+            where=graph.sparse_initializer[0].values.name,
+            hint="store the weights densely",
         )
     if not graph.output:
         raise ModelError("the model has no outputs", where=graph.name)
@@ -77,7 +94,9 @@ def _reordered(proto: onnx.ModelProto, order: Sequence[int]) -> onnx.ModelProto:
 def _check_versions(proto: onnx.ModelProto) -> None:
     if not proto.ir_version or proto.ir_version > onnx.IR_VERSION:
         raise ModelError(
-            "unknown ONNX format version", expected=f"1..{onnx.IR_VERSION}", got=proto.ir_version,
+            "unknown ONNX format version",
+            expected=f"1..{onnx.IR_VERSION}",
+            got=proto.ir_version,
             hint="re-export with an older opset, or update effc",
         )
     newest = onnx.defs.onnx_opset_version()
@@ -87,7 +106,9 @@ def _check_versions(proto: onnx.ModelProto) -> None:
     for version in versions:
         if not OLDEST_OPSET <= version <= newest:
             raise ModelError(
-                "this opset is not supported", expected=f"{OLDEST_OPSET}..{newest}", got=version,
+                "this opset is not supported",
+                expected=f"{OLDEST_OPSET}..{newest}",
+                got=version,
                 hint="convert it with onnx.version_converter or re-export it",
             )
 
@@ -150,8 +171,10 @@ def check_tensor(tensor: TensorProto, *, data: bool = True) -> None:
     nbytes = -(-count * bits // 8)
     if nbytes > TENSOR_LIMIT:
         raise ModelError(
-            "the tensor is too large", where=tensor.name,
-            expected=f"<= {TENSOR_LIMIT} bytes", got=f"{list(tensor.dims)}",
+            "the tensor is too large",
+            where=tensor.name,
+            expected=f"<= {TENSOR_LIMIT} bytes",
+            got=f"{list(tensor.dims)}",
         )
     if not data or tensor.data_location == TensorProto.EXTERNAL:
         return
@@ -159,14 +182,19 @@ def check_tensor(tensor: TensorProto, *, data: bool = True) -> None:
         found, expected = len(tensor.raw_data), nbytes
     else:
         found = max(
-            len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data),
-            len(tensor.double_data), len(tensor.uint64_data),
+            len(tensor.float_data),
+            len(tensor.int32_data),
+            len(tensor.int64_data),
+            len(tensor.double_data),
+            len(tensor.uint64_data),
         )
         expected = count if bits >= 8 else -(-count * bits // 8)
     if found != expected:
         raise ModelError(
-            "the tensor's data does not have the size its shape says", where=tensor.name,
-            expected=f"{expected} for {list(tensor.dims)}", got=found,
+            "the tensor's data does not have the size its shape says",
+            where=tensor.name,
+            expected=f"{expected} for {list(tensor.dims)}",
+            got=found,
         )
 
 
@@ -195,7 +223,8 @@ def _check_names(graph: onnx.GraphProto) -> list[int] | None:
                 sources.add(producers[name])
             elif name not in known:
                 raise ModelError(
-                    "a node reads a value that nothing produces", where=node.name or node.op_type,
+                    "a node reads a value that nothing produces",
+                    where=node.name or node.op_type,
                     got=name,
                 )
         pending.append(len(sources))
@@ -260,7 +289,10 @@ def _run_checker(proto: onnx.ModelProto) -> None:
         onnx.checker.check_model(light)
     except onnx.checker.ValidationError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ModelError("onnx.checker rejects the model", got=lines[0] if lines else "?",
-                         where=lines[-1].strip() if len(lines) > 1 else None) from None
+        raise ModelError(
+            "onnx.checker rejects the model",
+            got=lines[0] if lines else "?",
+            where=lines[-1].strip() if len(lines) > 1 else None,
+        ) from None
     except (RuntimeError, ValueError) as error:
         raise ModelError("onnx.checker rejects the model", got=str(error)[:500]) from None

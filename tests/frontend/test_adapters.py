@@ -88,60 +88,85 @@ def test_adapters_name_existing_operators() -> None:
 
 CASES: dict[str, tuple[int, str]] = {
     "softmax over the last axes": (
-        11, "g (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax<axis=1>(x) }"),
-    "log-softmax by default": (
-        7, "g (float[2,3,4] x) => (float[2,3,4] y) { y = LogSoftmax(x) }"),
+        11,
+        "g (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax<axis=1>(x) }",
+    ),
+    "log-softmax by default": (7, "g (float[2,3,4] x) => (float[2,3,4] y) { y = LogSoftmax(x) }"),
     "softmax of the last axis": (
-        9, "g (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax<axis=2>(x) }"),
+        9,
+        "g (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax<axis=2>(x) }",
+    ),
     "clip": (7, "g (float[9] x) => (float[9] y) { y = Clip<min=-0.5, max=0.25>(x) }"),
-    "pad": (
-        7, "g (float[2,3] x) => (float[a,b] y) { y = Pad<pads=[1,0,0,2], value=1.5>(x) }"),
+    "pad": (7, "g (float[2,3] x) => (float[a,b] y) { y = Pad<pads=[1,0,0,2], value=1.5>(x) }"),
     "slice": (
-        9, "g (float[4,5] x) => (float[a,b] y) { y = Slice<axes=[1], starts=[-3], ends=[99]>(x) }"),
-    "top k": (
-        9, "g (float[2,5] x) => (float[2,3] y, int64[2,3] i) { y, i = TopK<k=3>(x) }"),
+        9,
+        "g (float[4,5] x) => (float[a,b] y) { y = Slice<axes=[1], starts=[-3], ends=[99]>(x) }",
+    ),
+    "top k": (9, "g (float[2,5] x) => (float[2,3] y, int64[2,3] i) { y, i = TopK<k=3>(x) }"),
     "split by sizes": (
-        11, "g (float[2,5] x) => (float[a,b] y, float[c,d] z) {\n"
-        "y, z = Split<axis=1, split=[2,3]>(x) }"),
+        11,
+        "g (float[2,5] x) => (float[a,b] y, float[c,d] z) {\n"
+        "y, z = Split<axis=1, split=[2,3]>(x) }",
+    ),
     "split equally": (
-        13, "g (float[2,6] x) => (float[a,b] y, float[c,d] z) { y, z = Split<axis=1>(x) }"),
+        13,
+        "g (float[2,6] x) => (float[a,b] y, float[c,d] z) { y, z = Split<axis=1>(x) }",
+    ),
     "squeeze and unsqueeze": (
-        11, "g (float[2,1,3] x) => (float[a,b,c,d] y) {\n"
-        "t = Squeeze<axes=[1]>(x) y = Unsqueeze<axes=[0,-1]>(t) }"),
+        11,
+        "g (float[2,1,3] x) => (float[a,b,c,d] y) {\n"
+        "t = Squeeze<axes=[1]>(x) y = Unsqueeze<axes=[0,-1]>(t) }",
+    ),
     "reductions": (
-        11, "g (float[2,4,3] x) => (float[a,b] y, float[c,d,e] z) {\n"
-        "y = ReduceSum<axes=[1], keepdims=0>(x) z = ReduceL2<axes=[-1]>(x) }"),
-    "reduction of everything": (
-        13, "g (float[2,3] x) => (float[a,b] y) { y = ReduceMean(x) }"),
+        11,
+        "g (float[2,4,3] x) => (float[a,b] y, float[c,d,e] z) {\n"
+        "y = ReduceSum<axes=[1], keepdims=0>(x) z = ReduceL2<axes=[-1]>(x) }",
+    ),
+    "reduction of everything": (13, "g (float[2,3] x) => (float[a,b] y) { y = ReduceMean(x) }"),
     "batch normalization": (
-        9, "g (float[2,3,4] x, float[3] s, float[3] b, float[3] m, float[3] v)"
-        "=> (float[a,b,c] y) {\n w = Abs(v) y = BatchNormalization<epsilon=0.1>(x, s, b, m, w) }"),
-    "dropout": (
-        9, "g (float[2,3] x) => (float[2,3] y) { t = Dropout<ratio=0.4>(x) y = Neg(t) }"),
+        9,
+        "g (float[2,3,4] x, float[3] s, float[3] b, float[3] m, float[3] v)"
+        "=> (float[a,b,c] y) {\n w = Abs(v) y = BatchNormalization<epsilon=0.1>(x, s, b, m, w) }",
+    ),
+    "dropout": (9, "g (float[2,3] x) => (float[2,3] y) { t = Dropout<ratio=0.4>(x) y = Neg(t) }"),
     "upsample": (
-        9, "g (float[1,2,3,4] x) => (float[a,b,c,d] y) <float[4] s = {1,1,2,3}> {\n"
-        "y = Upsample<mode=\"nearest\">(x, s) }"),
+        9,
+        "g (float[1,2,3,4] x) => (float[a,b,c,d] y) <float[4] s = {1,1,2,3}> {\n"
+        'y = Upsample<mode="nearest">(x, s) }',
+    ),
     "upsample, bilinear": (
-        7, "g (float[1,2,3,4] x) => (float[a,b,c,d] y) {\n"
-        "y = Upsample<mode=\"linear\", scales=[1.0,1.0,2.0,2.0]>(x) }"),
+        7,
+        "g (float[1,2,3,4] x) => (float[a,b,c,d] y) {\n"
+        'y = Upsample<mode="linear", scales=[1.0,1.0,2.0,2.0]>(x) }',
+    ),
     "resize of opset 10": (
-        10, "g (float[1,2,3,4] x) => (float[a,b,c,d] y) <float[4] s = {1,1,2,1.5}> {\n"
-        "y = Resize<mode=\"nearest\">(x, s) }"),
+        10,
+        "g (float[1,2,3,4] x) => (float[a,b,c,d] y) <float[4] s = {1,1,2,1.5}> {\n"
+        'y = Resize<mode="nearest">(x, s) }',
+    ),
     "resize with empty operands": (
-        11, "g (float[1,2,3,4] x) => (float[a,b,c,d] y)\n"
+        11,
+        "g (float[1,2,3,4] x) => (float[a,b,c,d] y)\n"
         "<float[0] none = {}, float[4] s = {1,1,2,2}> {\n"
-        "y = Resize<mode=\"linear\", coordinate_transformation_mode=\"align_corners\">"
-        "(x, none, s) }"),
+        'y = Resize<mode="linear", coordinate_transformation_mode="align_corners">'
+        "(x, none, s) }",
+    ),
     "grid sample": (
-        16, "g (float[1,1,4,4] x, float[1,3,3,2] p) => (float[a,b,c,d] y) {\n"
-        "y = GridSample<mode=\"bilinear\", align_corners=1>(x, p) }"),
+        16,
+        "g (float[1,1,4,4] x, float[1,3,3,2] p) => (float[a,b,c,d] y) {\n"
+        'y = GridSample<mode="bilinear", align_corners=1>(x, p) }',
+    ),
     "scatter": (
-        10, "g (float[3,3] x, float[1,3] u) => (float[3,3] y) <int64[1,3] i = {2,0,1}> {\n"
-        "y = Scatter(x, i, u) }"),
+        10,
+        "g (float[3,3] x, float[1,3] u) => (float[3,3] y) <int64[1,3] i = {2,0,1}> {\n"
+        "y = Scatter(x, i, u) }",
+    ),
     "arg max": (11, "g (float[3,4] x) => (int64[a,b] y) { y = ArgMax<axis=-1>(x) }"),
     "lstm": (
-        7, "g (float[3,1,2] x, float[1,8,2] w, float[1,8,2] r) => (float[a,b,c,d] y) {\n"
-        "y = LSTM<hidden_size=2>(x, w, r) }"),
+        7,
+        "g (float[3,1,2] x, float[1,8,2] w, float[1,8,2] r) => (float[a,b,c,d] y) {\n"
+        "y = LSTM<hidden_size=2>(x, w, r) }",
+    ),
     "cast": (9, "g (float[4] x) => (int32[4] y) { y = Cast<to=6>(x) }"),
 }
 
@@ -255,7 +280,8 @@ CONTRIB_CASES = {
 @pytest.mark.parametrize("case", CONTRIB_CASES)
 def test_operators_of_onnx_runtime_are_written_in_standard_ones(case: str) -> None:
     proto = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>\n{CONTRIB_CASES[case]}')
+        f'<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>\n{CONTRIB_CASES[case]}'
+    )
     model = import_model(proto)
     assert not any(node.domain for node in model.graph)
     assert_equivalent(proto, model, minimum_db=100)

@@ -27,8 +27,10 @@ def ops(model: ir.Model) -> list[str]:
     return [node.op_type for node in model.graph]
 
 
-DYNAMIC = "g (float[N,3,H,8] x, float[N,5] z) => (float[N,3,H,8] y, float[N,5] u) {\n" \
+DYNAMIC = (
+    "g (float[N,3,H,8] x, float[N,5] z) => (float[N,3,H,8] y, float[N,5] u) {\n"
     "y = Relu(x) u = Neg(z) }"
+)
 
 
 def test_open_dimensions_are_all_listed_with_the_flags_to_pass() -> None:
@@ -141,12 +143,15 @@ BAD = {
     "two producers": ("g (float[2] x) => (float[2] y) { y = Relu(x) y = Neg(x) }", "same name"),
     "unknown operator": ("g (float[2] x) => (float[2] y) { y = Foo(x) }", "Foo"),
     "operands do not fit": (
-        "g (float[2,3] x, float[4,5] z) => (float[a,b] y) { y = MatMul(x, z) }", "MatMul"),
+        "g (float[2,3] x, float[4,5] z) => (float[a,b] y) { y = MatMul(x, z) }",
+        "MatMul",
+    ),
     "no broadcast": ("g (float[2] x, float[3] z) => (float[a] y) { y = Add(x, z) }", "broadcast"),
     "input is output": ("g (float[2] x) => (float[2] x, float[2] y) { y = Relu(x) }", "input"),
     "memory bomb": (
-        "g (float[2] x) => (float[a,b] y) <int64[2] s = {1099511627776, 2}>\n"
-        "{ y = Expand(x, s) }", "too large"),
+        "g (float[2] x) => (float[a,b] y) <int64[2] s = {1099511627776, 2}>\n{ y = Expand(x, s) }",
+        "too large",
+    ),
 }
 
 
@@ -343,8 +348,10 @@ def test_functions_that_call_themselves_end_in_an_error() -> None:
 
 
 def test_operators_newer_than_the_opset_are_written_out() -> None:
-    text = "g (float[2,3,8] x, float[8] s) => (float[a,b,c] y) {\n" \
+    text = (
+        "g (float[2,3,8] x, float[8] s) => (float[a,b,c] y) {\n"
         "t = RMSNormalization<axis=-1>(x, s) y = Swish<alpha=1.5>(t) }"
+    )
     proto = onnx.parser.parse_model(f'<ir_version: 12, opset_import: ["" : 24]>\n{text}')
     model = import_model(proto)
     assert all(onnx.defs.has(op, OPSET, "") for op in ops(model))
@@ -355,7 +362,8 @@ def _scan(**changes: Any) -> onnx.ModelProto:
     proto = parse(
         """g (float[2] s, float[5,2] x) => (float[2] last)
         { last = Scan <num_scan_inputs=1, body = b (float[2] state, float[2] row)
-            => (float[2] next) { next = Add(state, row) }> (s, x) }""")
+            => (float[2] next) { next = Add(state, row) }> (s, x) }"""
+    )
     for name, value in changes.items():
         kept = [a for a in proto.graph.node[0].attribute if a.name != name]
         del proto.graph.node[0].attribute[:]
@@ -365,8 +373,12 @@ def _scan(**changes: Any) -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_scan_inputs": 1 << 40}, {"num_scan_inputs": -1}, {"scan_input_axes": [0, 1]},
-     {"scan_input_axes": [7]}],
+    [
+        {"num_scan_inputs": 1 << 40},
+        {"num_scan_inputs": -1},
+        {"scan_input_axes": [0, 1]},
+        {"scan_input_axes": [7]},
+    ],
 )
 def test_fuzzing_found_scan_attributes(changes: dict[str, Any]) -> None:
     with pytest.raises(ModelError):
@@ -388,8 +400,8 @@ def test_fuzzing_found_damaged_text() -> None:
 
 def test_fuzzing_found_attribute_tensors_without_their_data() -> None:
     proto = parse(
-        "g (int64[1] s) => (float[n] y)"
-        "{ y = ConstantOfShape<value = float[1] {2.0}>(s) }")
+        "g (int64[1] s) => (float[n] y){ y = ConstantOfShape<value = float[1] {2.0}>(s) }"
+    )
     tensor = proto.graph.node[0].attribute[0].t
     tensor.ClearField("float_data")
     tensor.ClearField("raw_data")
@@ -399,8 +411,13 @@ def test_fuzzing_found_attribute_tensors_without_their_data() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["cifar10_resnet32_bn_fp32", "face_ultraface_rfb320_fp32", "mlperf_tiny_kws01_dscnn_fp32",
-     "audio_silero_vad_16k_fp32", "coco_fastestdet_352_fp32"],
+    [
+        "cifar10_resnet32_bn_fp32",
+        "face_ultraface_rfb320_fp32",
+        "mlperf_tiny_kws01_dscnn_fp32",
+        "audio_silero_vad_16k_fp32",
+        "coco_fastestdet_352_fp32",
+    ],
 )
 def test_real_models_compute_the_same_after_simplification(name: str) -> None:
     path = Path(__file__).parents[2] / f"../shared/data/models/{name}.onnx"

@@ -19,20 +19,23 @@ CASES = {
     "transposed": ("float[1,3,6,6] x", CONV, "ConvTranspose(x, w)"),
     "cropped": ("float[1,4,6,6] x", CONV, "ConvTranspose<pads = [9, 9, 9, 9]>(x, w)"),
     "transposed reach": (
-        "float[1,4,6,6] x", CONV,
-        "ConvTranspose<dilations = [99999, 99999], pads = [99999, 99999, 99999, 99999]>(x, w)"),
+        "float[1,4,6,6] x",
+        CONV,
+        "ConvTranspose<dilations = [99999, 99999], pads = [99999, 99999, 99999, 99999]>(x, w)",
+    ),
     "dilation": (
-        "float[1,1,4,4] x", "",
+        "float[1,1,4,4] x",
+        "",
         "MaxPool<kernel_shape = [3, 3], dilations = [1000000000, 1000000000],"
-        "pads = [1000000000, 1000000000, 1000000000, 1000000000]>(x)"),
+        "pads = [1000000000, 1000000000, 1000000000, 1000000000]>(x)",
+    ),
     "window": ("float[1,1,4,4] x", "", "LRN<size = 0>(x)"),
     "wide window": ("float[1,1,4,4] x", "", "LRN<size = 1000000000000>(x)"),
     "blocks": ("float[1,4,4,4] x", "", "DepthToSpace<blocksize = 3>(x)"),
     "blocks of space": ("float[1,4,4,5] x", "", "SpaceToDepth<blocksize = 2>(x)"),
     "axis": ("float[1,4] x", "", "Softmax<axis = 9>(x)"),
     "negative size": ("float[4] x", "<int64[2] p = {-10, 0}>", "Pad(x, p)"),
-    "infinite scale": (
-        "float[1,1,4,4] x", "<float[4] s = {1.0, 1.0, inf, 2.0}>", "Resize(x, , s)"),
+    "infinite scale": ("float[1,1,4,4] x", "<float[4] s = {1.0, 1.0, inf, 2.0}>", "Resize(x, , s)"),
 }
 
 

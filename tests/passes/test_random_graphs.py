@@ -71,7 +71,8 @@ def cost(model: ir.Model) -> int:
     """What transpose placement minimizes: bytes moved, and calls."""
     return sum(
         4096 + 4 * prod(int(d) for d in node.outputs[0].shape or ())
-        for node in model.graph if node.op_type == "Transpose"
+        for node in model.graph
+        if node.op_type == "Transpose"
     )
 
 
