@@ -20,6 +20,7 @@ test: venv system
 
 lint: venv
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	PYTHON=$(abspath $(BIN)/python) tools/typecheck.sh
 
 venv: $(VENV)/.installed
