@@ -200,7 +200,7 @@ def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
         )
     for file, text in generate_c(program).items():
         (work / file).write_text(text, "utf-8")
-    program.weights.tofile(work / weights_file(program))
+    (work / weights_file(program)).write_bytes(program.weights.data)
     sources = (work / f"{program.name}.c", work / f"{program.name}_weights.S")
     return [_compile(source, target, work) for source in sources]
 

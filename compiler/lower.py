@@ -12,13 +12,13 @@ purpose: it would turn stack buffers into calls of TVM's allocator.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
-import tempfile
+import signal
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 import tvm
@@ -29,6 +29,7 @@ from effc.errors import InternalError
 
 __all__ = ["lower", "lower_all", "lower_to_module"]
 
+_PR_SET_PDEATHSIG = 1
 _FUNCTIONS_PER_OBJECT = 6
 """Fixed, so that the objects do not depend on the number of processors."""
 
@@ -93,13 +94,10 @@ def lower(functions: Mapping[str, tirx.PrimFunc], target: Target) -> bytes:
         InternalError: TVM or LLVM refuses a function.
     """
     built = lower_to_module(functions, target)
-    handle, path = tempfile.mkstemp(suffix=".o")
-    os.close(handle)
-    try:
-        built.write_to_file(path, "o")
-        return Path(path).read_bytes()
-    finally:
-        os.unlink(path)
+    # TVM writes files only; one in memory needs no space and no clean-up after a kill.
+    with open(os.memfd_create("effc-object"), "rb") as file:
+        built.write_to_file(f"/proc/self/fd/{file.fileno()}", "o")
+        return file.read()
 
 
 def lower_all(functions: Mapping[str, tirx.PrimFunc], target: Target) -> list[bytes]:
@@ -126,7 +124,7 @@ def lower_all(functions: Mapping[str, tirx.PrimFunc], target: Target) -> list[by
         return [lower(part, target) for part in parts]
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_inherit, initargs=(parts, target)
+        workers, mp_context=context, initializer=_inherit, initargs=(parts, target, os.getpid())
     ) as pool:
         try:
             return list(pool.map(_lower_inherited, range(count)))
@@ -137,10 +135,16 @@ def lower_all(functions: Mapping[str, tirx.PrimFunc], target: Target) -> list[by
 _inherited: tuple[list[dict[str, tirx.PrimFunc]], Target]
 
 
-def _inherit(parts: list[dict[str, tirx.PrimFunc]], target: Target) -> None:
-    """Runs in a forked child: arguments arrive through memory, without pickling."""
+def _inherit(parts: list[dict[str, tirx.PrimFunc]], target: Target, parent: int) -> None:
+    """Runs in a forked child: arguments arrive through memory, without pickling.
+
+    A pool's idle processes would wait for ever for a parent that was killed.
+    """
     global _inherited
     _inherited = (parts, target)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before
+        os._exit(1)
 
 
 def _lower_inherited(index: int) -> bytes:

@@ -13,6 +13,9 @@ __all__ = ["main"]
 
 def main() -> NoReturn:
     """Run the command line and exit with a documented code."""
-    from effc.cli.failure import guard
+    try:
+        from effc.cli.failure import guard
 
-    guard()
+        guard()
+    except KeyboardInterrupt:  # so early that nothing has begun, or while Python ends
+        raise SystemExit(130) from None

@@ -34,9 +34,9 @@ def guard() -> NoReturn:
 
 
 def _run() -> int:
-    from effc.cli.app import app
-
     try:
+        from effc.cli.app import app
+
         app(prog_name="effc")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
