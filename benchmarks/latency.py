@@ -79,11 +79,21 @@ def openvino_run(path: Path, inputs: dict[str, np.ndarray], threads: int) -> Run
 PEERS = {"onnxruntime": onnxruntime_run, "openvino": openvino_run}
 
 
-def interleave(runs: dict[str, Run], rounds: int, warmup: int = 3) -> dict[str, np.ndarray]:
-    """Milliseconds per engine and round."""
+def interleave(
+    runs: dict[str, Run], rounds: int, threads: int, warmup: int = 3
+) -> dict[str, np.ndarray]:
+    """Milliseconds per engine and round.
+
+    With more than one thread, every engine's idle workers spin for a while after a run and would
+    take a core from the next engine: wait until they sleep, wake the next engine's by a run
+    that is not timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_number in range(warmup + rounds):
         for name, run in runs.items():
+            if threads > 1:
+                time.sleep(0.1)
+                run()
             start = time.perf_counter()
             run()
             elapsed = (time.perf_counter() - start) * 1e3
@@ -100,7 +110,7 @@ def measure(path: Path, args: argparse.Namespace, out: Path) -> dict[str, float]
     compile_seconds = time.perf_counter() - start
     for peer in args.peers.split(","):
         runs[peer] = PEERS[peer](path, inputs, args.threads)
-    times = interleave(runs, args.rounds)
+    times = interleave(runs, args.rounds, args.threads)
     row = {name: float(np.median(values)) for name, values in times.items()}
     row |= {
         f"effc/{peer}": float(np.median(times["effc"] / times[peer]))
