@@ -79,7 +79,7 @@ def open_library(
 ) -> Executor:
     """Like :func:`open_executor`, for a library that is not in an artifact yet."""
     device = device or default_device(manifest)
-    threads = threads or int(manifest["threads"])
+    threads = int(manifest["threads"]) if threads is None else threads
     machine = manifest["machine"]
     if device not in ("local", "qemu"):
         raise UsageError(
@@ -133,7 +133,7 @@ def open_local(artifact: Artifact, threads: int | None = None) -> Runner:
     return Runner(
         artifact.library,
         artifact.manifest,
-        threads=threads or int(artifact.manifest["threads"]),
+        threads=int(artifact.manifest["threads"]) if threads is None else threads,
     )
 
 

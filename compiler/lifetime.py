@@ -204,7 +204,8 @@ class _Groups:
                 pairs = ((region.inputs[0].name, region.outputs[0].name),)
             for source, result in pairs:
                 if (
-                    sizes[source] == sizes[result] > 0
+                    source in sizes  # not a constant
+                    and sizes[source] == sizes[result] > 0
                     and slots[source][0] in self.roots
                     and slots[result][0] in self.roots
                     and not self._read_twice(region, source, slots, sizes)

@@ -61,6 +61,8 @@ def test_compiled_model_answers_like_onnxruntime(artifact: effc.Artifact) -> Non
 
 
 def test_load_by_path_and_bench(artifact: effc.Artifact) -> None:
+    with pytest.raises(effc.UsageError, match="threads"):
+        effc.load(artifact, threads=0)
     stats = effc.load(artifact.path).bench(runs=5, warmup=1)
     assert (stats.runs, stats.warmup, stats.threads) == (5, 1, 1)
     assert stats.median_ms > 0

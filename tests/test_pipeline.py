@@ -122,6 +122,17 @@ def test_all_unsupported_operators_are_reported_at_once() -> None:
     assert "RandomUniformLike" in str(caught.value)
 
 
+def test_in_place_kernel_of_a_constant(tmp_path: Path) -> None:
+    scores = np.linspace(-1, 1, 16, dtype=np.float32)
+    model = model_of(
+        "(float[2] x) => (float[16] y, float[2] z) { y = Softmax(w) z = Relu(x) }", w=scores
+    )
+    runner = effc.load(effc.compile(model, output=tmp_path / "toy"))
+    expected = np.exp(scores) / np.exp(scores).sum()
+    y = runner.run({"x": np.zeros(2, np.float32)})["y"]
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
+
+
 def test_weights_beyond_2_gb_are_refused(tmp_path: Path) -> None:
     """Before protobuf, which holds no more, is asked to copy them."""
     size = 175 << 10
