@@ -4,12 +4,13 @@
 
 #if EFFC_THREADS
 
-/* Some 50 microseconds: longer than workers usually wait for each other at the end of a layer,
- * short enough not to matter for power after an inference. */
+/* About a millisecond: longer than workers wait for each other at the end of a layer, and than the
+ * gap between two runs in a loop. A worker that falls asleep there may be woken on the very core
+ * that waits for it, and the layers after it then run one after the other. */
 #if defined(__x86_64__) || defined(__i386__)
-#define EFFC_SPINS 1000
+#define EFFC_SPINS 20000
 #else
-#define EFFC_SPINS 4000
+#define EFFC_SPINS 80000
 #endif
 
 static inline void spin_pause(void)

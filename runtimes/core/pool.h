@@ -1,7 +1,7 @@
 /* pool.h - a fixed set of threads that run one function together.
  *
  * The thread that calls effc_pool_run is worker 0; the pool owns workers 1 .. threads - 1.
- * Waiting spins for some microseconds, then sleeps in the kernel.
+ * Waiting spins for about a millisecond, then sleeps in the kernel.
  *
  * SPDX-License-Identifier: Apache-2.0
  */
