@@ -206,7 +206,7 @@ class Elaborator:
         if not node.domain and node.op_type in CONTROL_FLOW:
             return CONTROL_FLOW[node.op_type](self, node, inputs, opsets)
         if not node.domain:
-            check_operands(node, inputs)
+            check_operands(node, inputs, version)
         outputs = adapt(self.writer(_label(node)), node, inputs, version)
         if outputs is None:
             body = schema_function(node, inputs, version)

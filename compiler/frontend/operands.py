@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import onnx
 import onnx_ir as ir
 
 from effc.errors import ModelError
@@ -23,16 +24,18 @@ _LARGEST_WINDOW = 1 << 16
 Shape = tuple[int, ...]
 
 
-def check_operands(node: ir.Node, inputs: Sequence[ir.Value | None]) -> None:
+def check_operands(node: ir.Node, inputs: Sequence[ir.Value | None], version: int) -> None:
     """Check a node of ONNX's own domain.
 
     Args:
-        node: The node, at any opset.
+        node: The node.
         inputs: Its operands in the new graph.
+        version: Its opset.
 
     Raises:
         ModelError: An attribute or a shape makes no sense.
     """
+    _check_types(node, inputs, version)
     first, *others = [_shape(value) for value in inputs] or [None]
     if first is None:
         return
@@ -54,6 +57,23 @@ def check_operands(node: ir.Node, inputs: Sequence[ir.Value | None]) -> None:
     elif op in ("Softmax", "LogSoftmax", "Hardmax"):
         axis = _int(node, "axis", -1)
         _require(-len(first) <= axis <= len(first), node, "an axis of the operand", axis)
+
+
+def _check_types(node: ir.Node, inputs: Sequence[ir.Value | None], version: int) -> None:
+    """Operands of which ONNX demands one type have one type."""
+    try:
+        formal = onnx.defs.get_schema(node.op_type, version, "").inputs
+    except onnx.defs.SchemaError:  # an operator of ONNX Runtime, or unknown: not judged here
+        return
+    types: dict[str, ir.DataType] = {}
+    for index, value in enumerate(inputs):
+        parameter = formal[min(index, len(formal) - 1)] if formal else None
+        if parameter is None or not parameter.is_homogeneous:
+            continue
+        if value is None or value.dtype is None:
+            continue
+        expected = types.setdefault(parameter.type_str, value.dtype)
+        _require(value.dtype == expected, node, f"operands of type {expected.name}", value.dtype)
 
 
 def _check_convolution(node: ir.Node, data: Shape, weight: Shape, transposed: bool) -> None:
