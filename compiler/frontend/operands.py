@@ -55,8 +55,8 @@ def check_operands(node: ir.Node, inputs: Sequence[ir.Value | None], version: in
         fits = first[1] % block**2 == 0 if deep else all(d % block == 0 for d in first[2:])
         _require(fits, node, f"dimensions that blocks of {block} divide", first)
     elif op in ("Softmax", "LogSoftmax", "Hardmax"):
-        axis = _int(node, "axis", -1)
-        _require(-len(first) <= axis <= len(first), node, "an axis of the operand", axis)
+        axis, end = _int(node, "axis", -1), len(first) + (version < 13)
+        _require(-len(first) <= axis < end, node, "an axis of the operand", axis)
 
 
 def _check_types(node: ir.Node, inputs: Sequence[ir.Value | None], version: int) -> None:
