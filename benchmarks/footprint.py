@@ -20,7 +20,10 @@ from pathlib import Path
 
 def effc(*words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "effc.cli", *words], capture_output=True, text=True, check=False
+        [str(Path(sys.executable).with_name("effc")), *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"effc {' '.join(words)}: exit {done.returncode}\n{done.stderr}")
