@@ -9,6 +9,7 @@ registers; rows gathered with a stride.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -94,7 +95,7 @@ def copy_stage(copy: Copy, vector_bits: int) -> tuple[Any, int]:
     return stage_func(params, body), form.units
 
 
-class _Form:
+class _Form(ABC):
     """A way to emit a copy. ``outer`` axes are unravelled from the unit, inner ones are loops."""
 
     def __init__(self, copy: Copy, outer: Sequence[Axis], parts: int) -> None:
@@ -117,9 +118,9 @@ class _Form:
             target = target + index * axis.target
         self.inner(x, y, bind(source), bind(target), part)
 
+    @abstractmethod
     def inner(self, x: Any, y: Any, source: Expr, target: Expr, part: Expr) -> None:
         """The inner loops from element offsets on."""
-        raise NotImplementedError
 
 
 class _Rows(_Form):

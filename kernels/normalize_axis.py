@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 from tvm import tirx
@@ -36,13 +37,13 @@ class _AxisTemplate(Template):
     op_type: ClassVar[str]
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
 
+    @abstractmethod
     def view(self, region: Region) -> AxisView:
         """The view around the axis."""
-        raise NotImplementedError
 
+    @abstractmethod
     def emit(self, region: Region, view: AxisView, lanes: int, epilogue: Epilogue) -> Any:
         """Body of the stage function, and the number of its units."""
-        raise NotImplementedError
 
     def refuse(self, region: Region, target: Target) -> str | None:
         """See ``Template.refuse``."""
