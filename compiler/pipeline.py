@@ -233,13 +233,16 @@ def _partition(model: ir.Model, target: Target) -> Graph:
 
 def _require_kernels(regions: Sequence[Region], target: Target) -> None:
     """Report every operator that no template can compute, at once."""
-    missing: dict[str, str] = {}
+    distinct: dict[str, Region] = {}
     for region in regions:
-        if region.key in missing or registry.choices(region, target):
+        distinct.setdefault(region.key, region)
+    missing: dict[str, str] = {}
+    for key, region in distinct.items():
+        if registry.accepts(region, target):
             continue
         op = region.ops[0]
         why = "; ".join(dict.fromkeys(registry.refusals(region, target).values()))
-        missing[region.key] = f"{op.op_type} (node {op.name or '?'}): {why}"
+        missing[key] = f"{op.op_type} (node {op.name or '?'}): {why}"
     if missing:
         raise UnsupportedError(
             f"{len(missing)} operator(s) of the model cannot be compiled",

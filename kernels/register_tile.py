@@ -14,14 +14,13 @@ that differs between dense and sparse reductions, see ``Dense``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tvm import tirx
-
 from effc.devices.target import Target
 from effc.kernels.builder import bind, local, loop, splat, vload, vstore
+from effc.kernels.lanes import load_scalars, pieces
 
 __all__ = [
     "Accumulators",
@@ -118,45 +117,13 @@ def contract(
 
     def step(a_offset: Expr, b_offset: Expr) -> None:
         xs = [bind(vload(vectors.buffer, b_offset + start, lanes)) for start, lanes in tile.vectors]
-        for i, scalar in enumerate(_scalars(broadcast.buffer, a_offset, tile.rows, target)):
+        for i, scalar in enumerate(load_scalars(broadcast.buffer, a_offset, tile.rows, target)):
             for v, lanes in enumerate(tile.widths):
                 acc.set(i, v, acc.get(i, v) + splat(scalar, lanes) * xs[v])
 
     reduction.emit(step, broadcast, vectors)
 
 
-def _scalars(buffer: Any, offset: Expr, count: int, target: Target) -> list[Expr]:
-    """``count`` consecutive scalars, in the form that multiplies by a splat cheapest.
-
-    Arm multiplies a vector by one lane of another (``fmla v, v, v.s[i]``), so there
-    four scalars are one vector load; x86 broadcasts from memory.
-    """
-    if target.arch not in ("aarch64", "arm"):
-        return [bind(vload(buffer, offset + i, 1)) for i in range(count)]
-    found: list[Expr] = []
-    for start in range(0, count - count % 4, 4):
-        four = bind(vload(buffer, offset + start, 4))
-        found += [tirx.Shuffle([four], [lane]) for lane in range(4)]
-    done = len(found)
-    if count - done >= 2:
-        two = bind(vload(buffer, offset + done, 2))
-        found += [tirx.Shuffle([two], [lane]) for lane in range(2)]
-    return found + [bind(vload(buffer, offset + i, 1)) for i in range(len(found), count)]
-
-
 def split_widths(columns: int, lanes: int) -> tuple[int, ...]:
     """Vectors of at most ``lanes`` elements, powers of two, that cover ``columns`` exactly."""
-    widths: list[int] = [lanes] * (columns // lanes)
-    rest, width = columns % lanes, lanes // 2
-    while rest:
-        if rest >= width:
-            widths.append(width)
-            rest -= width
-        width //= 2
-    return tuple(widths)
-
-
-def pieces(valid: int, lanes: int) -> Sequence[tuple[int, int]]:
-    """(start, lanes) of the power-of-two pieces that cover the first ``valid`` lanes."""
-    widths = split_widths(valid, lanes)
-    return [(sum(widths[:i]), width) for i, width in enumerate(widths)]
+    return tuple(width for _, width in pieces(columns, lanes))

@@ -9,11 +9,10 @@ from __future__ import annotations
 from functools import cache
 
 from effc.devices.target import Target
-from effc.errors import InternalError
 from effc.kernels.region import Region
 from effc.kernels.template import Choice, Template
 
-__all__ = ["accepts_fused", "choices", "refusals", "template", "templates"]
+__all__ = ["accepts", "accepts_fused", "choices", "refusals", "templates"]
 
 
 @cache
@@ -50,18 +49,6 @@ def templates() -> tuple[Template, ...]:
     )
 
 
-def template(name: str) -> Template:
-    """The template called ``name``.
-
-    Raises:
-        InternalError: There is none.
-    """
-    for candidate in templates():
-        if candidate.name == name:
-            return candidate
-    raise InternalError("no such kernel template", where=name)
-
-
 def choices(region: Region, target: Target) -> list[Choice]:
     """Every way to compute a region, cheapest prediction first; empty if there is none."""
     *own, fallback = templates()
@@ -72,6 +59,11 @@ def choices(region: Region, target: Target) -> list[Choice]:
 def accepts_fused(region: Region, target: Target) -> bool:
     """Whether a template of ours (not the fallback) takes the region as one kernel."""
     return any(t.refuse(region, target) is None for t in templates()[:-1])
+
+
+def accepts(region: Region, target: Target) -> bool:
+    """Whether any template takes the region, the fallback included."""
+    return any(t.refuse(region, target) is None for t in templates())
 
 
 def refusals(region: Region, target: Target) -> dict[str, str]:
