@@ -2,6 +2,7 @@
 
     nice -n -15 taskset -c 1 python benchmarks/kernel_conv.py --zoo ZOO.PY [NETWORK ...] [--best N]
     python benchmarks/kernel_conv.py --zoo ZOO.PY --arm --counter COUNT.PY [NETWORK ...] [--best N]
+    ... --sparsity 0.75 --block 8x4     weights with random block-punched zeros
 
 Takes the distinct dense convolutions of the networks that ZOO.PY builds (its ``ALL`` maps names
 to functions that return ONNX models). On this machine each layer's predicted best ``N``
@@ -35,12 +36,13 @@ from effc.devices.target import Target
 from effc.kernels.conv import DirectConv
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.region import Op, Region, TensorType, Value
+from effc.kernels.sparse_conv import SparseConv
 from effc.kernels.template import Config, Kernel, Template
 from effc.kernels.winograd import Winograd
 from effc.lower import lower
 
 Layer = tuple[tuple[int, ...], tuple[int, ...], int]  # input, weight, stride
-TEMPLATES: tuple[Template, ...] = (Winograd(), DirectConv())
+TEMPLATES: tuple[Template, ...] = (Winograd(), DirectConv(), SparseConv())
 
 
 def layers(model: onnx.ModelProto) -> Counter[Layer]:
@@ -57,11 +59,20 @@ def layers(model: onnx.ModelProto) -> Counter[Layer]:
     return found
 
 
-def region_of(layer: Layer) -> Region:
+def punched(weight: np.ndarray, sparsity: float, block: tuple[int, int]) -> np.ndarray:
+    """``weight`` with random kernel positions of ``block`` filters x channels set to zero."""
+    cout, cin, *kernel = weight.shape
+    units = (-(-cout // block[0]), -(-cin // block[1]), *kernel)
+    count = int(np.prod(units))
+    mask = np.random.default_rng(1).permutation(count).reshape(units) >= round(count * sparsity)
+    return weight * mask.repeat(block[0], 0)[:cout].repeat(block[1], 1)[:, :cin]
+
+
+def region_of(layer: Layer, sparsity: float = 0.0, block: tuple[int, int] = (1, 1)) -> Region:
     """A region with random weights, padding ``kernel // 2`` and a bias."""
     shape, weight, stride = layer
     rng = np.random.default_rng(0)
-    w = rng.standard_normal(weight).astype(np.float32)
+    w = punched(rng.standard_normal(weight).astype(np.float32), sparsity, block)
     b = rng.standard_normal(weight[0]).astype(np.float32)
     pad = weight[2] // 2
     out = [(n + 2 * pad - weight[2]) // stride + 1 for n in shape[2:]]
@@ -170,7 +181,7 @@ def time_layers(found: Counter[Layer], target: Target, args: argparse.Namespace)
     """Print each layer's ratio to ONNX Runtime and the sum weighted by count."""
     ours = peer = 0.0
     for layer, count in found.items():
-        region = region_of(layer)
+        region = region_of(layer, args.sparsity, args.block)
         chosen = list(configurations(region, target, args.best, args.only))
         runs: list[Callable[[], object]] = [onnx_runtime(region)]
         runs += [load(t.build(region, target, c), region, target) for t, c, _ in chosen]
@@ -237,7 +248,7 @@ def count_layers(found: Counter[Layer], target: Target, args: argparse.Namespace
     """Print each layer's instructions and the sum weighted by count."""
     total = macs = 0.0
     for layer, count in found.items():
-        region = region_of(layer)
+        region = region_of(layer, args.sparsity, args.block)
         work = ConvShape.of(region.ops[0]).macs
         rows = []
         for template, config, cost in configurations(region, target, args.best, args.only):
@@ -269,6 +280,8 @@ def main() -> None:
     parser.add_argument("--best", type=int, default=1)
     parser.add_argument("--only", default="", help="part of a template's name")
     parser.add_argument("--arm", action="store_true")
+    parser.add_argument("--sparsity", type=float, default=0.0)
+    parser.add_argument("--block", type=lambda s: tuple(map(int, s.split("x"))), default=(8, 4))
     parser.add_argument("--counter", type=Path)
     args = parser.parse_args()
     spec = importlib.util.spec_from_file_location("zoo", args.zoo)

@@ -21,6 +21,7 @@ __all__ = [
     "bind",
     "local",
     "loop",
+    "prefetch",
     "splat",
     "stage_func",
     "unravel",
@@ -30,6 +31,7 @@ __all__ = [
 
 Param = tuple[str, str, int]  # name, dtype, number of elements
 Expr = Any  # tvm.tirx expressions have no useful static types
+_LINE = 64  # bytes of a cache line
 
 
 def stage_func(params: Sequence[Param], body: Callable[..., None]) -> tirx.PrimFunc:
@@ -93,6 +95,14 @@ def vload(buffer: Any, offset: Expr, lanes: int, stride: int = 1) -> Expr:
 def vstore(buffer: Any, offset: Expr, value: Expr, lanes: int) -> None:
     """Store ``lanes`` contiguous elements at ``offset``."""
     T.buffer_store(buffer, value, [offset if lanes == 1 else T.Ramp(offset, 1, lanes)])
+
+
+def prefetch(buffer: Any, offset: Expr, elements: int, *, write: bool) -> None:
+    """Ask for the cache lines of ``elements`` 4-byte elements; may point past the buffer."""
+    for start in (*range(0, elements, _LINE // 4), elements - 1):
+        address = T.address_of(buffer[offset + start])
+        flags = [tirx.const(v, "int32") for v in (int(write), 3 if write else 2, 1)]
+        T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *flags))
 
 
 def splat(value: Expr, lanes: int) -> Expr:

@@ -19,7 +19,7 @@ from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.register_tile import Tile, split_widths
 from effc.kernels.template import Config
 
-__all__ = ["direct_candidates", "tile_cycles", "tile_fits"]
+__all__ = ["direct_candidates", "pack_cycles", "tile_cycles", "tile_fits", "uses_lanes"]
 
 LIMIT = 24  # candidates offered to the tuner
 _LATENCY = 4  # cycles from one fused multiply-add to the next on the same register
@@ -29,14 +29,14 @@ _UNITS = 8  # parallel units worth having
 def tile_fits(tile: Tile, target: Target) -> bool:
     """Whether accumulators and operands of a register tile fit the vector registers."""
     sums = tile.rows * len(tile.widths)
-    scalars = -(-tile.rows // 4) if _by_lane(target) else 1
+    scalars = -(-tile.rows // 4) if uses_lanes(target) else 1
     # Registers that LLVM needs beside, or it spills: unrolled steps overlap on Arm; SSE has no
     # fused multiply-add and holds a product.
     spare = 2 if target.lanes <= 4 else 0
     return sums + len(tile.widths) + scalars + spare <= target.vector_registers
 
 
-def tile_cycles(tile: Tile, depth: int, unroll: int, target: Target, paired: bool = True) -> float:
+def tile_cycles(tile: Tile, depth: float, unroll: int, target: Target, paired: bool = True) -> float:
     """Predicted cycles of one register tile over ``depth`` reduction steps.
 
     Args:
@@ -47,7 +47,7 @@ def tile_cycles(tile: Tile, depth: int, unroll: int, target: Target, paired: boo
         paired: Whether successive steps read adjacent memory, so that Arm can load pairs.
     """
     count = len(tile.widths)
-    if _by_lane(target):
+    if uses_lanes(target):
         vectors, scalars = tile.rows * count, -(-tile.rows // 4)
         loads = (count + scalars) / 2 if paired else count + 1 + scalars / 2
         if tile.rows % 4:
@@ -83,7 +83,7 @@ def direct_candidates(
     return [(asdict(knobs), cost) for knobs, cost in ranked[:LIMIT]]
 
 
-def _by_lane(target: Target) -> bool:
+def uses_lanes(target: Target) -> bool:
     return target.arch in ("aarch64", "arm")
 
 
@@ -114,7 +114,7 @@ def _unroll(depth: int, target: Target) -> int:
 
     With 16 registers LLVM spills what it loads ahead, so not there.
     """
-    if not _by_lane(target) or target.vector_registers < 32:
+    if not uses_lanes(target) or target.vector_registers < 32:
         return 2
     return 16 if depth >= 128 else 8
 
@@ -125,7 +125,7 @@ def _tiles(shape: ConvShape, lanes: int, target: Target) -> Iterator[tuple[str, 
         for rows in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28):
             if not tile_fits(Tile(rows, (lanes,) * vectors), target):
                 continue
-            if _by_lane(target) and rows > 4 and rows % 4:
+            if uses_lanes(target) and rows > 4 and rows % 4:
                 continue
             if rows * vectors < min(8, target.vector_registers // 2, _largest(shape, lanes)):
                 continue
@@ -177,16 +177,16 @@ def _cost(shape: ConvShape, source: Source, knobs: ProductConfig, target: Target
     blocks = ceil(shape.positions / (knobs.columns * knobs.panels))
     if knobs.pack:
         panels = ceil(shape.positions / knobs.columns)
-        work += panels * shape.reduction * _pack_cycles(shape, source, knobs) * knobs.splits
+        work += panels * shape.reduction * pack_cycles(shape, source, knobs.columns, knobs.lanes) * knobs.splits
     work += _traffic(shape, knobs, depth, blocks, target)
     if source.copied:
         work += 3.0 * shape.cin * source.channel / target.lanes
     return images * work
 
 
-def _pack_cycles(shape: ConvShape, source: Source, knobs: ProductConfig) -> float:
+def pack_cycles(shape: ConvShape, source: Source, columns: int, lanes: int) -> float:
     """Cycles to pack one reduction index of one panel."""
-    runs, vectors = pack_runs(shape, source, knobs.columns, knobs.lanes)
+    runs, vectors = pack_runs(shape, source, columns, lanes)
     return runs * (2.0 * vectors + (0.5 if runs == 1 else 1.0)) + 2
 
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.register_tile import split_widths
 
-__all__ = ["copy_stage", "pack_panel", "pack_runs", "pack_weights", "panel_slack"]
+__all__ = ["copy_stage", "pack_panel", "pack_row", "pack_runs", "pack_weights", "panel_slack"]
 
 Expr = Any
 _MOST_RUNS = 9  # more are copied by a loop instead of straight code
@@ -209,6 +210,30 @@ def pack_panel(
         lanes: Vector width.
     """
     count = len(source.taps)
+    copy = pack_row(shape, source, x, position, panel, columns, lanes)
+    with loop(channels) as c:
+        if taps is None:
+            copy(bind(base + c * source.channel + source.taps[0]), bind(to + c * columns))
+        else:
+            with loop(count) as t:
+                src = bind(base + c * source.channel + taps[t])
+                copy(src, bind(to + (c * count + t) * columns))
+
+
+def pack_row(
+    shape: ConvShape,
+    source: Source,
+    x: Any,
+    position: Expr,
+    panel: Any,
+    columns: int,
+    lanes: int,
+) -> Callable[[Expr, Expr], None]:
+    """How to copy one row of a panel: ``copy(src, dst)``, for ``columns`` output positions.
+
+    ``src`` is the offset in ``x`` that belongs to output position 0, ``dst`` where the row of
+    the panel begins.
+    """
     runs = _runs(shape, source, position, columns, lanes)
 
     def copy(src: Expr, dst: Expr) -> None:
@@ -221,13 +246,7 @@ def pack_panel(
                 vstore(panel, dst + (first + at), vload(x, src + start + at, width), width)
                 at += width
 
-    with loop(channels) as c:
-        if taps is None:
-            copy(bind(base + c * source.channel + source.taps[0]), bind(to + c * columns))
-        else:
-            with loop(count) as t:
-                src = bind(base + c * source.channel + taps[t])
-                copy(src, bind(to + (c * count + t) * columns))
+    return copy
 
 
 def pack_runs(shape: ConvShape, source: Source, columns: int, lanes: int) -> tuple[int, int]:

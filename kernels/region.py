@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from effc.kernels.sparsity import Structure, structure
+
 __all__ = ["Op", "Region", "TensorType", "Value"]
 
 
@@ -78,6 +80,11 @@ class Op:
     name: str = ""
     domain: str = ""
 
+    @cached_property
+    def zeros(self) -> Structure | None:
+        """Structure of the zeros in the weights, see ``sparsity``."""
+        return structure(self)
+
 
 @dataclass(eq=False)
 class Region:
@@ -119,8 +126,8 @@ class Region:
     def signature(self) -> str:
         """Text that two regions share if and only if one function can serve both.
 
-        Holds operators, attributes, shapes, dtypes, wiring and baked constants;
-        no names and no weight values.
+        Holds operators, attributes, shapes, dtypes, wiring, baked constants and how sparse
+        weights are; no names and no weight values.
         """
         ids: dict[int, str] = {}
 
@@ -144,7 +151,8 @@ class Region:
             attrs = ",".join(f"{k}={op.attrs[k]!r}" for k in sorted(op.attrs))
             ins = ",".join(ref(v) for v in op.inputs)
             outs = ",".join(ref(v) for v in op.outputs)
-            lines.append(f"{op.domain}:{op.op_type}({ins})->({outs}){{{attrs}}}")
+            zeros = f" zeros[{op.zeros.text}]" if op.zeros is not None else ""
+            lines.append(f"{op.domain}:{op.op_type}({ins})->({outs}){{{attrs}}}{zeros}")
         lines.append("in=" + ",".join(ref(v) for v in self.inputs))
         lines.append("out=" + ",".join(ref(v) for v in self.outputs))
         return "\n".join(lines)

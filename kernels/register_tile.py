@@ -61,11 +61,32 @@ class Tile:
 
 @dataclass(frozen=True)
 class Operand:
-    """Elements at ``base + k * step + i`` of a flat buffer."""
+    """Elements ``i`` at ``base + k * step + at(i)`` of a flat buffer.
+
+    Attributes:
+        runs: (offset, elements) of the contiguous runs that the elements of one step lie
+            in; ``None`` if they are all contiguous.
+    """
 
     buffer: Any
     base: Expr
     step: Expr
+    runs: tuple[tuple[int, int], ...] | None = None
+
+    def at(self, element: int) -> int:
+        """Offset of an element of one step."""
+        for offset, count in self.runs or ():
+            if element < count:
+                return offset + element
+            element -= count
+        return element
+
+    def scalars(self, offset: Expr, count: int, target: Target) -> list[Expr]:
+        """The ``count`` elements of one step, each to be multiplied with whole vectors."""
+        found: list[Expr] = []
+        for start, length in self.runs or ((0, count),):
+            found += load_scalars(self.buffer, offset + start, length, target)
+        return found
 
 
 class Reduction(Protocol):
@@ -93,6 +114,50 @@ class Dense:
             step(a.base + k * a.step, b.base + k * b.step)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """Entries ``begin .. end-1`` of a list, ``depth`` steps each (``sparse_pack``).
+
+    The listed operand has step ``j`` of entry ``e`` at ``base + offsets[e] + j * step``; the
+    other one, the weights, has one step behind the other for all entries.
+
+    Attributes:
+        offsets: int32 buffer.
+        begin, end: Range of entries.
+        depth: Steps per entry.
+        unroll: Entries per iteration of the loop.
+        vectors: Whether the listed operand is the one with vectors, or the broadcast one.
+    """
+
+    offsets: Any
+    begin: Expr
+    end: Expr
+    depth: int
+    unroll: int
+    vectors: bool
+
+    def emit(self, step: Callable[[Expr, Expr], None], a: Operand, b: Operand) -> None:
+        listed, weights = (b, a) if self.vectors else (a, b)
+
+        def entry(e: Expr) -> None:
+            at = bind(listed.base + self.offsets[e])
+            for j in range(self.depth):
+                pair = (weights.base + (e * self.depth + j) * weights.step, at + j * listed.step)
+                step(*(pair if self.vectors else pair[::-1]))
+
+        unroll = self.unroll
+        if unroll == 1:
+            with loop(self.begin, self.end) as e:
+                entry(e)
+            return
+        trips = bind((self.end - self.begin) // unroll)
+        with loop(trips) as trip:
+            for u in range(unroll):
+                entry(bind(self.begin + trip * unroll + u))
+        with loop(bind(self.begin + trips * unroll), self.end) as e:
+            entry(e)
+
+
 class Accumulators:
     """The tile's accumulators: a stack buffer that LLVM keeps in registers."""
 
@@ -116,8 +181,11 @@ def contract(
     tile = acc.tile
 
     def step(a_offset: Expr, b_offset: Expr) -> None:
-        xs = [bind(vload(vectors.buffer, b_offset + start, lanes)) for start, lanes in tile.vectors]
-        for i, scalar in enumerate(load_scalars(broadcast.buffer, a_offset, tile.rows, target)):
+        xs = [
+            bind(vload(vectors.buffer, b_offset + vectors.at(start), lanes))
+            for start, lanes in tile.vectors
+        ]
+        for i, scalar in enumerate(broadcast.scalars(a_offset, tile.rows, target)):
             for v, lanes in enumerate(tile.widths):
                 acc.set(i, v, acc.get(i, v) + splat(scalar, lanes) * xs[v])
 

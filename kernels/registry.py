@@ -30,12 +30,14 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.pool_global import GlobalPoolTemplate
     from effc.kernels.reduce import ReduceTemplate
     from effc.kernels.softmax import SoftmaxTemplate
+    from effc.kernels.sparse_conv import SparseConv
     from effc.kernels.winograd import Winograd
 
     return (
         ElementwiseTemplate(),
         Winograd(),
         DirectConv(),
+        SparseConv(),
         DepthwiseConv(),
         ConvTranspose(),
         MatMulTemplate(),

@@ -1,0 +1,165 @@
+"""Configurations of the sparse convolution and their predicted cost.
+
+As ``conv_cost`` for the dense one; what differs is that the reduction is as long as the units
+that a tile of filters keeps, so a larger unit saves overhead and computes more zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from math import ceil
+
+from effc.devices.target import Target
+from effc.kernels.conv_cost import pack_cycles, tile_cycles, tile_fits, uses_lanes
+from effc.kernels.conv_shape import ConvShape, Source
+from effc.kernels.register_tile import Tile, split_widths
+from effc.kernels.sparse_product import Positions, SparseConfig
+from effc.kernels.sparsity import Structure
+from effc.kernels.template import Config
+
+__all__ = ["sparse_candidates"]
+
+LIMIT = 24  # candidates offered to the tuner
+_UNITS = 8  # parallel units worth having
+_WORSE = 1.15  # a unit size that computes this many times what the best one does is not tried
+_Tiling = tuple[str, int, int, int, int, bool]  # along, lanes, rows, height, columns, pack
+
+
+def sparse_candidates(
+    shape: ConvShape, source: Source, zeros: Structure, target: Target
+) -> list[tuple[Config, float]]:
+    """Configurations with predicted cycles, best first."""
+    found: dict[SparseConfig, float] = {}
+    for (rows, depth), share in zeros.units:
+        if depth > shape.cin or (rows > shape.cout and rows > 1):
+            continue
+        for knobs in _configurations(shape, source, rows, depth, target):
+            if knobs not in found:
+                found[knobs] = _cost(shape, source, knobs, share, target)
+    ranked = sorted(found.items(), key=lambda item: (item[1], str(item[0])))
+    return [(asdict(knobs), cost) for knobs, cost in ranked[:LIMIT]]
+
+
+def _configurations(
+    shape: ConvShape, source: Source, rows: int, depth: int, target: Target
+) -> Iterator[SparseConfig]:
+    wide = [target.lanes] + ([8] if target.lanes >= 16 else [])
+    for lanes in wide:
+        for along, height, columns in _tiles(shape, source, lanes, rows, target):
+            packs = []
+            if height or source.flat:
+                packs.append(False)
+            if not height and not (source.flat and not source.copied and depth * columns > 256):
+                packs.append(True)
+            for pack in packs:
+                for panels in (1, 2, 4) if not height else (1,):
+                    blocks = shape.batch * shape.groups * ceil(
+                        shape.positions / (columns * panels * max(height, 1))
+                    )
+                    tiles = ceil(shape.cout / rows)
+                    splits = max(1, min(tiles // 2, ceil(_UNITS / blocks)))
+                    unroll = 1 if depth > 1 else 4
+                    for fetch in (False, True) if _streams(shape, source, target) else (False,):
+                        yield SparseConfig(
+                            along, lanes, rows, depth, height, columns, pack, panels, splits,
+                            unroll, fetch,
+                        )  # fmt: skip
+
+
+def _streams(shape: ConvShape, source: Source, target: Target) -> bool:
+    """Whether activations come from beyond the second cache, row by row, and can be prefetched.
+
+    Other processors see the rows coming by themselves, or count instructions.
+    """
+    moved = 4 * shape.batch * shape.groups * shape.positions * (shape.cin + shape.cout)
+    return target.arch == "x86_64" and not source.copied and moved > target.l2_bytes
+
+
+def _tiles(
+    shape: ConvShape, source: Source, lanes: int, rows: int, target: Target
+) -> Iterator[tuple[str, int, int]]:
+    """(along, height, columns) that fit the registers with ``rows`` filters."""
+    if rows < 16:
+        most = max(
+            (v for v in range(1, 25) if tile_fits(Tile(rows, (lanes,) * v), target)), default=0
+        )
+        for vectors in {most, most - 1, (most + 1) // 2, 3, 4} & set(range(1, most + 1)):
+            if (vectors - 1) * lanes < shape.positions:
+                yield "space", 0, min(vectors * lanes, shape.positions)
+        if not source.flat and len(shape.output) <= 2:
+            width = shape.output[-1]
+            for columns in {width, ceil(width / 2)}:
+                for height in (1, 2, 4):
+                    tile = Tile(rows, split_widths(columns, lanes) * height)
+                    if height <= shape.output[0] and tile_fits(tile, target):
+                        yield "space", height, columns
+    if rows < 4 or rows > 2 * lanes or shape.cout < rows or rows % min(rows, lanes):
+        return
+    widths = split_widths(rows, lanes)
+    most = max((n for n in range(1, 29) if tile_fits(Tile(n, widths), target)), default=0)
+    if not source.flat and len(shape.output) <= 2:
+        width = shape.output[-1]
+        high = shape.output[0] if len(shape.output) == 2 else 1
+        for parts in range(1, 5):
+            columns = ceil(width / parts)
+            for height in {most // columns, max(most // columns - 1, 1)}:
+                if height and columns > 1:
+                    yield "channel", min(height, high), columns
+    if shape.positions <= 1024:
+        for parts in range(1, 1 + ceil(shape.positions / max(most, 1))):
+            columns = ceil(shape.positions / parts)
+            if columns <= most:
+                yield "channel", 0, columns
+                break
+        yield "channel", 0, min(most, shape.positions)
+
+
+def _cost(
+    shape: ConvShape, source: Source, knobs: SparseConfig, share: float, target: Target
+) -> float:
+    positions = Positions.of(shape, source, knobs)
+    steps = share * shape.reduction  # per filter tile
+    arm = uses_lanes(target)
+    work = 0.0
+    for height, bands in _parts(positions.height, positions.tile[0]):
+        for columns, panels in _parts(positions.width, positions.tile[1]):
+            for filters, tiles in _parts(shape.cout, knobs.rows):
+                if not bands or not panels or not tiles:
+                    continue
+                if knobs.along == "space":
+                    tile = Tile(filters, split_widths(columns, knobs.lanes) * height)
+                else:
+                    tile = Tile(height * columns, split_widths(filters, knobs.lanes))
+                once = tile_cycles(tile, max(steps, 1.0), knobs.depth * knobs.unroll, target)
+                once += steps / knobs.depth * (2.0 if arm else 0.7)
+                if knobs.along == "channel":
+                    once += 3.0 * tile.rows * len(tile.widths) + 2.0 * filters * ceil(
+                        height * columns / 8
+                    )
+                work += bands * panels * tiles * (once + 10)
+    rows_read = 4.0 * shape.reduction * positions.tile[1]
+    if knobs.pack:
+        panels = ceil(positions.width / knobs.columns)
+        used = 1 - (1 - share) ** ceil(shape.cout / knobs.rows)
+        cycles = pack_cycles(shape, source, knobs.columns, knobs.lanes)
+        work += panels * shape.reduction * used * cycles * knobs.splits
+        if rows_read * knobs.panels > target.l2_bytes // 2:
+            work *= 1.3
+    weights = 4.0 * shape.cout * shape.reduction * share
+    units = ceil(positions.width / (knobs.columns * knobs.panels)) * ceil(
+        positions.height / positions.tile[0]
+    )
+    pace = 32.0 if weights < target.l2_bytes // 2 else 12.0
+    work += 0.5 * weights * units / pace
+    if _streams(shape, source, target):
+        moved = 4.0 * shape.positions * (shape.cin + shape.cout)
+        work += moved / (8.0 if knobs.fetch else 4.0)
+    if source.copied:
+        work += 3.0 * shape.cin * source.channel / target.lanes
+    return shape.batch * shape.groups * work
+
+
+def _parts(total: int, tile: int) -> list[tuple[int, int]]:
+    """(size, count) of the full tiles and of the remainder."""
+    return [(tile, total // tile)] + ([(total % tile, 1)] if total % tile else [])

@@ -1,0 +1,430 @@
+"""The product stage of a sparse convolution, see ``sparse_conv``.
+
+A unit takes a block of output positions and walks over the tiles of filters; a register tile
+adds up the entries of one tile of filters (``sparse_pack``) at a few output positions. The
+positions of a register tile form a small rectangle: ``height`` output rows of ``columns``
+positions, or one run of positions where rows follow each other in memory (``height`` 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from effc.devices.target import Target
+from effc.errors import InternalError
+from effc.kernels.builder import Param, T, bind, loop, prefetch, splat, stage_func, vload, vstore
+from effc.kernels.conv_pack import pack_row, panel_slack
+from effc.kernels.conv_shape import ConvShape, Source
+from effc.kernels.epilogue import Epilogue
+from effc.kernels.register_tile import Accumulators, Listed, Operand, Tile, contract, split_widths
+from effc.kernels.shuffles import store_transposed
+from effc.kernels.sparse_pack import SparseTiles, cut_evenly
+from effc.kernels.template import Config
+
+__all__ = ["Positions", "SparseConfig", "SparseProduct"]
+
+Expr = Any
+_TILE_OVERHEAD = 4  # entries' worth of work that a tile costs beside its entries
+
+
+@dataclass(frozen=True)
+class SparseConfig:
+    """Knobs of the product stage.
+
+    Attributes:
+        along: ``space`` or ``channel``: what the vectors run along.
+        lanes: Elements of one vector.
+        rows: Filters of a tile.
+        depth: Input channels of an entry.
+        height: Output rows of a register tile; 0 if its positions are one run.
+        columns: Output positions of one row of a register tile.
+        pack: Pack the panel that a unit reads into scratch first.
+        panels: Register tiles, side by side, that a unit computes per tile of filters.
+        splits: Units that share a block of positions, each with some tiles of filters.
+        unroll: Entries per loop iteration.
+        fetch: Prefetch what the next block reads, and what a tile will write.
+    """
+
+    along: str
+    lanes: int
+    rows: int
+    depth: int
+    height: int
+    columns: int
+    pack: bool
+    panels: int
+    splits: int
+    unroll: int
+    fetch: bool
+
+    @staticmethod
+    def of(config: Config) -> SparseConfig:
+        return SparseConfig(**dict(config))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Output positions of one channel as rows in the source, and their cut into tiles.
+
+    Attributes:
+        height, width: Output rows and positions per row; one row if they are a single run.
+        pitch: Source elements from one row to the next.
+        tile: Rows and columns of a full register tile.
+    """
+
+    height: int
+    width: int
+    pitch: int
+    tile: tuple[int, int]
+
+    @staticmethod
+    def of(shape: ConvShape, source: Source, knobs: SparseConfig) -> Positions:
+        if knobs.height == 0:
+            return Positions(1, shape.positions, 0, (1, knobs.columns))
+        rows = shape.output[0] if len(shape.output) == 2 else 1
+        return Positions(
+            rows, shape.output[-1], source.extent[-1], (knobs.height, knobs.columns)
+        )
+
+    @property
+    def full(self) -> tuple[int, int]:
+        """Full tiles along each axis."""
+        return self.height // self.tile[0], self.width // self.tile[1]
+
+    @property
+    def rest(self) -> tuple[int, int]:
+        """Rows and columns left over."""
+        return self.height % self.tile[0], self.width % self.tile[1]
+
+    def runs(self, rows: int, columns: int) -> tuple[tuple[int, int], ...]:
+        """Runs of a tile in the source, see ``Operand``."""
+        return tuple((i * self.pitch, columns) for i in range(rows))
+
+
+class SparseProduct:
+    """Builds the stage function; holds the sizes that its parts share."""
+
+    def __init__(
+        self,
+        shape: ConvShape,
+        source: Source,
+        knobs: SparseConfig,
+        target: Target,
+        epilogue: Epilogue,
+        has_bias: bool,
+        source_elements: int,
+    ) -> None:
+        self.shape, self.source, self.knobs, self.target = shape, source, knobs, target
+        self.epilogue, self.has_bias, self.source_elements = epilogue, has_bias, source_elements
+        if knobs.height == 0 and not knobs.pack and not source.flat:
+            raise InternalError("invalid configuration", where="conv_sparse", got=knobs)
+        self.positions = Positions.of(shape, source, knobs)
+        self.tiles = -(-shape.cout // knobs.rows)
+        self.splits = min(knobs.splits, self.tiles)
+        across = self.positions.full[1]
+        self.full_blocks = -(-across // knobs.panels)
+        self.blocks = self.full_blocks + (1 if self.positions.rest[1] else 0)
+        self.bands = self.positions.full[0] + (1 if self.positions.rest[0] else 0)
+        self.units = shape.batch * shape.groups * self.splits * self.bands * self.blocks
+        self.most_entries = self.tiles * -(-shape.cin // knobs.depth) * len(source.taps)
+        most_slots = self.most_entries // self.tiles
+        panel = most_slots * knobs.depth * knobs.columns * knobs.panels if knobs.pack else 0
+        slack = panel_slack(shape, source, knobs.columns, knobs.lanes)[1] if knobs.pack else 0
+        self.sums_at = -(-(panel + slack) // 16) * 16
+        sums = knobs.rows * max(knobs.height, 1) * knobs.columns
+        room = target.lanes**2
+        self.room_at = self.sums_at + sums
+        self.scratch_elements = self.sums_at + (sums + room if knobs.along == "channel" else 0)
+
+    # -- data ---------------------------------------------------------------------------------
+
+    def weights(self, packed: SparseTiles) -> dict[str, np.ndarray]:
+        """The stage's constants by parameter name."""
+        knobs, source = self.knobs, self.source
+        taps = np.array(source.taps, np.int64)
+        found = {"w": packed.values.reshape(-1), "starts": packed.starts}
+        reach = packed.channels * np.int64(source.channel) + taps[packed.taps]
+        if not knobs.pack:
+            found["offsets"] = reach.astype(np.int32)
+        else:
+            which = [slots[2] for slots in packed.slots]
+            found["offsets"] = (np.concatenate(which) * (knobs.depth * knobs.columns)).astype(
+                np.int32
+            )
+            sources = [c * source.channel + taps[t] for c, t, _ in packed.slots]
+            ends = np.cumsum([0, *(s.size for s in sources)]) + len(sources) + 1
+            found["slots"] = np.concatenate([ends, *sources]).astype(np.int32)
+        if self.splits > 1:
+            found["cuts"] = np.array(self.cuts(packed), np.int32)
+        return found
+
+    def cuts(self, packed: SparseTiles) -> list[int]:
+        """First tile of filters of each split, and the end."""
+        return cut_evenly(packed.starts, self.tiles, self.splits, _TILE_OVERHEAD)
+
+    def bounds(self, packed: SparseTiles) -> tuple[int, ...] | None:
+        """Cumulative work per unit; ``None`` if all units do the same."""
+        if self.splits * self.shape.groups == 1:
+            return None
+        entries = (np.diff(packed.starts) + _TILE_OVERHEAD).reshape(self.shape.groups, self.tiles)
+        cuts = self.cuts(packed)
+        parts = [entries[:, a:b].sum(axis=1) for a, b in zip(cuts, cuts[1:], strict=False)]
+        of_image = np.stack(parts, axis=1).reshape(-1)  # [groups * splits]
+        work = np.repeat(np.tile(of_image, self.shape.batch), self.bands * self.blocks)
+        return tuple(int(b) for b in np.concatenate([[0], np.cumsum(work)]))
+
+    @property
+    def scratch_bytes(self) -> int:
+        return self.scratch_elements * 4
+
+    # -- code -----------------------------------------------------------------------------------
+
+    def function(self) -> tirx.PrimFunc:
+        """The stage function; parameters: source, ``weights``, bias, epilogue, y, scratch."""
+        shape, knobs = self.shape, self.knobs
+        cout = shape.groups * shape.cout
+        entries = shape.groups * self.most_entries
+        params: list[Param] = [
+            ("x", "float32", self.source_elements),
+            ("w", "float32", entries * knobs.depth * knobs.rows),
+            ("starts", "int32", shape.groups * self.tiles + 1),
+            ("offsets", "int32", entries),
+        ]
+        if knobs.pack:
+            params.append(("slots", "int32", entries + shape.groups + 1))
+        if self.splits > 1:
+            params.append(("cuts", "int32", self.splits + 1))
+        if self.has_bias:
+            params.append(("bias", "float32", cout))
+        params += self.epilogue.params
+        params.append(("y", self.epilogue.out_dtype, shape.batch * cout * shape.positions))
+        if self.scratch_elements:
+            params.append(("scratch", "float32", self.scratch_elements))
+
+        def body(*args: Any) -> None:
+            *buffers, begin, end = args
+            self._bind_buffers(dict(zip((name for name, *_ in params), buffers, strict=True)))
+            with loop(begin, end) as unit:
+                self._unit(unit)
+
+        return stage_func(params, body)
+
+    def _bind_buffers(self, named: dict[str, Any]) -> None:
+        self.x, self.w, self.y = named["x"], named["w"], named["y"]
+        self.starts, self.offsets = named["starts"], named["offsets"]
+        self.slots, self.cut_at = named.get("slots"), named.get("cuts")
+        self.bias, self.scratch = named.get("bias"), named.get("scratch")
+        self.extra = [named[name] for name, *_ in self.epilogue.params]
+
+    def _unit(self, unit: Expr) -> None:
+        block = bind(unit % self.blocks)
+        rest = bind(unit // self.blocks)
+        band = bind(rest % self.bands)
+        rest = bind(rest // self.bands)
+        split = bind(rest % self.splits)
+        image = bind(rest // self.splits)  # batch * groups + group
+        self.group = bind(image % self.shape.groups)
+        self.batch = bind(image // self.shape.groups)
+        self.base = bind(image * (self.shape.cin * self.source.channel))
+        self.first, self.last = T.int32(0), T.int32(self.tiles)
+        if self.cut_at is not None:
+            self.first, self.last = bind(self.cut_at[split]), bind(self.cut_at[split + 1])
+        full, rest_of, tile = self.positions.full, self.positions.rest, self.positions.tile
+        vertical = [(band < full[0], tile[0]), (None, rest_of[0])]
+        across = [(block < self.full_blocks, tile[1]), (None, rest_of[1])]
+
+        def emit(rows: int, columns: int) -> None:
+            self._block(band, block, rows, columns)
+
+        _either(
+            _kinds(vertical, full[0], rest_of[0]),
+            lambda rows: _either(
+                _kinds(across, full[1], rest_of[1]), lambda columns: emit(rows, columns)
+            ),
+        )
+
+    def _block(self, band: Expr, block: Expr, rows: int, columns: int) -> None:
+        """All tiles of filters of this split over one block of positions."""
+        knobs, full = self.knobs, self.positions.full[1]
+        count: Expr = 1
+        first: Expr = full * knobs.columns
+        if columns == knobs.columns:
+            first, count = bind(block * (knobs.panels * columns)), knobs.panels
+            if full % knobs.panels:
+                count = bind(T.min(knobs.panels, full - block * knobs.panels))
+        top = bind(band * self.positions.tile[0])
+        if knobs.pack:
+            self._pack(first, count, columns)
+        whole, left = divmod(self.shape.cout, knobs.rows)
+
+        def tile(number: Expr, filters: int) -> None:
+            if knobs.fetch:
+                self._fetch_next(number, first)
+            with loop(count) as panel:
+                self._tile(number, filters, top, bind(first + panel * columns), panel, rows, columns)
+
+        with loop(self.first, T.min(self.last, whole) if left else self.last) as number:
+            tile(number, knobs.rows)
+        if left:
+            with T.If(self.last > whole), T.Then():
+                tile(T.int32(whole), left)
+
+    def _pack(self, first: Expr, count: Expr, columns: int) -> None:
+        """The panels' rows, one per used (kernel position, input channel)."""
+        knobs = self.knobs
+        begin, end = bind(self.slots[self.group]), bind(self.slots[self.group + 1])
+        self.panel_size = bind((end - begin) * (knobs.depth * knobs.columns))
+        with loop(count) as panel:
+            position = bind(first + panel * columns)
+            to = bind(panel * self.panel_size)
+            copy = pack_row(
+                self.shape, self.source, self.x, position, self.scratch, columns, knobs.lanes
+            )
+            with loop(begin, end) as slot:
+                start = bind(self.base + self.slots[slot])
+                row = bind(to + (slot - begin) * (knobs.depth * knobs.columns))
+                for j in range(knobs.depth):
+                    copy(
+                        bind(start + j * self.source.channel), bind(row + j * knobs.columns)
+                    )
+
+    def _tile(
+        self,
+        number: Expr,
+        filters: int,
+        top: Expr,
+        left: Expr,
+        panel: Expr,
+        rows: int,
+        columns: int,
+    ) -> None:
+        """One register tile: ``filters`` filters at ``rows`` x ``columns`` positions."""
+        knobs, positions = self.knobs, self.positions
+        weights = Operand(self.w, T.int32(0), knobs.rows)
+        if knobs.pack:
+            data = Operand(self.scratch, bind(panel * self.panel_size), knobs.columns)
+        else:
+            base = bind(self.base + top * positions.pitch + left)
+            data = Operand(self.x, base, self.source.channel, positions.runs(rows, columns))
+        row = bind(self.group * self.tiles + number)
+        space = knobs.along == "space"
+        entries = Listed(
+            self.offsets,
+            bind(self.starts[row]),
+            bind(self.starts[row + 1]),
+            knobs.depth,
+            knobs.unroll if filters == knobs.rows else 1,
+            space,
+        )
+        channel = bind(self.group * self.shape.cout + number * knobs.rows)
+        position = bind(top * positions.width + left)
+        if knobs.fetch:
+            self._fetch_results(channel, position, filters, columns)
+        if space:
+            widths = split_widths(columns, knobs.lanes) * rows
+            acc = Accumulators(Tile(filters, widths))
+            for i, v in product(range(filters), range(len(widths))):
+                acc.set(i, v, splat(self._bias(channel + i), widths[v]))
+            contract(acc, entries, weights, data, self.target)
+            self._store_rows(acc, channel, position, rows, columns)
+        else:
+            acc = Accumulators(Tile(rows * columns, split_widths(filters, knobs.lanes)))
+            for i, (v, (start, lanes)) in product(
+                range(rows * columns), enumerate(acc.tile.vectors)
+            ):
+                acc.set(i, v, self._biases(channel + start, lanes))
+            contract(acc, entries, data, weights, self.target)
+            self._store_columns(acc, channel, position, rows, columns, filters)
+
+    def _fetch_next(self, number: Expr, first: Expr) -> None:
+        """A tile's share of the rows that the next block of positions reads."""
+        share = -(-self.shape.cin // self.tiles)
+        run = self.knobs.panels * self.knobs.columns
+        at = bind(self.base + number * (share * self.source.channel) + first + run)
+        for i in range(share):
+            prefetch(self.x, at + i * self.source.channel, run, write=False)
+
+    def _fetch_results(self, channel: Expr, position: Expr, filters: int, columns: int) -> None:
+        """Where a register tile's results go, and the operands of the epilogue beside them."""
+        row = bind(self.batch * (self.shape.groups * self.shape.cout) + channel)
+        at = bind(row * self.shape.positions + position)
+        for i in range(filters):
+            prefetch(self.y, at + i * self.shape.positions, columns, write=True)
+            for index in self.epilogue.streamed:
+                prefetch(self.extra[index], at + i * self.shape.positions, columns, write=False)
+
+    def _bias(self, channel: Expr) -> Expr:
+        return bind(self.bias[channel]) if self.bias is not None else T.float32(0)
+
+    def _biases(self, channel: Expr, lanes: int) -> Expr:
+        if self.bias is None:
+            return splat(T.float32(0), lanes)
+        return vload(self.bias, channel, lanes)
+
+    def _store_rows(
+        self, acc: Accumulators, channel: Expr, position: Expr, rows: int, columns: int
+    ) -> None:
+        """Vectors along positions go straight to the result."""
+        for i in range(acc.tile.rows):
+            for v, (start, lanes) in enumerate(acc.tile.vectors):
+                at = start // columns * self.positions.width + start % columns
+                self._store(acc.get(i, v), channel + i, position + at, lanes)
+
+    def _store_columns(
+        self,
+        acc: Accumulators,
+        channel: Expr,
+        position: Expr,
+        rows: int,
+        columns: int,
+        filters: int,
+    ) -> None:
+        """Vectors along filters are transposed in scratch."""
+        for i in range(acc.tile.rows):
+            for v, (start, lanes) in enumerate(acc.tile.vectors):
+                vstore(self.scratch, self.sums_at + i * filters + start, acc.get(i, v), lanes)
+        # Whole rows follow each other in the result.
+        parts, length = (rows, columns) if columns < self.positions.width else (1, rows * columns)
+        for part in range(parts):
+            store_transposed(
+                self.scratch,
+                T.int32(self.sums_at + part * length * filters),
+                filters,
+                length,
+                filters,
+                self.room_at,
+                self.target.lanes,
+                lambda value, c, p, lanes, part=part: self._store(  # type: ignore[misc]
+                    value, channel + c, position + part * self.positions.width + p, lanes
+                ),
+            )
+
+    def _store(self, value: Expr, channel: Expr, position: Expr, lanes: int) -> None:
+        coords = (self.batch, channel, position)
+        result = self.epilogue.apply(value, coords, self.extra, axis=2, lanes=lanes)
+        row = self.batch * (self.shape.groups * self.shape.cout) + channel
+        vstore(self.y, row * self.shape.positions + position, result, lanes)
+
+
+def _kinds(kinds: list[tuple[Expr, int]], full: int, rest: int) -> list[tuple[Expr, int]]:
+    """Which of (full, rest) exist."""
+    return [kind for kind, present in zip(kinds, (full, rest), strict=True) if present]
+
+
+def _either(kinds: list[tuple[Expr, int]], emit: Callable[[int], None]) -> None:
+    """``emit(size)`` under the condition that tells the kinds apart."""
+    if len(kinds) == 1:
+        emit(kinds[0][1])
+        return
+    (condition, size), (_, other) = kinds
+    with T.If(condition):
+        with T.Then():
+            emit(size)
+        with T.Else():
+            emit(other)

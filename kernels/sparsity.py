@@ -1,0 +1,155 @@
+"""Zeros of weights: how many, and in which blocks.
+
+The mask is the weights: a pruned model is an ordinary one with zeros in it, pruned here or
+elsewhere. Weights are seen as ``[groups, Cout, Cin, taps]``. A *unit* of ``rows x depth`` is one
+kernel position of ``rows`` adjacent filters and ``depth`` adjacent input channels (block-punched
+sparsity, YOLObile, section 3; with one tap it is plain block sparsity). A sparse kernel
+computes every unit that holds any non-zero, so the fraction of such units is what a unit size costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from effc.kernels.region import Op
+
+__all__ = ["LEAST_ZEROS", "UNITS", "Structure", "covered", "filters_of", "occupied", "structure"]
+
+Unit = tuple[int, int]
+
+UNITS: tuple[Unit, ...] = tuple((rows, depth) for depth in (1, 4) for rows in (1, 2, 4, 8, 16))
+"""Unit sizes (filters, input channels) that sparse kernels and recognition look at."""
+
+LEAST_ZEROS = 0.05
+"""Weights with a smaller fraction of zeros are dense."""
+
+_STEPS = 64  # shares are told apart in steps of 1/64
+_LOSS = 1.02  # a larger unit is the pattern if it covers at most this many times the non-zeros
+_RATIOS = ((1, 8), (1, 4), (2, 8), (2, 4), (4, 8))  # N:M that are looked for, scarcest first
+_PATTERN_LIBRARY = 16  # most distinct 4-entry patterns of one layer
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Zeros of one layer's weights.
+
+    Attributes:
+        density: Fraction of weights that are not zero.
+        pattern: ``8x4`` (block-punched), ``2:4``, ``pattern``, ``channel``, ``unstructured``;
+            a block behind a blank says which filters and channels share it (``2:4 8x1``).
+        units: Per unit size, the fraction of weights in units with any non-zero, in 1/64.
+    """
+
+    density: float
+    pattern: str
+    units: tuple[tuple[Unit, float], ...]
+
+    @property
+    def text(self) -> str:
+        """What a measured time of a layer depends on (part of a region's signature)."""
+        return " ".join(f"{r}x{d}={share:.4f}" for (r, d), share in self.units)
+
+
+def filters_of(op: Op) -> np.ndarray | None:
+    """Constant weights as ``[groups, Cout, Cin, taps]``, filters first; ``None`` without any.
+
+    ``Conv`` by its attributes; ``Gemm`` and ``MatMul`` by their constant right-hand
+    matrix, whose columns are the filters (batched matrices are not looked at).
+    """
+    weight = op.inputs[1] if len(op.inputs) > 1 else None
+    if weight is None or weight.const is None or op.domain:
+        return None
+    array = weight.const
+    if array.size == 0 or not np.issubdtype(array.dtype, np.floating):
+        return None
+    if op.op_type == "Conv" and array.ndim >= 3:
+        groups = int(op.attrs.get("group", 1))
+        return array.reshape(groups, array.shape[0] // groups, array.shape[1], -1)
+    if op.op_type in ("Gemm", "MatMul") and array.ndim == 2:
+        matrix = array if op.op_type == "Gemm" and op.attrs.get("transB", 0) else array.T
+        return matrix.reshape(1, *matrix.shape, 1)
+    return None
+
+
+def structure(op: Op) -> Structure | None:
+    """The zeros of an operator's weights; ``None`` if it has no weights or hardly any zeros."""
+    filters = filters_of(op)
+    if filters is None:
+        return None
+    mask = filters != 0
+    density = np.count_nonzero(mask) / mask.size
+    if density > 1 - LEAST_ZEROS:
+        return None
+    units = tuple((unit, round(covered(mask, unit) * _STEPS) / _STEPS) for unit in UNITS)
+    return Structure(density, _recognize(mask, density), units)
+
+
+def occupied(mask: np.ndarray, unit: Unit) -> np.ndarray:
+    """Which units hold a non-zero: bool ``[groups, ceil(Cout/rows), ceil(Cin/depth), taps]``."""
+    for axis, size in ((1, unit[0]), (2, unit[1])):
+        if size > 1:
+            starts = np.arange(0, mask.shape[axis], size)
+            mask = np.logical_or.reduceat(mask, starts, axis=axis)
+    return mask
+
+
+def covered(mask: np.ndarray, unit: Unit) -> float:
+    """Fraction of all weights that lie in units with any non-zero."""
+    found = occupied(mask, unit)
+    rows, depth = (
+        np.minimum(size, total - np.arange(0, total, size))
+        for size, total in zip(unit, mask.shape[1:3], strict=True)
+    )
+    weights = found.sum(axis=(0, 3))
+    return float(rows @ weights @ depth) / mask.size
+
+
+def _recognize(mask: np.ndarray, density: float) -> str:
+    """Name of the pattern, the most specific one that holds."""
+    zeros = mask.size * (1 - density)
+    alive = [mask.any(axis=axes) for axes in ((2, 3), (1, 3))]  # filters, input channels
+    if (~(alive[0][:, :, None, None] & alive[1][:, None, :, None])).sum() * mask.shape[3] > (
+        0.98 * zeros
+    ):
+        return "channel"
+    block = _largest_block(mask, density)
+    suffix = "" if block == (1, 1) else f" {block[0]}x{block[1]}"
+    if _is_pattern(mask[:, :: block[0], :: block[1]]):
+        return f"pattern{suffix}"
+    if block[1] == 1:
+        for n, m in _RATIOS:
+            if 0.95 * n / m <= density <= n / m and _keeps(mask[:, :: block[0]], n, m):
+                return f"{n}:{m}{suffix}"
+    return suffix.strip() or "unstructured"
+
+
+def _largest_block(mask: np.ndarray, density: float) -> Unit:
+    """The largest unit that covers hardly more than the non-zeros."""
+    found = (1, 1)
+    for unit in product((1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16)):
+        if unit[0] * unit[1] > found[0] * found[1] and covered(mask, unit) <= _LOSS * density:
+            found = unit
+    return found
+
+
+def _keeps(mask: np.ndarray, n: int, m: int) -> bool:
+    """Whether at most ``n`` of ``m`` successive input channels are kept everywhere."""
+    starts = np.arange(0, mask.shape[2], m)
+    counts = np.add.reduceat(mask.astype(np.int32), starts, axis=2)
+    return mask.shape[2] >= m and bool(counts.max() <= n)
+
+
+def _is_pattern(mask: np.ndarray) -> bool:
+    """Whether every 3x3 kernel is empty or one of few patterns of four entries."""
+    if mask.shape[3] != 9:
+        return False
+    counts = mask.sum(axis=3)
+    if not np.isin(counts, (0, 4)).all():
+        return False
+    kernels = mask.reshape(-1, 9)[counts.reshape(-1) == 4]
+    return len(np.unique(kernels, axis=0)) <= _PATTERN_LIBRARY
