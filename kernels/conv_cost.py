@@ -36,7 +36,9 @@ def tile_fits(tile: Tile, target: Target) -> bool:
     return sums + len(tile.widths) + scalars + spare <= target.vector_registers
 
 
-def tile_cycles(tile: Tile, depth: float, unroll: int, target: Target, paired: bool = True) -> float:
+def tile_cycles(
+    tile: Tile, depth: float, unroll: int, target: Target, paired: bool = True
+) -> float:
     """Predicted cycles of one register tile over ``depth`` reduction steps.
 
     Args:
@@ -177,7 +179,12 @@ def _cost(shape: ConvShape, source: Source, knobs: ProductConfig, target: Target
     blocks = ceil(shape.positions / (knobs.columns * knobs.panels))
     if knobs.pack:
         panels = ceil(shape.positions / knobs.columns)
-        work += panels * shape.reduction * pack_cycles(shape, source, knobs.columns, knobs.lanes) * knobs.splits
+        work += (
+            panels
+            * shape.reduction
+            * pack_cycles(shape, source, knobs.columns, knobs.lanes)
+            * knobs.splits
+        )
     work += _traffic(shape, knobs, depth, blocks, target)
     if source.copied:
         work += 3.0 * shape.cin * source.channel / target.lanes

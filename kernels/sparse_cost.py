@@ -14,7 +14,7 @@ from effc.devices.target import Target
 from effc.kernels.conv_cost import pack_cycles, tile_cycles, tile_fits, uses_lanes
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.register_tile import Tile, split_widths
-from effc.kernels.sparse_product import Positions, SparseConfig
+from effc.kernels.sparse_product import Positions, SparseConfig, row_widths
 from effc.kernels.sparsity import Structure
 from effc.kernels.template import Config
 
@@ -53,18 +53,25 @@ def _configurations(
             if not height and not (source.flat and not source.copied and depth * columns > 256):
                 packs.append(True)
             for pack in packs:
-                for panels in (1, 2, 4) if not height else (1,):
-                    blocks = shape.batch * shape.groups * ceil(
-                        shape.positions / (columns * panels * max(height, 1))
-                    )
+                for panels in _panels(shape, height):
+                    blocks = shape.batch * shape.groups
+                    if panels:
+                        blocks *= ceil(shape.positions / (columns * panels * max(height, 1)))
                     tiles = ceil(shape.cout / rows)
                     splits = max(1, min(tiles // 2, ceil(_UNITS / blocks)))
                     unroll = 1 if depth > 1 else 4
-                    for fetch in (False, True) if _streams(shape, source, target) else (False,):
+                    streams = panels and _streams(shape, source, target)
+                    for fetch in (False, True) if streams else (False,):
                         yield SparseConfig(
                             along, lanes, rows, depth, height, columns, pack, panels, splits,
                             unroll, fetch,
                         )  # fmt: skip
+
+
+def _panels(shape: ConvShape, height: int) -> tuple[int, ...]:
+    """Register tiles per block of positions; all positions (0) where these are few."""
+    few = (0,) if shape.positions <= 256 else ()
+    return (1, *few) if height else (1, 2, 4, *few)
 
 
 def _streams(shape: ConvShape, source: Source, target: Target) -> bool:
@@ -90,8 +97,8 @@ def _tiles(
         if not source.flat and len(shape.output) <= 2:
             width = shape.output[-1]
             for columns in {width, ceil(width / 2)}:
-                for height in (1, 2, 4):
-                    tile = Tile(rows, split_widths(columns, lanes) * height)
+                for height in range(1, 9):
+                    tile = Tile(rows, row_widths(columns, lanes, source.copied) * height)
                     if height <= shape.output[0] and tile_fits(tile, target):
                         yield "space", height, columns
     if rows < 4 or rows > 2 * lanes or shape.cout < rows or rows % min(rows, lanes):
@@ -128,12 +135,15 @@ def _cost(
                 if not bands or not panels or not tiles:
                     continue
                 if knobs.along == "space":
-                    tile = Tile(filters, split_widths(columns, knobs.lanes) * height)
+                    padded = knobs.height > 0 and source.copied
+                    tile = Tile(filters, row_widths(columns, knobs.lanes, padded) * height)
                 else:
                     tile = Tile(height * columns, split_widths(filters, knobs.lanes))
                 once = tile_cycles(tile, max(steps, 1.0), knobs.depth * knobs.unroll, target)
                 once += steps / knobs.depth * (2.0 if arm else 0.7)
                 if knobs.along == "channel":
+                    if not arm:  # a broadcast load for every multiply-add
+                        once *= 1.35
                     once += 3.0 * tile.rows * len(tile.widths) + 2.0 * filters * ceil(
                         height * columns / 8
                     )
@@ -144,12 +154,18 @@ def _cost(
         used = 1 - (1 - share) ** ceil(shape.cout / knobs.rows)
         cycles = pack_cycles(shape, source, knobs.columns, knobs.lanes)
         work += panels * shape.reduction * used * cycles * knobs.splits
-        if rows_read * knobs.panels > target.l2_bytes // 2:
-            work *= 1.3
+        size = rows_read * used * (knobs.panels or panels)
+        read = rows_read * share * knobs.splits * panels * ceil(shape.cout / knobs.rows)
+        if size > 0.75 * target.l2_bytes:
+            work += 0.3 * read / 14
+        elif size > target.l1_bytes:
+            work += 0.25 * read / 32
     weights = 4.0 * shape.cout * shape.reduction * share
-    units = ceil(positions.width / (knobs.columns * knobs.panels)) * ceil(
-        positions.height / positions.tile[0]
-    )
+    units = 1
+    if knobs.panels:
+        units = ceil(positions.width / (knobs.columns * knobs.panels)) * ceil(
+            positions.height / positions.tile[0]
+        )
     pace = 32.0 if weights < target.l2_bytes // 2 else 12.0
     work += 0.5 * weights * units / pace
     if _streams(shape, source, target):

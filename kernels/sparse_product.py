@@ -1,6 +1,7 @@
 """The product stage of a sparse convolution, see ``sparse_conv``.
 
-A unit takes a block of output positions and walks over the tiles of filters; a register tile
+A unit takes a block of output positions and walks over the tiles of filters, or, where weights
+are larger than activations, all positions; each visit of a tile covers the whole block. A register tile
 adds up the entries of one tile of filters (``sparse_pack``) at a few output positions. The
 positions of a register tile form a small rectangle: ``height`` output rows of ``columns``
 positions, or one run of positions where rows follow each other in memory (``height`` 0).
@@ -22,12 +23,13 @@ from effc.kernels.builder import Param, T, bind, loop, prefetch, splat, stage_fu
 from effc.kernels.conv_pack import pack_row, panel_slack
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.epilogue import Epilogue
+from effc.kernels.lanes import pick, pieces
 from effc.kernels.register_tile import Accumulators, Listed, Operand, Tile, contract, split_widths
 from effc.kernels.shuffles import store_transposed
 from effc.kernels.sparse_pack import SparseTiles, cut_evenly
 from effc.kernels.template import Config
 
-__all__ = ["Positions", "SparseConfig", "SparseProduct"]
+__all__ = ["Positions", "SparseConfig", "SparseProduct", "row_widths"]
 
 Expr = Any
 _TILE_OVERHEAD = 4  # entries' worth of work that a tile costs beside its entries
@@ -45,7 +47,7 @@ class SparseConfig:
         height: Output rows of a register tile; 0 if its positions are one run.
         columns: Output positions of one row of a register tile.
         pack: Pack the panel that a unit reads into scratch first.
-        panels: Register tiles, side by side, that a unit computes per tile of filters.
+        panels: Register tiles, side by side, in a block of positions; 0: all positions.
         splits: Units that share a block of positions, each with some tiles of filters.
         unroll: Entries per loop iteration.
         fetch: Prefetch what the next block reads, and what a tile will write.
@@ -88,9 +90,7 @@ class Positions:
         if knobs.height == 0:
             return Positions(1, shape.positions, 0, (1, knobs.columns))
         rows = shape.output[0] if len(shape.output) == 2 else 1
-        return Positions(
-            rows, shape.output[-1], source.extent[-1], (knobs.height, knobs.columns)
-        )
+        return Positions(rows, shape.output[-1], source.extent[-1], (knobs.height, knobs.columns))
 
     @property
     def full(self) -> tuple[int, int]:
@@ -103,8 +103,16 @@ class Positions:
         return self.height % self.tile[0], self.width % self.tile[1]
 
     def runs(self, rows: int, columns: int) -> tuple[tuple[int, int], ...]:
-        """Runs of a tile in the source, see ``Operand``."""
+        """Runs of ``rows`` x ``columns`` elements in the source, see ``Operand``."""
         return tuple((i * self.pitch, columns) for i in range(rows))
+
+
+def row_widths(columns: int, lanes: int, padded: bool) -> tuple[int, ...]:
+    """Vectors that cover a row of a register tile; ``padded``: the last one may run over."""
+    if not padded or columns % lanes == 0:
+        return split_widths(columns, lanes)
+    rest = 1 << (columns % lanes - 1).bit_length()
+    return (*split_widths(columns - columns % lanes, lanes), rest)
 
 
 class SparseProduct:
@@ -125,16 +133,19 @@ class SparseProduct:
         if knobs.height == 0 and not knobs.pack and not source.flat:
             raise InternalError("invalid configuration", where="conv_sparse", got=knobs)
         self.positions = Positions.of(shape, source, knobs)
+        self.padded = knobs.height > 0 and source.copied
         self.tiles = -(-shape.cout // knobs.rows)
         self.splits = min(knobs.splits, self.tiles)
-        across = self.positions.full[1]
-        self.full_blocks = -(-across // knobs.panels)
-        self.blocks = self.full_blocks + (1 if self.positions.rest[1] else 0)
-        self.bands = self.positions.full[0] + (1 if self.positions.rest[0] else 0)
+        self.full_blocks, self.blocks, self.bands = 0, 1, 1
+        if knobs.panels:
+            self.full_blocks = -(-self.positions.full[1] // knobs.panels)
+            self.blocks = self.full_blocks + (1 if self.positions.rest[1] else 0)
+            self.bands = self.positions.full[0] + (1 if self.positions.rest[0] else 0)
+        most_panels = knobs.panels or -(-self.positions.width // knobs.columns)
         self.units = shape.batch * shape.groups * self.splits * self.bands * self.blocks
         self.most_entries = self.tiles * -(-shape.cin // knobs.depth) * len(source.taps)
         most_slots = self.most_entries // self.tiles
-        panel = most_slots * knobs.depth * knobs.columns * knobs.panels if knobs.pack else 0
+        panel = most_slots * knobs.depth * knobs.columns * most_panels if knobs.pack else 0
         slack = panel_slack(shape, source, knobs.columns, knobs.lanes)[1] if knobs.pack else 0
         self.sums_at = -(-(panel + slack) // 16) * 16
         sums = knobs.rows * max(knobs.height, 1) * knobs.columns
@@ -235,18 +246,17 @@ class SparseProduct:
         self.first, self.last = T.int32(0), T.int32(self.tiles)
         if self.cut_at is not None:
             self.first, self.last = bind(self.cut_at[split]), bind(self.cut_at[split + 1])
+        if not self.knobs.panels:
+            self._everywhere()
+            return
         full, rest_of, tile = self.positions.full, self.positions.rest, self.positions.tile
-        vertical = [(band < full[0], tile[0]), (None, rest_of[0])]
-        across = [(block < self.full_blocks, tile[1]), (None, rest_of[1])]
-
-        def emit(rows: int, columns: int) -> None:
-            self._block(band, block, rows, columns)
-
+        vertical = _kinds([(band < full[0], tile[0]), (None, rest_of[0])], full[0], rest_of[0])
+        across = _kinds(
+            [(block < self.full_blocks, tile[1]), (None, rest_of[1])], full[1], rest_of[1]
+        )
         _either(
-            _kinds(vertical, full[0], rest_of[0]),
-            lambda rows: _either(
-                _kinds(across, full[1], rest_of[1]), lambda columns: emit(rows, columns)
-            ),
+            vertical,
+            lambda rows: _either(across, lambda columns: self._block(band, block, rows, columns)),
         )
 
     def _block(self, band: Expr, block: Expr, rows: int, columns: int) -> None:
@@ -260,29 +270,55 @@ class SparseProduct:
                 count = bind(T.min(knobs.panels, full - block * knobs.panels))
         top = bind(band * self.positions.tile[0])
         if knobs.pack:
-            self._pack(first, count, columns)
-        whole, left = divmod(self.shape.cout, knobs.rows)
+            self._pack(first, T.int32(0), count, columns)
 
         def tile(number: Expr, filters: int) -> None:
             if knobs.fetch:
                 self._fetch_next(number, first)
             with loop(count) as panel:
-                self._tile(number, filters, top, bind(first + panel * columns), panel, rows, columns)
+                left = bind(first + panel * columns)
+                self._tile(number, filters, top, left, panel, rows, columns)
 
+        self._tiles(tile)
+
+    def _everywhere(self) -> None:
+        """All tiles of filters of this split, each over all positions."""
+        positions = self.positions
+        rows, columns = (
+            [(0, full, size), (full, 1, rest)] if rest else [(0, full, size)]
+            for full, rest, size in zip(positions.full, positions.rest, positions.tile, strict=True)
+        )
+        if self.knobs.pack:
+            for first, count, width in columns:
+                start = first * self.knobs.columns
+                self._pack(T.int32(start), T.int32(first), count, width)
+
+        def tile(number: Expr, filters: int) -> None:
+            for (band, bands, height), (block, blocks, width) in product(rows, columns):
+                with loop(bands) as i, loop(blocks) as j:
+                    top = bind(i * height + band * positions.tile[0])
+                    left = bind(j * width + block * positions.tile[1])
+                    self._tile(number, filters, top, left, bind(j + block), height, width)
+
+        self._tiles(tile)
+
+    def _tiles(self, tile: Callable[[Expr, int], None]) -> None:
+        """``tile(number, filters)`` for the tiles of filters of this split."""
+        whole, left = divmod(self.shape.cout, self.knobs.rows)
         with loop(self.first, T.min(self.last, whole) if left else self.last) as number:
-            tile(number, knobs.rows)
+            tile(number, self.knobs.rows)
         if left:
             with T.If(self.last > whole), T.Then():
                 tile(T.int32(whole), left)
 
-    def _pack(self, first: Expr, count: Expr, columns: int) -> None:
-        """The panels' rows, one per used (kernel position, input channel)."""
+    def _pack(self, first: Expr, number: Expr, count: Expr, columns: int) -> None:
+        """Panels from position ``first`` on, one row per used (kernel position, channel)."""
         knobs = self.knobs
         begin, end = bind(self.slots[self.group]), bind(self.slots[self.group + 1])
         self.panel_size = bind((end - begin) * (knobs.depth * knobs.columns))
         with loop(count) as panel:
             position = bind(first + panel * columns)
-            to = bind(panel * self.panel_size)
+            to = bind((panel + number) * self.panel_size)
             copy = pack_row(
                 self.shape, self.source, self.x, position, self.scratch, columns, knobs.lanes
             )
@@ -290,9 +326,7 @@ class SparseProduct:
                 start = bind(self.base + self.slots[slot])
                 row = bind(to + (slot - begin) * (knobs.depth * knobs.columns))
                 for j in range(knobs.depth):
-                    copy(
-                        bind(start + j * self.source.channel), bind(row + j * knobs.columns)
-                    )
+                    copy(bind(start + j * self.source.channel), bind(row + j * knobs.columns))
 
     def _tile(
         self,
@@ -306,14 +340,15 @@ class SparseProduct:
     ) -> None:
         """One register tile: ``filters`` filters at ``rows`` x ``columns`` positions."""
         knobs, positions = self.knobs, self.positions
+        space = knobs.along == "space"
         weights = Operand(self.w, T.int32(0), knobs.rows)
         if knobs.pack:
             data = Operand(self.scratch, bind(panel * self.panel_size), knobs.columns)
         else:
             base = bind(self.base + top * positions.pitch + left)
-            data = Operand(self.x, base, self.source.channel, positions.runs(rows, columns))
+            across = sum(row_widths(columns, knobs.lanes, self.padded)) if space else columns
+            data = Operand(self.x, base, self.source.channel, positions.runs(rows, across))
         row = bind(self.group * self.tiles + number)
-        space = knobs.along == "space"
         entries = Listed(
             self.offsets,
             bind(self.starts[row]),
@@ -327,7 +362,7 @@ class SparseProduct:
         if knobs.fetch:
             self._fetch_results(channel, position, filters, columns)
         if space:
-            widths = split_widths(columns, knobs.lanes) * rows
+            widths = row_widths(columns, knobs.lanes, self.padded) * rows
             acc = Accumulators(Tile(filters, widths))
             for i, v in product(range(filters), range(len(widths))):
                 acc.set(i, v, splat(self._bias(channel + i), widths[v]))
@@ -371,10 +406,15 @@ class SparseProduct:
         self, acc: Accumulators, channel: Expr, position: Expr, rows: int, columns: int
     ) -> None:
         """Vectors along positions go straight to the result."""
-        for i in range(acc.tile.rows):
-            for v, (start, lanes) in enumerate(acc.tile.vectors):
-                at = start // columns * self.positions.width + start % columns
-                self._store(acc.get(i, v), channel + i, position + at, lanes)
+        across = len(acc.tile.widths) // rows
+        for i, (v, (start, lanes)) in product(range(acc.tile.rows), enumerate(acc.tile.vectors)):
+            row, first = v // across, start - acc.tile.starts[v // across * across]
+            place = position + (row * self.positions.width + first)
+            valid = min(lanes, columns - first)
+            value = acc.get(i, v)
+            for at, width in pieces(valid, lanes):
+                part = pick(value, range(at, at + width), lanes)
+                self._store(part, channel + i, place + at, width)
 
     def _store_columns(
         self,

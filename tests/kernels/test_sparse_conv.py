@@ -128,7 +128,8 @@ def test_split_work_is_balanced() -> None:
 
 def test_infinities_behind_zeros_stay_out() -> None:
     region = with_zeros(
-        conv_region((1, 4, 3, 3), 8, (1, 1)), np.arange(4)[None, :, None, None] == np.zeros((8, 1, 1, 1))
+        conv_region((1, 4, 3, 3), 8, (1, 1)),
+        np.arange(4)[None, :, None, None] == np.zeros((8, 1, 1, 1)),
     )
     config = SPARSE.candidates(region, host())[0][0]
     kernel = SPARSE.build(region, host(), config)
