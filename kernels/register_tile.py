@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from effc.devices.target import Target
-from effc.kernels.builder import bind, local, loop, splat, vload, vstore
+from effc.kernels.builder import bind, local, loop, prefetch, splat, vload, vstore
 from effc.kernels.lanes import load_scalars, pieces
 
 __all__ = [
@@ -127,6 +127,8 @@ class Listed:
         depth: Steps per entry.
         unroll: Entries per iteration of the loop.
         vectors: Whether the listed operand is the one with vectors, or the broadcast one.
+        ahead: Prefetch weights this many elements ahead (0: not). Weights are read once,
+            from far, by loads that the offsets keep hardware from seeing as a stream.
     """
 
     offsets: Any
@@ -135,9 +137,16 @@ class Listed:
     depth: int
     unroll: int
     vectors: bool
+    ahead: int = 0
 
     def emit(self, step: Callable[[Expr, Expr], None], a: Operand, b: Operand) -> None:
         listed, weights = (b, a) if self.vectors else (a, b)
+        size = self.depth * weights.step  # weights of an entry
+
+        def fetch(e: Expr, entries: int) -> None:
+            if self.ahead:
+                at = weights.base + e * size + self.ahead
+                prefetch(weights.buffer, at, entries * size, write=False)
 
         def entry(e: Expr) -> None:
             at = bind(listed.base + self.offsets[e])
@@ -148,10 +157,12 @@ class Listed:
         unroll = self.unroll
         if unroll == 1:
             with loop(self.begin, self.end) as e:
+                fetch(e, 1)
                 entry(e)
             return
         trips = bind((self.end - self.begin) // unroll)
         with loop(trips) as trip:
+            fetch(bind(self.begin + trip * unroll), unroll)
             for u in range(unroll):
                 entry(bind(self.begin + trip * unroll + u))
         with loop(bind(self.begin + trips * unroll), self.end) as e:

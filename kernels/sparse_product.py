@@ -32,6 +32,7 @@ from effc.kernels.template import Config
 __all__ = ["Positions", "SparseConfig", "SparseProduct", "row_widths"]
 
 Expr = Any
+_AHEAD = 512  # weights prefetched this many elements before their use
 _TILE_OVERHEAD = 4  # entries' worth of work that a tile costs beside its entries
 
 
@@ -356,6 +357,7 @@ class SparseProduct:
             knobs.depth,
             knobs.unroll if filters == knobs.rows else 1,
             space,
+            _AHEAD if self.target.arch == "x86_64" else 0,
         )
         channel = bind(self.group * self.shape.cout + number * knobs.rows)
         position = bind(top * positions.width + left)
