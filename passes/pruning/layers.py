@@ -191,6 +191,8 @@ def _refusal(node: ir.Node) -> str | None:
         return f"its weights have {array.ndim} dimensions, not 2"
     if node.op_type == "Gemm" and attribute(node, "transA", 0):
         return "it transposes its input"
+    if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return "its padding is not explicit"
     if len(weight.uses()) > 1 or weight.is_graph_output():
         return "other nodes read its weights as well"
     return None

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
-from effc.passes.pruning.elimination import Elimination, unit_losses
+from effc.passes.pruning.elimination import Elimination
 from effc.passes.pruning.patterns import PATTERNS, library, pattern_costs, pattern_mask
 from effc.passes.pruning.project import grid_of, mask_from_scores
 from effc.passes.pruning.scheme import Scheme
