@@ -1,8 +1,8 @@
 """The product stage of a sparse convolution, see ``sparse_conv``.
 
-A unit takes a block of output positions and walks over the tiles of filters, or, where weights
-are larger than activations, all positions; each visit of a tile covers the whole block. A register tile
-adds up the entries of one tile of filters (``sparse_pack``) at a few output positions. The
+A unit takes a block of output positions, or all of them where weights are larger than
+activations, and walks over the tiles of filters; each visit of a tile covers the whole block. A
+register tile adds up the entries of one tile of filters (``sparse_pack``) at a few positions. The
 positions of a register tile form a small rectangle: ``height`` output rows of ``columns``
 positions, or one run of positions where rows follow each other in memory (``height`` 0).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -186,7 +186,7 @@ class SparseProduct:
             return None
         entries = (np.diff(packed.starts) + _TILE_OVERHEAD).reshape(self.shape.groups, self.tiles)
         cuts = self.cuts(packed)
-        parts = [entries[:, a:b].sum(axis=1) for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [entries[:, a:b].sum(axis=1) for a, b in pairwise(cuts)]
         of_image = np.stack(parts, axis=1).reshape(-1)  # [groups * splits]
         work = np.repeat(np.tile(of_image, self.shape.batch), self.bands * self.blocks)
         return tuple(int(b) for b in np.concatenate([[0], np.cumsum(work)]))

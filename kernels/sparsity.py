@@ -3,8 +3,8 @@
 The mask is the weights: a pruned model is an ordinary one with zeros in it, pruned here or
 elsewhere. Weights are seen as ``[groups, Cout, Cin, taps]``. A *unit* of ``rows x depth`` is one
 kernel position of ``rows`` adjacent filters and ``depth`` adjacent input channels (block-punched
-sparsity, YOLObile, section 3; with one tap it is plain block sparsity). A sparse kernel
-computes every unit that holds any non-zero, so the fraction of such units is what a unit size costs.
+sparsity, YOLObile, section 3; with one tap it is plain block sparsity). A sparse kernel computes
+every unit that holds any non-zero: the fraction of such units is what a unit size costs.
 """
 
 from __future__ import annotations

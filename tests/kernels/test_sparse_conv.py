@@ -82,7 +82,7 @@ def test_empty_and_full_groups(density: float, group: int) -> None:
         check_conv(SPARSE, region, host(), {**config, "depth": min(config["depth"], 9 // group)})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_generated_shapes(data: st.DataObject) -> None:
     draw = data.draw
