@@ -31,10 +31,12 @@ def sparse_candidates(
 ) -> list[tuple[Config, float]]:
     """Configurations with predicted cycles, best first."""
     found: dict[SparseConfig, float] = {}
-    for (rows, depth), share in zeros.units:
+    natural = [(unit, share, False) for unit, share in zeros.units]
+    ordered = [(unit, share, True) for unit, share in zeros.sorted_units]
+    for (rows, depth), share, sort in natural + ordered:
         if depth > shape.cin or (rows > shape.cout and rows > 1):
             continue
-        for knobs in _configurations(shape, source, rows, depth, target):
+        for knobs in _configurations(shape, source, (rows, depth), sort, target):
             if knobs not in found:
                 found[knobs] = _cost(shape, source, knobs, share, target)
     ranked = sorted(found.items(), key=lambda item: (item[1], str(item[0])))
@@ -42,8 +44,9 @@ def sparse_candidates(
 
 
 def _configurations(
-    shape: ConvShape, source: Source, rows: int, depth: int, target: Target
+    shape: ConvShape, source: Source, unit: tuple[int, int], sort: bool, target: Target
 ) -> Iterator[SparseConfig]:
+    rows, depth = unit
     wide = [target.lanes] + ([8] if target.lanes >= 16 else [])
     for lanes in wide:
         for along, height, columns in _tiles(shape, source, lanes, rows, target):
@@ -64,7 +67,7 @@ def _configurations(
                     for fetch in (False, True) if streams else (False,):
                         yield SparseConfig(
                             along, lanes, rows, depth, height, columns, pack, panels, splits,
-                            unroll, fetch,
+                            unroll, fetch, sort,
                         )  # fmt: skip
 
 

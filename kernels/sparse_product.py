@@ -52,6 +52,7 @@ class SparseConfig:
         splits: Units that share a block of positions, each with some tiles of filters.
         unroll: Entries per loop iteration.
         fetch: Prefetch what the next block reads, and what a tile will write.
+        sort: Filters are in the order of ``sparsity.similar_order``.
     """
 
     along: str
@@ -65,6 +66,7 @@ class SparseConfig:
     splits: int
     unroll: int
     fetch: bool
+    sort: bool
 
     @staticmethod
     def of(config: Config) -> SparseConfig:
@@ -212,6 +214,8 @@ class SparseProduct:
             params.append(("slots", "int32", entries + shape.groups + 1))
         if self.splits > 1:
             params.append(("cuts", "int32", self.splits + 1))
+        if knobs.sort:
+            params.append(("order", "int32", cout))
         if self.has_bias:
             params.append(("bias", "float32", cout))
         params += self.epilogue.params
@@ -232,6 +236,7 @@ class SparseProduct:
         self.starts, self.offsets = named["starts"], named["offsets"]
         self.slots, self.cut_at = named.get("slots"), named.get("cuts")
         self.bias, self.scratch = named.get("bias"), named.get("scratch")
+        self.order = named.get("order")
         self.extra = [named[name] for name, *_ in self.epilogue.params]
 
     def _unit(self, unit: Expr) -> None:
@@ -389,12 +394,11 @@ class SparseProduct:
 
     def _fetch_results(self, channel: Expr, position: Expr, filters: int, columns: int) -> None:
         """Where a register tile's results go, and the operands of the epilogue beside them."""
-        row = bind(self.batch * (self.shape.groups * self.shape.cout) + channel)
-        at = bind(row * self.shape.positions + position)
         for i in range(filters):
-            prefetch(self.y, at + i * self.shape.positions, columns, write=True)
+            at = bind(self._row(self._filter(channel + i)) * self.shape.positions + position)
+            prefetch(self.y, at, columns, write=True)
             for index in self.epilogue.streamed:
-                prefetch(self.extra[index], at + i * self.shape.positions, columns, write=False)
+                prefetch(self.extra[index], at, columns, write=False)
 
     def _bias(self, channel: Expr) -> Expr:
         return bind(self.bias[channel]) if self.bias is not None else T.float32(0)
@@ -409,6 +413,7 @@ class SparseProduct:
     ) -> None:
         """Vectors along positions go straight to the result."""
         across = len(acc.tile.widths) // rows
+        channels = [self._filter(channel + i) for i in range(acc.tile.rows)]
         for i, (v, (start, lanes)) in product(range(acc.tile.rows), enumerate(acc.tile.vectors)):
             row, first = v // across, start - acc.tile.starts[v // across * across]
             place = position + (row * self.positions.width + first)
@@ -416,7 +421,7 @@ class SparseProduct:
             value = acc.get(i, v)
             for at, width in pieces(valid, lanes):
                 part = pick(value, range(at, at + width), lanes)
-                self._store(part, channel + i, place + at, width)
+                self._store(part, channels[i], place + at, width)
 
     def _store_columns(
         self,
@@ -443,15 +448,25 @@ class SparseProduct:
                 self.room_at,
                 self.target.lanes,
                 lambda value, c, p, lanes, part=part: self._store(  # type: ignore[misc]
-                    value, channel + c, position + part * self.positions.width + p, lanes
+                    value,
+                    self._filter(channel + c),
+                    position + part * self.positions.width + p,
+                    lanes,
                 ),
             )
 
+    def _filter(self, channel: Expr) -> Expr:
+        """Output channel of a filter, given its place in the packed weights."""
+        return bind(channel if self.order is None else self.order[channel])
+
+    def _row(self, channel: Expr) -> Expr:
+        return self.batch * (self.shape.groups * self.shape.cout) + channel
+
     def _store(self, value: Expr, channel: Expr, position: Expr, lanes: int) -> None:
+        """Store at an output channel."""
         coords = (self.batch, channel, position)
         result = self.epilogue.apply(value, coords, self.extra, axis=2, lanes=lanes)
-        row = self.batch * (self.shape.groups * self.shape.cout) + channel
-        vstore(self.y, row * self.shape.positions + position, result, lanes)
+        vstore(self.y, self._row(channel) * self.shape.positions + position, result, lanes)
 
 
 def _kinds(kinds: list[tuple[Expr, int]], full: int, rest: int) -> list[tuple[Expr, int]]:

@@ -18,7 +18,16 @@ import numpy as np
 if TYPE_CHECKING:
     from effc.kernels.region import Op
 
-__all__ = ["LEAST_ZEROS", "UNITS", "Structure", "covered", "filters_of", "occupied", "structure"]
+__all__ = [
+    "LEAST_ZEROS",
+    "UNITS",
+    "Structure",
+    "covered",
+    "filters_of",
+    "occupied",
+    "similar_order",
+    "structure",
+]
 
 Unit = tuple[int, int]
 
@@ -30,6 +39,8 @@ LEAST_ZEROS = 0.05
 
 _STEPS = 64  # shares are told apart in steps of 1/64
 _LOSS = 1.02  # a larger unit is the pattern if it covers at most this many times the non-zeros
+_SORTED_ROWS = (4, 8)  # filters per unit for which sorting is tried
+_SORTED_GAIN = 0.9  # sorting has to leave at most this share of what a unit covers
 _RATIOS = ((1, 8), (1, 4), (2, 8), (2, 4), (4, 8))  # N:M that are looked for, scarcest first
 _PATTERN_LIBRARY = 16  # most distinct 4-entry patterns of one layer
 
@@ -43,16 +54,20 @@ class Structure:
         pattern: ``8x4`` (block-punched), ``2:4``, ``pattern``, ``channel``, ``unstructured``;
             a block behind a blank says which filters and channels share it (``2:4 8x1``).
         units: Per unit size, the fraction of weights in units with any non-zero, in 1/64.
+        sorted_units: The same with filters sorted by ``similar_order``, where that helps.
     """
 
     density: float
     pattern: str
     units: tuple[tuple[Unit, float], ...]
+    sorted_units: tuple[tuple[Unit, float], ...] = ()
 
     @property
     def text(self) -> str:
         """What a measured time of a layer depends on (part of a region's signature)."""
-        return " ".join(f"{r}x{d}={share:.4f}" for (r, d), share in self.units)
+        parts = [f"{r}x{d}={share:.4f}" for (r, d), share in self.units]
+        parts += [f"sorted {r}x{d}={share:.4f}" for (r, d), share in self.sorted_units]
+        return " ".join(parts)
 
 
 def filters_of(op: Op) -> np.ndarray | None:
@@ -85,8 +100,56 @@ def structure(op: Op) -> Structure | None:
     density = np.count_nonzero(mask) / mask.size
     if density > 1 - LEAST_ZEROS:
         return None
-    units = tuple((unit, round(covered(mask, unit) * _STEPS) / _STEPS) for unit in UNITS)
-    return Structure(density, _recognize(mask, density), units)
+    units = tuple((unit, _rounded(covered(mask, unit))) for unit in UNITS)
+    return Structure(density, _recognize(mask, density), units, _sorted_units(mask, units))
+
+
+def similar_order(mask: np.ndarray, unit: Unit) -> np.ndarray:
+    """Filters sorted so that those of a unit need nearly the same inputs: int ``[groups, Cout]``.
+
+    Greedy: the filter with most entries, and those that share most entries with it, make the first
+    ``rows`` filters, and so on with what is left.
+    """
+    wanted = occupied(mask, (1, unit[1]))
+    rows, cout = unit[0], mask.shape[1]
+    found = np.empty(mask.shape[:2], np.int64)
+    for order, group in zip(found, wanted, strict=True):
+        entries = group.reshape(cout, -1).astype(np.float32)
+        shared = entries @ entries.T
+        # More entries of its own make a filter a worse companion.
+        score = shared - 0.5 * np.diag(shared)
+        left = np.ones(cout, bool)
+        seeds = np.argsort(-np.diag(shared), kind="stable")
+        place = 0
+        for seed in seeds:
+            if not left[seed]:
+                continue
+            left[seed] = False
+            near = np.flatnonzero(left)
+            near = near[np.argsort(-score[seed, near], kind="stable")][: rows - 1]
+            left[near] = False
+            order[place : place + 1 + len(near)] = [seed, *near]
+            place += 1 + len(near)
+    return found
+
+
+def _sorted_units(
+    mask: np.ndarray, units: tuple[tuple[Unit, float], ...]
+) -> tuple[tuple[Unit, float], ...]:
+    found = []
+    for unit, share in units:
+        least = share if unit[0] not in _SORTED_ROWS else float(occupied(mask, (1, unit[1])).mean())
+        if least <= _SORTED_GAIN * share:
+            order = similar_order(mask, unit)
+            ordered = np.take_along_axis(mask, order[:, :, None, None], axis=1)
+            after = _rounded(covered(ordered, unit))
+            if after <= _SORTED_GAIN * share:
+                found.append((unit, after))
+    return tuple(found)
+
+
+def _rounded(share: float) -> float:
+    return round(share * _STEPS) / _STEPS
 
 
 def occupied(mask: np.ndarray, unit: Unit) -> np.ndarray:
