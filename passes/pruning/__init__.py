@@ -1,0 +1,1 @@
+"""Pruning: zeros in weights, and whole channels removed."""
