@@ -6,6 +6,7 @@ split sizes, bounds, pads, indices), a second function renews them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -49,10 +50,8 @@ def _split_sizes(cut: Cut, node: ir.Node) -> None:
     cut.set_operand(node, 1, np.array([cut.shape(v)[axis] for v in node.outputs], np.int64))
 
 
-def _bounds(node: ir.Node) -> list[tuple[int, slice]] | None:
+def _bounds(node: ir.Node, sizes: Sequence[int]) -> list[tuple[int, slice]] | None:
     """(axis, slice with bounds inside the axis) of a Slice; None if they are not constant."""
-    assert node.inputs[0] is not None
-    shape = shape_of(node.inputs[0])
     given = [const(v) for v in node.inputs[1:]]
     if any(v is not None and a is None for v, a in zip(node.inputs[1:], given, strict=True)):
         return None
@@ -63,18 +62,18 @@ def _bounds(node: ir.Node) -> list[tuple[int, slice]] | None:
     steps = np.ones(len(starts), np.int64) if steps is None else steps
     found = []
     for start, end, axis, step in zip(starts, ends, which, steps, strict=True):
-        axis = int(axis) % len(shape)
-        first, last, stride = slice(int(start), int(end), int(step)).indices(shape[axis])
+        axis = int(axis) % len(sizes)
+        first, last, stride = slice(int(start), int(end), int(step)).indices(sizes[axis])
         found.append((axis, slice(first, None if last < 0 else last, stride)))
     return found
 
 
 def _slice(axes: Axes, node: ir.Node) -> None:
-    bounds = _bounds(node)
+    result = list(axes.of(node, 0))
+    bounds = _bounds(node, list(map(len, result)))
     if bounds is None:
         axes.fix_node(node)
         return
-    result = list(axes.of(node, 0))
     for axis, part in bounds:
         if part.step != 1:  # what is skipped between cannot go without changing the step
             axes.fix([result[axis]])
@@ -83,11 +82,12 @@ def _slice(axes: Axes, node: ir.Node) -> None:
 
 
 def _slice_bounds(cut: Cut, node: ir.Node) -> None:
-    bounds = _bounds(node)
+    x = cut.operand(node, 0)
+    bounds = _bounds(node, list(map(len, x)))
     assert bounds is not None
     starts, ends = (np.array(const(node.inputs[i])) for i in (1, 2))
     for position, (axis, part) in enumerate(bounds):
-        kept = cut.kept(cut.operand(node, 0)[axis])
+        kept = cut.kept(x[axis])
         if not kept.all():
             starts[position] = kept[: part.start].sum()
             ends[position] = kept[: part.stop].sum()
@@ -128,33 +128,24 @@ def _pad_amounts(cut: Cut, node: ir.Node) -> None:
     cut.set_operand(node, 1, np.array(starts + ends, np.int64))
 
 
-def _indices(node: ir.Node) -> Array | None:
-    """A Gather's constant list of indices, none negative."""
-    indices = const(node.inputs[1])
-    if indices is None or indices.ndim != 1 or node.inputs[0] is None:
-        return None
-    shape = shape_of(node.inputs[0])
-    return np.mod(indices, shape[attribute(node, "axis", 0) % len(shape)])
-
-
 def _gather(axes: Axes, node: ir.Node) -> None:
-    x, indices = axes.of(node, 0), _indices(node)
+    """A constant list of indices picks channels."""
+    x, indices = axes.of(node, 0), const(node.inputs[1])
     axis = attribute(node, "axis", 0) % len(x)
-    if indices is not None:
+    if indices is not None and indices.ndim == 1:
         picked = [x[axis][indices]]
     else:
-        axes.fix([x[axis]])
-        axes.fix(axes.of(node, 1))
+        axes.fix([x[axis], *axes.of(node, 1)])
         picked = list(axes.of(node, 1))
     axes.set_result(node.outputs[0], [*x[:axis], *picked, *x[axis + 1 :]])
 
 
 def _gather_indices(cut: Cut, node: ir.Node) -> None:
-    indices = _indices(node)
-    if indices is not None:
-        x = cut.operand(node, 0)
+    x, indices = cut.operand(node, 0), const(node.inputs[1])
+    if indices is not None and indices.ndim == 1:
         kept = cut.kept(x[attribute(node, "axis", 0) % len(x)])
-        cut.set_operand(node, 1, (np.cumsum(kept) - 1)[indices[kept[indices]]])
+        positions = np.arange(len(kept))[indices]  # none negative
+        cut.set_operand(node, 1, (np.cumsum(kept) - 1)[positions[kept[positions]]])
 
 
 def _resize(axes: Axes, node: ir.Node) -> None:

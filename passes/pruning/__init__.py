@@ -1,1 +1,0 @@
-"""Pruning: zeros in weights, and whole channels removed."""
