@@ -155,9 +155,7 @@ def _resize(axes: Axes, node: ir.Node) -> None:
         return
     changed = [labels for labels, n in zip(x, size, strict=True) if len(labels) != n]
     axes.fix(changed)
-    same = [
-        labels if len(labels) == n else fixed(n) for labels, n in zip(x, size, strict=True)
-    ]
+    same = [labels if len(labels) == n else fixed(n) for labels, n in zip(x, size, strict=True)]
     axes.set_result(node.outputs[0], same)
 
 
@@ -220,9 +218,7 @@ def _spread(labels: Labels, sources: list[int], free: int, old: tuple[int, ...])
     return np.broadcast_to(column, sizes).reshape(-1)
 
 
-def _factor_groups(
-    old: tuple[int, ...], new: tuple[int, ...]
-) -> list[tuple[list[int], list[int]]]:
+def _factor_groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Smallest runs of axes (longer than 1) of either shape with equal products."""
     left = [axis for axis, size in enumerate(old) if size != 1]
     right = [axis for axis, size in enumerate(new) if size != 1]

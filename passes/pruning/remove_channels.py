@@ -127,9 +127,7 @@ class _Removal:
             new = add_constant(self._graph, array, f"{node.name or node.op_type}/sizes")
             node.replace_input_with(index, new)
 
-    def _touches(
-        self, node: ir.Node, labelled: list[tuple[Labels, ...] | None]
-    ) -> bool:
+    def _touches(self, node: ir.Node, labelled: list[tuple[Labels, ...] | None]) -> bool:
         results = [self.result(value) for value in node.outputs if value.name]
         places = [labels for axes in (*labelled, *results) for labels in axes or ()]
         return any(self._gone[labels].any() for labels in places)
