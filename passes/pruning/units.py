@@ -73,7 +73,7 @@ class Grid:
     def sizes(self) -> Array:
         """Weights ``[bands, units]`` in each unit, int64."""
         rows = np.array([end - begin for begin, end in self.bands])
-        return rows[:, None] * (self.columns >= 0).sum(axis=1)
+        return np.asarray(rows[:, None] * (self.columns >= 0).sum(axis=1))
 
     def sum(self, values: Array) -> Array:
         """Sums ``[bands, units]`` of values ``[Cout, Cin, positions]``, float64."""
