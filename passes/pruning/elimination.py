@@ -6,7 +6,7 @@ section 4). For the rows W of a band and its inverse Hessian V = H^-1, removing 
     loss = trace(W_B V_BB^-1 W_B^T),   W <- W - W_B V_BB^-1 V_B:,   V <- V - V_:B V_BB^-1 V_B:
 
 A downdate of V at every step would be bound by memory. With V_BB = L L^T and the rows
-F_B = L^-1 V_B:, the downdate is V - F_B^T F_B, so the factors of recent steps are collected and V is
+F_B = L^-1 V_B:, the downdate is V - F_B^T F_B, so the factors of recent steps are collected:
 
     V = base - F^T F
 
@@ -87,9 +87,7 @@ class Elimination:
         self.blocks = np.repeat(diagonal[None], self.bands, axis=0)
         self.ids = np.tile(np.arange(self.units), (self.bands, 1))
         self.live = np.ones((self.bands, self.units), bool)
-        self.factor = np.empty(
-            (self.bands, max(_RANK, self.width), inverse.shape[0]), weight.dtype
-        )
+        self.factor = np.empty((self.bands, max(_RANK, self.width), inverse.shape[0]), weight.dtype)
         self.rank = 0
         self._band = np.arange(self.bands)
 
@@ -134,6 +132,7 @@ class Elimination:
                 self.blocks -= split[:, k, :, None] * split[:, k, None]
         self.live[band, slot] = False
         self.weight[band, :, :, slot] = 0
+        self.blocks[band, :, :, slot] = np.eye(width, dtype=np.float32)  # stays invertible
         self.factor[:, self.rank : self.rank + width] = factor
         self.rank += width
         if self.rank + width > self.factor.shape[1]:
