@@ -77,9 +77,8 @@ def find_channels(graph: ir.Graph) -> Channels:
             tie_node(axes, node)
     for node in graph:
         for index, operand in enumerate(node.inputs):
-            labels = axes.labelled(node, index)
-            if operand is not None and operand.is_graph_output() and labels is not None:
-                axes.fix(labels)
+            if operand is not None and operand.is_graph_output():
+                axes.fix(axes.labelled(node, index) or ())
     owner = axes.roots()
     for labels in axes.places():
         # An axis that is one channel throughout would become empty.

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from effc.passes.pruning.calibration import COLUMNS, COLUMNS_PER_ROW, columns_of, unfold
+from effc.passes.pruning.calibration import COLUMNS, COLUMNS_PER_ROW, choose, columns_of, unfold
 from effc.passes.pruning.layers import Layer
 
 __all__ = ["Moments", "Target"]
@@ -34,7 +34,10 @@ class Target:
     kept: Array
 
     def values(self, inputs: Array, share: float, rng: np.random.Generator) -> Array:
-        """What the original computes, ``[columns, Cout]``, at the positions ``unfold`` takes."""
+        """What the original computes, ``[columns, Cout]``, at the positions ``unfold`` takes.
+
+        The original's bias is left out.
+        """
         columns = unfold(self.layer, inputs, share, rng)
         groups, count, width = columns.shape
         weight = self.layer.weight().reshape(groups, -1, width).astype(np.float32, copy=False)
@@ -64,12 +67,15 @@ class Moments:
         self._outputs = np.zeros((layer.groups, outputs, width + 1))
         self._squares = 0.0
 
-    def add(self, inputs: Array, original: Array | None = None) -> None:
+    def add(
+        self, inputs: Array, original: Array | None = None, missing: Array | None = None
+    ) -> None:
         """Add samples.
 
         Args:
             inputs: What the layer reads.
             original: What the target reads for the same samples.
+            missing: In the layout of the layer's output, what the layer should compute beyond that.
         """
         self._seed += 1
         columns = unfold(self.layer, inputs, self._share, np.random.default_rng(self._seed))
@@ -80,7 +86,13 @@ class Moments:
         self._columns += count
         if self.target is not None and original is not None:
             same = np.random.default_rng(self._seed)
-            values = self.target.values(original, self._share, same).reshape(count, groups, -1)
+            values = self.target.values(original, self._share, same)
+            if missing is not None:
+                rows = np.moveaxis(missing, 1, -1) if self.layer.kernel else missing
+                rows = rows.reshape(-1, rows.shape[-1])
+                again = np.random.default_rng(self._seed)
+                values = values + rows[choose(len(rows), self._share, again)]
+            values = values.reshape(count, groups, -1)
             self._outputs += np.matmul(values.transpose(1, 2, 0), extended)
             self._squares += float(np.square(values, dtype=np.float64).sum())
 
@@ -110,7 +122,7 @@ class Moments:
         return self._centred(self._outputs)
 
     def _centre(self, sums: Array) -> Array:
-        biased = self.layer.has_plain_bias()
+        biased = self.layer.bias() is not None
         return np.asarray(sums / max(self._columns, 1)) if biased else np.zeros(sums.shape)
 
     def _centred(self, sums: Array) -> Array:

@@ -79,9 +79,7 @@ class ChannelSurgeon:
         return found
 
 
-def _readers(
-    group: ChannelGroup, layers: Mapping[ir.Node, Layer]
-) -> Iterator[tuple[Use, Layer]]:
+def _readers(group: ChannelGroup, layers: Mapping[ir.Node, Layer]) -> Iterator[tuple[Use, Layer]]:
     """Layers with weights that read a group's channels."""
     for use in group.consumers:
         layer = layers.get(use.node)
@@ -89,9 +87,7 @@ def _readers(
             yield use, layer
 
 
-def _parts(
-    demands: Sequence[Demand], layers: Mapping[ir.Node, Layer]
-) -> Iterator[list[Demand]]:
+def _parts(demands: Sequence[Demand], layers: Mapping[ir.Node, Layer]) -> Iterator[list[Demand]]:
     """Consecutive demands whose layers' covariances have room in memory together."""
     part: list[Demand] = []
     held: set[Layer] = set()
@@ -115,7 +111,9 @@ def _choose(
 ) -> Choice:
     states = []
     for use, layer in _readers(demand.group, layers):
-        owner = np.repeat(channels.on(use), layer.weight().size // (layer.shape[0] * layer.shape[1]))
+        owner = np.repeat(
+            channels.on(use), layer.weight().size // (layer.shape[0] * layer.shape[1])
+        )
         state = _state(layer, moments[layer], owner, demand.group.channels, removed)
         if state is not None:
             states.append(state)

@@ -33,7 +33,15 @@ from effc.passes.pruning.prune_weights import Setting
 from effc.passes.pruning.remove_channels import remove_channels
 from effc.passes.pruning.scheme import check_sparsity
 
-__all__ = ["Choice", "Chooser", "Demand", "PruneChannels", "kept_count", "magnitude_choice", "magnitudes"]
+__all__ = [
+    "Choice",
+    "Chooser",
+    "Demand",
+    "PruneChannels",
+    "kept_count",
+    "magnitude_choice",
+    "magnitudes",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -100,9 +108,7 @@ def magnitude_choice(channels: Channels, demand: Demand, note: str = "") -> Choi
     return Choice(gone, float(score[order].sum() / (score.sum() or 1.0)), note)
 
 
-def by_magnitude(
-    model: ir.Model, channels: Channels, demands: Sequence[Demand]
-) -> list[Choice]:
+def by_magnitude(model: ir.Model, channels: Channels, demands: Sequence[Demand]) -> list[Choice]:
     """The channels of least magnitude; needs no data."""
     return [magnitude_choice(channels, demand) for demand in demands]
 
