@@ -1,15 +1,15 @@
 """Which channels to remove, by Optimal Brain Surgeon in blocks from calibration data.
 
-A channel's unit, in each layer that reads it, is all columns of that layer's input that it fills (one
-per kernel position; of a flattened row a whole map). For the layer's weights W and the inverse V of
-its inputs' damped covariance, removing the unit's columns B costs at best
+A channel's unit, in each layer that reads it, is all columns of the layer's unfolded input that it
+fills (one per kernel position; of a flattened row a whole map). For the layer's weights W and the
+inverse V of its inputs' damped covariance, removing the unit's columns B costs at best
 
     loss = trace(W_B V_BB^-1 W_B^T)
 
-when the remaining weights and the bias make up for it (``effc.passes.pruning.elimination``). A channel
-costs the sum over all layers that read it, each relative to the variance of that layer's output.
-The cheapest goes, all layers' weights and inverses are updated, and so on. Columns that
-cannot go (other groups) only make up for others: of V the part of the group's own columns is enough.
+when the other weights and the bias make up for it (``effc.passes.pruning.elimination``). A channel
+costs the sum over all layers that read it, each relative to the variance of that layer's
+output. The cheapest goes, all weights and inverses are updated, and so on. Columns of other groups
+cannot go here, they only make up: of V the part of the group's own columns is enough.
 
 Source: Frantar and Alistarh, "Optimal Brain Compression" (NeurIPS 2022); summed over coupled layers
 as in Fang et al., "DepGraph" (CVPR 2023).
@@ -32,12 +32,15 @@ from effc.passes.pruning.channel_moments import Moments
 from effc.passes.pruning.elimination import Elimination, unit_losses
 from effc.passes.pruning.layers import Layer, find_layers
 from effc.passes.pruning.prune_channels import Choice, Demand, magnitude_choice
-from effc.passes.pruning.surgeon import damped
+from effc.passes.pruning.surgeon import DAMPING, damped
 
 __all__ = ["ChannelSurgeon"]
 
 Array = np.ndarray[Any, Any]
 Tick = Callable[[int, int, str], None]
+
+LARGEST = MEMORY // 2
+"""Bytes of a layer's covariance; larger ones (classifiers on flattened maps) have no say."""
 
 
 class ChannelSurgeon:
@@ -55,7 +58,11 @@ class ChannelSurgeon:
     def __call__(
         self, model: ir.Model, channels: Channels, demands: Sequence[Demand]
     ) -> list[Choice]:
-        layers = {layer.node: layer for layer in find_layers(model)[0] if layer.groups == 1}
+        layers = {
+            layer.node: layer
+            for layer in find_layers(model)[0]
+            if layer.groups == 1 and hessian_bytes(layer) <= LARGEST
+        }
         removed: set[int] = set()
         choices: list[Choice] = []
         for part in _parts(demands, layers):
@@ -118,7 +125,9 @@ def _choose(
         if state is not None:
             states.append(state)
     if not states:
-        return magnitude_choice(channels, demand, "by magnitude: no layer with weights reads them")
+        return magnitude_choice(
+            channels, demand, "by magnitude: no layer of fitting size reads them"
+        )
     chosen: list[int] = []
     lost = 0.0
     for _ in range(demand.count):
@@ -157,18 +166,13 @@ def _state(
     energy = float(np.vdot(weight @ covariance, weight))
     if energy <= 0:
         return None
-    exact = damped(covariance)
+    exact = damped(covariance, DAMPING)
     stays = np.flatnonzero(~np.isin(owner, np.array(sorted(removed), np.int64)))
     factor = linalg.cho_factor(exact[np.ix_(stays, stays)])
     current = linalg.cho_solve(factor, exact[stays] @ weight.T).T / np.sqrt(energy)
-    own = owner[stays]
-    units = [np.flatnonzero(own == channel) for channel in group]
-    width = max(map(len, units))
-    columns = np.full((width, len(units)), -1)
-    for index, unit in enumerate(units):
-        columns[: len(unit), index] = unit
+    columns = _unit_columns(owner[stays], group)
     order = columns.reshape(-1)
-    real = order >= 0  # a channel with fewer columns than others gets columns without weight
+    real = order >= 0
     needed = order[real]
     unit_vectors = np.zeros((len(stays), len(needed)))
     unit_vectors[needed, np.arange(len(needed))] = 1
@@ -182,3 +186,12 @@ def _state(
         (rows * np.sqrt(scale)).astype(np.float32).reshape(1, layer.shape[0], *columns.shape),
         (inverse * scale).astype(np.float32),
     )
+
+
+def _unit_columns(owner: Labels, group: Sequence[int]) -> Array:
+    """Columns of each channel, ``[width, channels]``; -1 fills channels with fewer than others."""
+    units = [np.flatnonzero(owner == channel) for channel in group]
+    columns = np.full((max(map(len, units)), len(units)), -1)
+    for index, unit in enumerate(units):
+        columns[: len(unit), index] = unit
+    return columns

@@ -29,7 +29,7 @@ from scipy import linalg
 
 from effc.passes.graph import const, shape_of, single_user
 from effc.passes.pruning.batching import SampleRunner
-from effc.passes.pruning.calibration import columns_of
+from effc.passes.pruning.calibration import MEMORY, columns_of, hessian_bytes
 from effc.passes.pruning.channel_moments import Moments, Target
 from effc.passes.pruning.layers import Layer, find_layers
 from effc.passes.pruning.surgeon import damped
@@ -38,6 +38,9 @@ __all__ = ["refit_layers"]
 
 Array = np.ndarray[Any, Any]
 Tick = Callable[[int, int, str], None]
+
+LARGEST = MEMORY // 2
+"""Bytes of the covariance of the largest layer that is refitted."""
 
 BUDGET = 5e13
 """Multiply-accumulates of the original model over all rounds and samples: minutes."""
@@ -66,7 +69,7 @@ def refit_layers(
     *,
     tick: Tick | None = None,
 ) -> dict[str, float]:
-    """Refit all layers but the first ones (whose inputs are unchanged).
+    """Refit all layers but the first ones (whose inputs are unchanged) and gigantic ones.
 
     Args:
         model: Pruned; its weights change in place.
@@ -79,7 +82,7 @@ def refit_layers(
         Squared error of each layer's output relative to its variance, after the refit.
     """
     before = {layer.name: layer for layer in find_layers(original)[0]}
-    layers = [x for x in find_layers(model)[0] if x.name in before and x.role != "first"]
+    layers = [x for x in find_layers(model)[0] if x.name in before and _fits(x)]
     macs = sum(layer.size * columns_of(layer) for layer in before.values())
     rounds = max(1, int(BUDGET / (macs * max(len(samples), 1))))
     size = -(-len(layers) // rounds)
@@ -96,6 +99,10 @@ def refit_layers(
                 tick(len(errors), len(layers), moments.layer.name)
             errors[moments.layer.name] = _refit(moments)
     return errors
+
+
+def _fits(layer: Layer) -> bool:
+    return layer.role != "first" and hessian_bytes(layer) <= LARGEST
 
 
 def _beside(layer: Layer, first: Layer, places: Mapping[ir.Node, int]) -> str | None:
