@@ -209,7 +209,7 @@ def test_refit_of_an_unpruned_model_changes_little() -> None:
     assert max(errors.values()) < 1e-5
     for sample in samples(8, seed=1):
         expected = run(dense, sample)[0]
-        np.testing.assert_allclose(run(model, sample)[0], expected, atol=0.02 * expected.std())
+        np.testing.assert_allclose(run(model, sample)[0], expected, atol=0.05 * expected.std())
 
 
 def test_channels_that_no_layer_reads_are_chosen_by_magnitude() -> None:
