@@ -38,6 +38,7 @@ __all__ = [
     "Chooser",
     "Demand",
     "PruneChannels",
+    "by_magnitude",
     "kept_count",
     "magnitude_choice",
     "magnitudes",
@@ -122,6 +123,7 @@ class PruneChannels(Pass):
 
     Attributes:
         choices: What became of each group, by name; filled by :meth:`call`.
+        losses: Of each layer, by node name, the largest loss of the groups that it makes.
         kept: Of each layer, by node name, which output channels stayed.
     """
 
@@ -130,20 +132,22 @@ class PruneChannels(Pass):
     def __init__(self, settings: Mapping[str, Setting], chooser: Chooser = by_magnitude) -> None:
         self.settings = settings
         self.chooser = chooser
-        self.choices: dict[str, Choice] = {}
+        self.losses: dict[str, float] = {}
         self.kept: dict[str, Array] = {}
 
     def call(self, model: ir.Model, log: Log) -> None:
         layers, unfit = find_layers(model)
+        names = {layer.node: layer.name for layer in layers}
         log.refused += [(name, why) for name, why in unfit if name in self.settings]
         channels = find_channels(model.graph)
         demands = []
         for group in channels.groups:
-            found = self._demand(group, {id(layer.node) for layer in layers})
+            made_by = [names[use.node] for use in group.producers if use.node in names]
+            found = self._demand(group, made_by)
             if isinstance(found, Demand):
                 demands.append(found)
             else:
-                log.refused.append((group.name, found))
+                log.refused += [(name, found) for name in made_by]
         choices = self.chooser(model, channels, demands)
         removed = [channel for choice in choices for channel in choice.channels]
         gone = channels.removed(removed)
@@ -152,20 +156,24 @@ class PruneChannels(Pass):
             self.kept[layer.name] = ~gone[channels.axes.result(layer.node.outputs[0])[axis]]
         remove_channels(model.graph, channels, removed)
         for demand, choice in zip(demands, choices, strict=True):
-            self.choices[demand.group.name] = choice
-            log.applied.append(demand.group.name)
-            if choice.note:
-                log.refused.append((demand.group.name, choice.note))
+            for use in demand.group.producers:
+                if use.node in names:
+                    self._note(names[use.node], choice, log)
 
-    def _demand(self, group: ChannelGroup, layers: set[int]) -> Demand | str:
+    def _note(self, name: str, choice: Choice, log: Log) -> None:
+        self.losses[name] = max(choice.loss, self.losses.get(name, 0.0))
+        if name not in log.applied:
+            log.applied.append(name)
+        if choice.note:
+            log.refused.append((name, choice.note))
+
+    def _demand(self, group: ChannelGroup, made_by: Sequence[str]) -> Demand | str:
         """How many channels are to go, or why none."""
         asked = []
-        for use in group.producers:
-            setting = self.settings.get(use.node.name or "")
-            if setting is not None:
-                asked.append((check_sparsity(setting.scheme, setting.sparsity), use.node.name))
-            elif id(use.node) in layers:
-                asked.append((0.0, use.node.name))
+        for name in made_by:
+            setting = self.settings.get(name)
+            level = 0.0 if setting is None else check_sparsity(setting.scheme, setting.sparsity)
+            asked.append((level, name))
         if not asked:
             return "no layer makes these channels"
         sparsity, name = min(asked)
@@ -173,4 +181,6 @@ class PruneChannels(Pass):
         count = total - kept_count(total, sparsity)
         if count:
             return Demand(group, count)
-        return f"{name} keeps all its channels" if not sparsity else f"{total} channels are too few"
+        if sparsity:
+            return f"{total} channels are too few for a sparsity of {sparsity:g}"
+        return f"{name}, with the same channels, keeps all" if len(made_by) > 1 else "it keeps all"

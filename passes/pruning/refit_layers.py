@@ -19,7 +19,7 @@ sections 3.2 and 3.3; here with bias, and for all layers behind the first remove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ def refit_layers(
     samples: Sequence[Mapping[str, Array]],
     kept: Mapping[str, Array],
     *,
+    skip: Collection[str] = (),
     tick: Tick | None = None,
 ) -> dict[str, float]:
     """Refit all layers but the first ones (whose inputs are unchanged) and gigantic ones.
@@ -76,13 +77,14 @@ def refit_layers(
         original: The model before pruning, with the same names of nodes and values.
         samples: Inputs of both.
         kept: By layer, which output channels of the original are left.
+        skip: Layers to leave as they are, because their zeros have a pattern.
         tick: Called with (layers done, all layers, name of the layer).
 
     Returns:
         Squared error of each layer's output relative to its variance, after the refit.
     """
     before = {layer.name: layer for layer in find_layers(original)[0]}
-    layers = [x for x in find_layers(model)[0] if x.name in before and _fits(x)]
+    layers = [x for x in find_layers(model)[0] if x.name in before and _fits(x, skip)]
     macs = sum(layer.size * columns_of(layer) for layer in before.values())
     rounds = max(1, int(BUDGET / (macs * max(len(samples), 1))))
     size = -(-len(layers) // rounds)
@@ -101,8 +103,8 @@ def refit_layers(
     return errors
 
 
-def _fits(layer: Layer) -> bool:
-    return layer.role != "first" and hessian_bytes(layer) <= LARGEST
+def _fits(layer: Layer, skip: Collection[str]) -> bool:
+    return layer.role != "first" and layer.name not in skip and hessian_bytes(layer) <= LARGEST
 
 
 def _beside(layer: Layer, first: Layer, places: Mapping[ir.Node, int]) -> str | None:
