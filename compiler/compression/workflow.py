@@ -71,6 +71,7 @@ class LayerResult:
         scheme, block, method: How it was pruned; empty if it was not.
         loss: Relative error by the measure of the method, see docs/COMPRESSION.md.
         why: Why it was not pruned.
+        channels: Output channels left of those it had, ``"16 of 32"``; empty if all are.
     """
 
     name: str
@@ -82,6 +83,7 @@ class LayerResult:
     method: str = ""
     loss: float | None = None
     why: str = ""
+    channels: str = ""
 
 
 @dataclass(frozen=True)
@@ -377,6 +379,8 @@ def _results(
             scheme, block = "block-punched", work.recipe.regroup or ""
         elif pruned is not None and setting is not None:
             scheme, block = setting.scheme.name, "x".join(map(str, setting.scheme.block))
+            block = "" if scheme == "channel" else block
+        kept = work.kept.get(layer.name)
         results.append(
             LayerResult(
                 layer.name,
@@ -388,6 +392,7 @@ def _results(
                 work.methods.get(layer.name, ""),
                 None if pruned is None else pruned.loss,
                 "" if pruned is not None else work.refused.get(layer.name, ""),
+                "" if kept is None or kept.all() else f"{kept.sum()} of {len(kept)}",
             )
         )
     results += [LayerResult(name, "", 0, 0.0, why=why) for name, why in unfit]
