@@ -58,13 +58,16 @@ def _has_zero_slices(node: ir.Node) -> bool:
     """Whether a filter or an input channel of a weight is zero, as that of any dead channel."""
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return False
-    weights = [a for a in map(const, node.inputs[:2]) if a is not None and a.ndim >= 2]
-    for weight in weights:
-        for axis in (0, 1) if node.op_type.startswith("Conv") else (-2, -1):
-            others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-            if not weight.any(axis=others).all():
-                return True
-    return False
+    weights = [a for a in map(const, node.inputs[:2]) if a is not None and a.ndim >= 2 and a.size]
+    axes = (0, 1) if node.op_type.startswith("Conv") else (-2, -1)
+    return any(_has_zero_slice(weight, axis) for weight in weights for axis in axes)
+
+
+def _has_zero_slice(weight: Array, axis: int) -> bool:
+    """Looks at whole slices only where their first element is zero."""
+    first = np.moveaxis(weight, axis, -1)[(0,) * (weight.ndim - 1)]
+    slices = np.moveaxis(weight, axis, 0)
+    return any(not slices[index].any() for index in np.flatnonzero(first == 0))
 
 
 def _dead(channels: Channels, group: ChannelGroup, known: Known) -> list[int]:
@@ -83,7 +86,8 @@ def _dead(channels: Channels, group: ChannelGroup, known: Known) -> list[int]:
 def _values(use: Use, known: Known) -> Array | None:
     """What a weight's input axis reads, where that is constant; None if nothing is."""
     x = use.node.inputs[0]
-    if use.index != 1 or x is None or use.node.op_type not in ("Conv", "Gemm"):
+    turned = attribute(use.node, "transA", 0)
+    if use.index != 1 or x is None or use.node.op_type not in ("Conv", "Gemm") or turned:
         return None
     return known.get(x)
 
@@ -97,8 +101,7 @@ def _can_fold(node: ir.Node) -> bool:
     if node.op_type == "Conv":
         return not is_padded(node)
     columns = shape_of(node.outputs[0])[1]
-    row = bias is None or bias.size == 1 or bias.size == columns == bias.shape[-1]
-    return row and not attribute(node, "transA", 0)
+    return bias is None or bias.size == 1 or bias.size == columns == bias.shape[-1]
 
 
 def _contribution(channels: Channels, use: Use, known: Known, removed: list[int]) -> Array | None:

@@ -57,3 +57,43 @@ def test_masked_channels_are_recognised() -> None:
     result = RemoveDeadChannels().run(model)
     assert result.modified
     assert sum(len(group.channels) for group in find_channels(model.graph).groups) == left
+
+
+def test_constants_go_into_the_readers_bias() -> None:
+    """A filter without weights: its bias passes an activation and pooling, and is folded."""
+    b = Builder(4)
+    b.weight = lambda *shape: b.const(np.ones(shape, np.float32))  # type: ignore[method-assign]
+    first = b.conv("x", 4, 1)
+    pooled = b.op("GlobalMaxPool", [b.op("Relu", [first], (1, 4, 6, 6))], (1, 4, 1, 1))
+    model = import_model(b.model([b.classify(pooled)]))
+    conv = model.graph[0]
+    weight = conv.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    array = np.array(weight.const_value.numpy())
+    array[[0, 2]] = 0
+    weight.const_value = ir.tensor(array, name=weight.name)
+    feeds = integer_feeds(model)
+    expected = run(model, feeds)[0]
+    result = RemoveDeadChannels().run(model)
+    assert result.applied == (conv.name,)
+    gemm = next(node for node in model.graph if node.op_type == "Gemm")
+    assert gemm.inputs[1] is not None
+    assert gemm.inputs[2] is not None
+    assert gemm.inputs[2].const_value is not None
+    assert list(gemm.inputs[1].shape or ()) == [5, 2]
+    np.testing.assert_array_equal(gemm.inputs[2].const_value.numpy(), np.full(5, 3))
+    np.testing.assert_array_equal(run(model, feeds)[0], expected)
+
+
+def test_constants_that_meet_padding_stay() -> None:
+    b = Builder(4)
+    b.weight = lambda *shape: b.const(np.ones(shape, np.float32))  # type: ignore[method-assign]
+    model = import_model(b.model([b.conv(b.conv("x", 4, 1), 3, 3)]))
+    weight = model.graph[0].inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    array = np.array(weight.const_value.numpy())
+    array[1] = 0
+    weight.const_value = ir.tensor(array, name=weight.name)
+    assert not RemoveDeadChannels().run(model).modified
