@@ -28,8 +28,8 @@ class CompressOptions:
     What is None is decided by the recipe, or else by default.
 
     Attributes:
-        prune: Scheme: ``block-punched``, ``unstructured``, ``n:m``, ``pattern``.
-        sparsity: Fraction of zeros in every pruned layer.
+        prune: Scheme: ``block-punched``, ``unstructured``, ``n:m``, ``pattern``, ``channel``.
+        sparsity: Fraction of zeros, or of channels removed, in every pruned layer.
         block: ``"8x4"``: filters x input channels.
         method: ``obs`` or ``magnitude``; by default ``obs`` if there is calibration data.
         calibration: ``.npz`` file, or arrays by name as in one.

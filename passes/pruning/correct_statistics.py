@@ -15,7 +15,7 @@ Nagel et al. 2019 for the bias alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,6 +49,8 @@ class CorrectStatistics(Pass):
     Args:
         dense: The model before pruning, with the same nodes.
         samples: Inputs of each run, in the model's shapes.
+        kept: By layer, which output channels of the dense model are left; absent for all.
+        skip: Layers to leave as they are, because they were fitted already.
         bias_only: Match means only.
         tick: Called with (layers done, all layers, name).
     """
@@ -60,16 +62,22 @@ class CorrectStatistics(Pass):
         dense: ir.Model,
         samples: Sequence[Mapping[str, Array]],
         *,
+        kept: Mapping[str, Array] | None = None,
+        skip: Collection[str] = (),
         bias_only: bool = False,
         tick: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self.dense = dense
         self.samples = samples[: enough_samples(dense, len(samples))]
+        self.kept = kept or {}
+        self.skip = skip
         self.bias_only = bias_only
         self.tick = tick
 
     def call(self, model: ir.Model, log: Log) -> None:
         layers = _from_first_change(self.dense, model)
+        while layers and layers[-1].name in self.skip:
+            layers.pop()
         stops = [_output(layer) for layer in layers]
         before = Walk(SampleRunner(self.dense, self.samples), stops)
         after = Walk(SampleRunner(model, self.samples), stops)
@@ -77,11 +85,15 @@ class CorrectStatistics(Pass):
             stop = before.advance()
             after.advance()
             bias = layer.bias()
+            if layer.name in self.skip:
+                continue
             if bias is None:
                 log.refused.append((layer.name, "its bias is no constant per output channel"))
             else:
+                left = self.kept.get(layer.name, ...)
+                mean, std = _moments(layer, before.values[stop])
                 factor, offset = self._correction(
-                    _moments(layer, before.values[stop]), _moments(layer, after.values[stop])
+                    (mean[left], std[left]), _moments(layer, after.values[stop])
                 )
                 for array in after.values[stop]:
                     _along(layer, array)[...] *= factor
@@ -128,11 +140,12 @@ def _along(layer: Layer, array: Array) -> Array:
 
 def _moments(layer: Layer, batches: Sequence[Array]) -> tuple[Array, Array]:
     """Mean and standard deviation of each channel, float64."""
-    count, total, square = 0, np.zeros(layer.shape[0]), np.zeros(layer.shape[0])
+    count, total, square = 0, np.zeros(()), np.zeros(())
     for batch in batches:
-        rows = _along(layer, batch).reshape(-1, layer.shape[0]).astype(np.float64)
+        last = _along(layer, batch)
+        rows = last.reshape(-1, last.shape[-1]).astype(np.float64)
         count += len(rows)
-        total += rows.sum(axis=0)
-        square += np.square(rows).sum(axis=0)
+        total = total + rows.sum(axis=0)
+        square = square + np.square(rows).sum(axis=0)
     mean = total / count
     return mean, np.sqrt(np.maximum(square / count - np.square(mean), 0))
