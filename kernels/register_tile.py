@@ -139,23 +139,27 @@ class Listed:
     def emit(self, step: Callable[[Expr, Expr], None], a: Operand, b: Operand) -> None:
         listed, weights = (b, a) if self.vectors else (a, b)
 
-        def entry(e: Expr) -> None:
+        def entry(e: Expr, _: int) -> None:
             at = bind(listed.base + self.offsets[e])
             for j in range(self.depth):
                 pair = (weights.base + (e * self.depth + j) * weights.step, at + j * listed.step)
                 step(*(pair if self.vectors else pair[::-1]))
 
+        self.each(entry)
+
+    def each(self, entry: Callable[[Expr, int], None]) -> None:
+        """``entry(e, u)`` for every entry ``e``, which is number ``u`` of its iteration."""
         unroll = self.unroll
         if unroll == 1:
             with loop(self.begin, self.end) as e:
-                entry(e)
+                entry(e, 0)
             return
         trips = bind((self.end - self.begin) // unroll)
         with loop(trips) as trip:
             for u in range(unroll):
-                entry(bind(self.begin + trip * unroll + u))
+                entry(bind(self.begin + trip * unroll + u), u)
         with loop(bind(self.begin + trips * unroll), self.end) as e:
-            entry(e)
+            entry(e, 0)
 
 
 class Accumulators:
