@@ -5,8 +5,8 @@
     ... --counter COUNT.PY              AArch64 instructions instead, see ``kernel_conv.py``
 
 Of both templates the ``N`` configurations with the best prediction are run, interleaved with
-ONNX Runtime's dense product (one node, one thread, same process); figures are medians. ``first``
-is the time of the sparse configuration that would be used without tuning.
+ONNX Runtime's dense product (one node, one thread, same process); figures are the least of
+many. ``first`` is the time of the sparse configuration that would be used without tuning.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from kernel_conv import arm_program, describe, load, punched
+from kernel_conv import arm_program, describe, fastest, load, punched
 from kernel_misc import Layer, onnx_runtime
 
 from effc.devices.catalog import get_target
 from effc.devices.target import Target
 from effc.kernels.matmul import MatMulTemplate
-from effc.kernels.region import Op, Region, Value
+from effc.kernels.region import Region, Value
 from effc.kernels.sparse_matmul import SparseMatMul
 from effc.kernels.template import Config, Template
 
@@ -60,18 +58,6 @@ def best_of(
     return [(template, c, cost) for c, cost in template.candidates(region, target)[:best]]
 
 
-def medians(runs: list[Callable[[], object]], seconds: float) -> list[float]:
-    """Median seconds of each, interleaved, in about ``seconds`` together."""
-    times: list[list[float]] = [[] for _ in runs]
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 9:
-        for run, found in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            found.append(time.perf_counter() - start)
-    return [float(np.median(found)) for found in times]
-
-
 def count(template: Template, region: Region, config: Config, target: Target, path: Path) -> float:
     """Executed AArch64 instructions of one run."""
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +77,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75, 0.9])
     parser.add_argument("--block", nargs="+", default=["8x4", "16x4", "1x1"])
     parser.add_argument("--best", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per line")
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--all", action="store_true", help="print every configuration")
     parser.add_argument("--counter", type=Path, help="count AArch64 instructions with this script")
     args = parser.parse_args()
@@ -109,7 +95,7 @@ def main() -> None:
                     unit, scale, peer = "M instructions", 1e-6, 0.0
                 else:
                     runs = [load(t.build(region, target, c), region, target) for t, c, _ in chosen]
-                    peer, *found = medians([onnx_runtime(layer), *runs], args.seconds)
+                    peer, *found = fastest([onnx_runtime(layer), *runs], args.rounds)
                     unit, scale = "ms", 1e3
                 ours, sparse = found[: len(dense)], found[len(dense) :]
                 pick = int(np.argmin(sparse))

@@ -40,7 +40,7 @@ from effc.kernels.matmul_problem import Problem, problem_of
 from effc.kernels.region import Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 
-__all__ = ["MatMulTemplate"]
+__all__ = ["MatMulTemplate", "streamed"]
 
 Expr = Any
 
@@ -334,9 +334,7 @@ class _Code:
         base = bind(a + t * (tile.rows * row))
         return Scalars(self.a, base, row, column, rows, simd)
 
-    def _steps(
-        self, k: Expr, count: int, sums: _Sums, scalars: Scalars, vectors: _Vectors
-    ) -> None:
+    def _steps(self, k: Expr, count: int, sums: _Sums, scalars: Scalars, vectors: _Vectors) -> None:
         """Add the products of ``count`` consecutive k."""
         lanes = self.tile.lanes
         block = scalars.load(k, count)
@@ -410,7 +408,8 @@ def _cost(
     live = rows * vectors * chains + vectors + (held if simd else 1)
     if live > target.vector_registers:
         return None
-    multiply = rows * vectors * 0.5
+    rate = 1.0 if lanes >= 16 else 0.5  # cycles of a multiply-add
+    multiply = rows * vectors * rate
     loads = (vectors + (rows / 4 if simd else rows)) * 0.5
     latency = 4.0 / chains
     per_k = max(multiply, loads, latency) + 0.15 * loads
@@ -428,4 +427,16 @@ def _cost(
         copied = problem.n if problem.b.column != 1 else ragged
         copies = problem.k * copied * (1.0 if problem.b.column != 1 else 1.0 / lanes)
     narrow = 1.05 if lanes < target.lanes else 1.0
-    return problem.batch * (tile * used * row_tiles * narrow + partial + copies)
+    work = problem.batch * (tile * used * row_tiles * narrow + partial + copies)
+    weights = 0 if problem.b.const is None else problem.b.const.nbytes
+    return streamed(work, weights, 1, target)
+
+
+def streamed(work: float, weights: float, passes: int, target: Target) -> float:
+    """Cycles of ``work`` that reads ``weights`` bytes ``passes`` times from beyond the first cache.
+
+    The shorter of both is mostly hidden behind the other.
+    """
+    pace = 8.0 if weights > 0.75 * target.l2_bytes else 32.0  # bytes per cycle
+    traffic = weights * passes / pace
+    return max(work, traffic) + 0.3 * min(work, traffic)

@@ -2,8 +2,8 @@
 
 ``y[p][f] = alpha * sum_k W[f][k] * x[p][k] + beta * bias``: the constant matrix is a set of
 filters, its columns if it is the right-hand operand and its rows if it is the left-hand one,
-applied at positions, the rows or columns of the other operand. As in ``sparse_conv``, ``k`` runs over the
-list of channels that a tile of filters keeps (``sparse_pack``); any zeros will do.
+applied at positions, the rows or columns of the other operand. As in ``sparse_conv``, ``k`` runs
+over the list of channels that a tile of filters keeps (``sparse_pack``); any zeros will do.
 
 Exact up to the order of f32 summation, at most ``2 * k * eps * sum |a * b|``; products
 with zero weights are left out, so that infinities behind them do not become NaN.
