@@ -152,7 +152,7 @@ def _step(tile: Tile, knobs: SparseMatMulConfig, far: bool, target: Target) -> f
     fma = tile.rows * sum(cycles)
     loads = sum(cycles) + 0.5 * tile.rows
     issue = (sums + count + tile.rows + 2 / knobs.depth) / 5
-    lines = 1.3 * tile.columns / 16 if space and far else 0.0
+    lines = 2.2 * tile.columns / 16 if space and far else 0.0
     return max(fma, loads, issue, lines, 4.0 / knobs.chains) + 0.7 / knobs.depth
 
 

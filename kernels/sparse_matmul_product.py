@@ -106,11 +106,11 @@ class Roles:
 
     @property
     def filters(self) -> int:
-        return self.matrix.shape[0]
+        return int(self.matrix.shape[0])
 
     @property
     def channels(self) -> int:
-        return self.matrix.shape[1]
+        return int(self.matrix.shape[1])
 
 
 @dataclass(frozen=True)
