@@ -204,17 +204,14 @@ _PROGRAM = """
 #include <stdio.h>
 #include <stdlib.h>
 {declarations}
-static void fill(void *to, const char *path, size_t size) {{
-  FILE *file = fopen(path, "rb");
-  if (!file || fread(to, 1, size, file) != size) exit(1);
-  fclose(file);
-}}
 int main(int argc, char **argv) {{
   int runs = argc > 2 ? atoi(argv[2]) : 1;
   void *b[{buffers}];
   static const size_t size[] = {{{sizes}}};
   for (int i = 0; i < {buffers}; i++) b[i] = aligned_alloc(64, (size[i] + 127) & ~(size_t)63);
-{fills}
+  FILE *f = fopen("{weights}", "rb");
+  for (int i = 0; i < {constants}; i++) if (!f || fread(b[i], 1, size[i], f) != size[i]) return 1;
+  fclose(f);
   for (int r = 0; r < runs; r++) {{
 {calls}
   }}
@@ -224,12 +221,11 @@ int main(int argc, char **argv) {{
 
 
 def arm_program(kernel: Kernel, region: Region, target: Target, folder: Path) -> Path:
-    """A static program that runs the kernel ``--runs N`` times.
-
-    Integer constants (offsets, lists) are real; all other memory is uninitialised.
-    """
-    sizes = {f"t:{name}": size for name, size in kernel.workspaces.items()}
-    sizes |= {f"w:{name}": array.nbytes for name, array in kernel.weights.items()}
+    """A static program that runs the kernel ``--runs N`` times with its weights, on any data."""
+    sizes = {f"w:{name}": array.nbytes for name, array in kernel.weights.items()}
+    constants = [np.ascontiguousarray(array).tobytes() for array in kernel.weights.values()]
+    (folder / "weights.bin").write_bytes(b"".join(constants))
+    sizes |= {f"t:{name}": size for name, size in kernel.workspaces.items()}
     sizes |= {v.name: v.type.nbytes for v in (*region.inputs, *region.outputs)}
     sizes["scratch"] = max(stage.scratch for stage in kernel.stages)
     index = {name: i for i, name in enumerate(sizes)}
@@ -239,15 +235,10 @@ def arm_program(kernel: Kernel, region: Region, target: Target, folder: Path) ->
         types = ", ".join(["void *"] * len(stage.args))
         declarations.append(f"void k{i}({types}, int32_t, int32_t);")
         calls.append(f"    k{i}({pointers}, 0, {stage.extent});")
-    fills = []
-    for name, array in kernel.weights.items():
-        if array.dtype.kind == "i":
-            (folder / f"{name}.bin").write_bytes(array.tobytes())
-            at = index[f"w:{name}"]
-            fills.append(f'  fill(b[{at}], "{folder / name}.bin", {array.nbytes});')
     source = _PROGRAM.format(
-        fills="\n".join(fills),
         declarations="\n".join(declarations),
+        weights=folder / "weights.bin",
+        constants=len(constants),
         buffers=len(sizes),
         sizes=", ".join(map(str, sizes.values())),
         calls="\n".join(calls),

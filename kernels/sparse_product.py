@@ -24,7 +24,15 @@ from effc.kernels.conv_pack import pack_row, panel_slack
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import pick, pieces
-from effc.kernels.register_tile import Accumulators, Listed, Operand, Tile, contract, split_widths
+from effc.kernels.register_tile import (
+    Accumulators,
+    Listed,
+    Operand,
+    Tile,
+    contract,
+    split_widths,
+    weights_ahead,
+)
 from effc.kernels.shuffles import store_transposed
 from effc.kernels.sparse_pack import SparseTiles, cut_evenly
 from effc.kernels.template import Config
@@ -32,7 +40,6 @@ from effc.kernels.template import Config
 __all__ = ["Positions", "SparseConfig", "SparseProduct", "row_widths"]
 
 Expr = Any
-_AHEAD = 512  # weights prefetched this many elements before their use
 _TILE_OVERHEAD = 4  # entries' worth of work that a tile costs beside its entries
 
 
@@ -362,7 +369,7 @@ class SparseProduct:
             knobs.depth,
             knobs.unroll if filters == knobs.rows else 1,
             space,
-            _AHEAD if self.target.arch == "x86_64" else 0,
+            weights_ahead(self.target),
         )
         channel = bind(self.group * self.shape.cout + number * knobs.rows)
         position = bind(top * positions.width + left)

@@ -73,22 +73,35 @@ class Structure:
 def filters_of(op: Op) -> np.ndarray | None:
     """Constant weights as ``[groups, Cout, Cin, taps]``, filters first; ``None`` without any.
 
-    ``Conv`` by its attributes; ``Gemm`` and ``MatMul`` by their constant right-hand
-    matrix, whose columns are the filters (batched matrices are not looked at).
+    ``Conv`` by its attributes; ``Gemm`` and ``MatMul`` by their constant matrix: the columns of the
+    right-hand one or the rows of the left-hand one (batched matrices are not looked at).
     """
-    weight = op.inputs[1] if len(op.inputs) > 1 else None
-    if weight is None or weight.const is None or op.domain:
+    if op.domain:
         return None
-    array = weight.const
-    if array.size == 0 or not np.issubdtype(array.dtype, np.floating):
-        return None
-    if op.op_type == "Conv" and array.ndim >= 3:
+    if op.op_type == "Conv":
+        array = _weights(op, 1)
+        if array is None or array.ndim < 3:
+            return None
         groups = int(op.attrs.get("group", 1))
         return array.reshape(groups, array.shape[0] // groups, array.shape[1], -1)
-    if op.op_type in ("Gemm", "MatMul") and array.ndim == 2:
-        matrix = array if op.op_type == "Gemm" and op.attrs.get("transB", 0) else array.T
-        return matrix.reshape(1, *matrix.shape, 1)
+    if op.op_type not in ("Gemm", "MatMul"):
+        return None
+    for index, flag in ((1, "transB"), (0, "transA")):
+        array = _weights(op, index)
+        if array is not None and array.ndim == 2:
+            transposed = bool(op.op_type == "Gemm" and op.attrs.get(flag, 0))
+            matrix = array if transposed == (index == 1) else array.T
+            return matrix.reshape(1, *matrix.shape, 1)
     return None
+
+
+def _weights(op: Op, index: int) -> np.ndarray | None:
+    """A constant operand, if it holds floats."""
+    value = op.inputs[index] if len(op.inputs) > index else None
+    if value is None or value.const is None:
+        return None
+    array = value.const
+    return array if array.size and np.issubdtype(array.dtype, np.floating) else None
 
 
 def structure(op: Op) -> Structure | None:
