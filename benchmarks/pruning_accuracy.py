@@ -6,8 +6,8 @@
 
 Every network is compressed by ``effc.compress`` and the plain ONNX that comes out runs in ONNX
 Runtime. All layers that are pruned by default (not the first, the last and depthwise ones) get
-the stated sparsity. ``magnitude`` sees no data, ``magnitude+statistics`` corrects means and deviations with
-calibration data, ``obs`` is the default with calibration data.
+the stated sparsity. ``magnitude`` sees no data, ``magnitude+statistics`` corrects means and
+deviations with calibration data, ``obs`` is the default with calibration data.
 
 CIFAR-10 networks are calibrated with the first 1,024 images of the training part and judged by all
 10,000 test images. For the others the folder has 1,000 labelled samples and no training part: they
@@ -157,7 +157,7 @@ def table(model: str, results: dict[Case, dict[str, Any]]) -> str:
     lines = [f"**{model}**" + (f", dense {dense['top1']:.2f}" if dense else ""), ""]
     lines += ["| scheme | level | " + " | ".join(METHODS) + " |", "|---|--:" + "|--:" * 3 + "|"]
     for scheme in SCHEMES:
-        for level in sorted({c.level for c in results if c.model == model and c.scheme == scheme}):
+        for level in sorted({c.level for c in results if (c.model, c.scheme) == (model, scheme)}):
             row = [results.get(Case(model, method, scheme, level)) for method in METHODS]
             cells = ["" if r is None else f"{r['top1']:.2f}" for r in row]
             lines.append(f"| {scheme} | {level}% | " + " | ".join(cells) + " |")
