@@ -101,6 +101,8 @@ def options_of(case: Case, calibration: np.ndarray) -> dict[str, Any]:
         options["sparsity"] = case.level / 100
     if case.method not in _WITHOUT_DATA:
         options["calibration"] = {"x": calibration}
+    if case.method == "magnitude+statistics":
+        options["correct"] = "statistics"
     return options
 
 

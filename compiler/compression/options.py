@@ -16,7 +16,7 @@ from effc.passes.pruning.scheme import check_sparsity, parse_block, parse_scheme
 __all__ = ["CORRECTIONS", "METHODS", "CompressOptions"]
 
 METHODS = ("obs", "magnitude")
-CORRECTIONS = ("statistics", "bias", "none")
+CORRECTIONS = ("refit", "statistics", "bias", "none")
 
 _WITHOUT_DATA = "magnitude"
 

@@ -39,6 +39,7 @@ from effc.passes.pruning.batching import SampleRunner, free_batch
 from effc.passes.pruning.correct_statistics import CorrectStatistics
 from effc.passes.pruning.layers import Layer, find_layers
 from effc.passes.pruning.prune_weights import Pruned, PruneWeights, Setting, magnitude, misfit
+from effc.passes.pruning.refit_layers import refit_layers as fit_to_dense
 from effc.passes.pruning.regroup_masks import RegroupMasks
 from effc.passes.pruning.scheme import Kind, parse_block
 from effc.passes.registry import simplify
@@ -134,6 +135,7 @@ class Work:
     passes: list[PassRecord] = field(default_factory=list)
     kept: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     refitted: set[str] = field(default_factory=set)
+    unfitted: bool = False
 
     def report(self, phase: str, done: int, total: int, detail: str = "") -> None:
         """Tell the user where things are."""
@@ -176,6 +178,7 @@ def compress_model(
     work.refused |= {plan.layer.name: plan.why for plan in plans if plan.setting is None}
     _prune(work, plans)
     _regroup(work)
+    _refit(work)
     _correct(work)
     notes: list[str] = []
     result = _finish(work, free, notes)
@@ -313,6 +316,27 @@ def _regroup(work: Work) -> None:
     work.methods |= dict.fromkeys(task.results, "regroup")
     work.refused |= dict(result.refused)
     work.passes.append(_record(task.name, result, details, {"block": work.recipe.regroup}))
+
+
+def _refit(work: Work) -> None:
+    """All layers fitted to the dense model, if asked for, or if channels were removed by OBS."""
+    if not (work.samples and work.pruned):
+        return
+    if not (work.unfitted or work.recipe.correct == "refit"):
+        return
+    whole = {layer.name: np.ones(layer.shape[0], bool) for layer in find_layers(work.model)[0]}
+    errors = fit_to_dense(
+        work.model,
+        work.dense,
+        work.samples,
+        whole | work.kept,
+        zeros={name for name, pruned in work.pruned.items() if pruned.sparsity},
+        tick=partial(work.report, "refit"),
+    )
+    work.refitted |= errors.keys()
+    settings = {"samples": len(work.samples)}
+    applied = tuple(f"{name}: loss {error:.3g}" for name, error in errors.items())
+    work.passes.append(PassRecord("refit_layers", applied, (), settings))
 
 
 def _correct(work: Work) -> None:

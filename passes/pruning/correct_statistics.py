@@ -40,7 +40,7 @@ _SMALLEST_STD = 1e-3
 
 def enough_samples(model: ir.Model, available: int, memory: int = MEMORY) -> int:
     """How many samples fit into memory at once, of those available; 16 at least."""
-    return min(available, max(16, memory // (2 * max(live_bytes(model), 1))))
+    return min(available, max(16, memory // (2 * max(live_bytes(model), default=1))))
 
 
 class CorrectStatistics(Pass):

@@ -128,6 +128,12 @@ class Layer:
             _drop_unused(graph, old)
 
     @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The nodes that hold the weights and, if it can be changed, the bias."""
+        place = self._bias_place()[0]
+        return (self.node,) if place in (None, self.node) else (self.node, place)
+
+    @property
     def _beta(self) -> float:
         return float(attribute(self.node, "beta", 1.0)) if self.node.op_type == "Gemm" else 1.0
 

@@ -10,29 +10,32 @@ layer has. Inputs are those of the pruned model with the layers before already r
 layer makes up for what was lost before it, too. Where the result is added to another value r
 (a residual), the sum is what has to be right: y becomes y + r0 - r.
 
-Every *round* runs both models once, up to the layers of the round. One layer per round is exact;
-where that would take too long a round has several consecutive layers.
+Both models advance together from layer to layer (``effc.passes.pruning.walk``). What lies between
+is in memory for all samples; where values are large, fewer samples have room (and have more columns
+each), and once more have room the models start again with more.
 
 Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks" (ICCV 2017),
-sections 3.2 and 3.3; here with bias, and for all layers behind the first removed channel.
+sections 3.2 and 3.3; here with bias, with zeros that stay zeros, and for all layers behind the
+first changed one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from scipy import linalg
 
-from effc.passes.graph import const, shape_of, single_user
+from effc.passes.graph import shape_of, single_user
 from effc.passes.pruning.batching import SampleRunner
-from effc.passes.pruning.calibration import MEMORY, columns_of, hessian_bytes
+from effc.passes.pruning.calibration import MEMORY, hessian_bytes
 from effc.passes.pruning.channel_moments import Moments, Target
 from effc.passes.pruning.layers import Layer, find_layers
-from effc.passes.pruning.surgeon import damped
+from effc.passes.pruning.surgeon import damped, equal_rows
+from effc.passes.pruning.walk import Walk, live_bytes
 
 __all__ = ["refit_layers"]
 
@@ -42,23 +45,11 @@ Tick = Callable[[int, int, str], None]
 LARGEST = MEMORY // 2
 """Bytes of the covariance of the largest layer that is refitted."""
 
-BUDGET = 5e13
-"""Multiply-accumulates of the original model over all rounds and samples: minutes."""
+_FEWEST = 16
+"""Samples, however large the values."""
 
-
-@dataclass(frozen=True)
-class _Fit:
-    """One layer to refit.
-
-    Attributes:
-        layer: In the pruned model.
-        target: In the original model.
-        beside: Name, in both models, of what is added to the layer's result, or None.
-    """
-
-    layer: Layer
-    target: Target
-    beside: str | None
+_DENSE = 0.9
+"""Density from which on a layer's zeros are accidental."""
 
 
 def refit_layers(
@@ -67,7 +58,8 @@ def refit_layers(
     samples: Sequence[Mapping[str, Array]],
     kept: Mapping[str, Array],
     *,
-    skip: Collection[str] = (),
+    zeros: Collection[str] = (),
+    memory: int = MEMORY,
     tick: Tick | None = None,
 ) -> dict[str, float]:
     """Refit all layers but the first ones (whose inputs are unchanged) and gigantic ones.
@@ -77,66 +69,36 @@ def refit_layers(
         original: The model before pruning, with the same names of nodes and values.
         samples: Inputs of both.
         kept: By layer, which output channels of the original are left.
-        skip: Layers to leave as they are, because their zeros have a pattern.
+        zeros: Layers of which zeros stay zeros, however few; others may lose accidental ones.
+        memory: Bytes of values between layers, of both models together.
         tick: Called with (layers done, all layers, name of the layer).
 
     Returns:
         Squared error of each layer's output relative to its variance, after the refit.
     """
     before = {layer.name: layer for layer in find_layers(original)[0]}
-    layers = [x for x in find_layers(model)[0] if x.name in before and _fits(x, skip)]
-    macs = sum(layer.size * columns_of(layer) for layer in before.values())
-    rounds = max(1, int(BUDGET / (macs * max(len(samples), 1))))
-    size = -(-len(layers) // rounds)
-    places = {node: index for index, node in enumerate(model.graph)}
-    reference = SampleRunner(original, samples)
+    layers = [x for x in find_layers(model)[0] if x.name in before and _fits(x)]
     errors: dict[str, float] = {}
-    for start in range(0, len(layers), size):
-        part = layers[start : start + size]
-        fits = [
-            _Fit(x, Target(before[x.name], kept[x.name]), _beside(x, part[0], places)) for x in part
-        ]
-        for moments in _collect(SampleRunner(model, samples), reference, fits):
+    start = 0
+    counts = _sample_counts(original, [before[x.name] for x in layers], len(samples), memory)
+    for count, group in groupby(counts):
+        ours, theirs = _walks((model, original), samples[:count], layers[start:])
+        for layer in layers[start : start + len(list(group))]:
+            for walk in (ours, theirs):
+                while _input(layer) not in walk.values:
+                    walk.advance()
+            target = Target(before[layer.name], kept[layer.name])
+            errors[layer.name] = _refit(_collect(layer, target, ours, theirs, count), zeros)
+            for node in layer.nodes:
+                ours.update(node)
             if tick is not None:
-                tick(len(errors), len(layers), moments.layer.name)
-            errors[moments.layer.name] = _refit(moments)
+                tick(len(errors), len(layers), layer.name)
+        start = len(errors)
     return errors
 
 
-def _fits(layer: Layer, skip: Collection[str]) -> bool:
-    return layer.role != "first" and layer.name not in skip and hessian_bytes(layer) <= LARGEST
-
-
-def _beside(layer: Layer, first: Layer, places: Mapping[ir.Node, int]) -> str | None:
-    """What is added to a layer's result, if all layers before it are refitted already."""
-    result = layer.node.outputs[0]
-    add = single_user(result)
-    if add is None or add.domain or add.op_type != "Add" or layer.bias() is None:
-        return None
-    other = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
-    producer = None if other is None else other.producer()
-    if other is None or producer is None or const(other) is not None:
-        return None
-    ready = places[producer] < places[first.node] and shape_of(other) == shape_of(result)
-    return other.name if ready else None
-
-
-def _collect(runner: SampleRunner, reference: SampleRunner, fits: Sequence[_Fit]) -> list[Moments]:
-    found = [Moments(fit.layer, len(runner.samples), fit.target) for fit in fits]
-    extra = [fit.beside for fit in fits if fit.beside is not None]
-    ours = [_input(fit.layer) for fit in fits] + extra
-    theirs = [_input(fit.target.layer) for fit in fits] + extra
-    size = min(runner.batch_size(ours), reference.batch_size(theirs))
-    pairs = zip(runner.values(ours, size), reference.values(theirs, size), strict=True)
-    for here, there in pairs:
-        for moments, fit in zip(found, fits, strict=True):
-            missing = None
-            if fit.beside is not None:
-                axis = 1 if fit.layer.kernel else -1
-                left = np.compress(fit.target.kept, there[fit.beside], axis)
-                missing = left - here[fit.beside]
-            moments.add(here[_input(fit.layer)], there[_input(fit.target.layer)], missing)
-    return found
+def _fits(layer: Layer) -> bool:
+    return layer.role != "first" and hessian_bytes(layer) <= LARGEST
 
 
 def _input(layer: Layer) -> str:
@@ -145,16 +107,81 @@ def _input(layer: Layer) -> str:
     return value.name or ""
 
 
-def _refit(moments: Moments) -> float:
+def _walks(
+    models: tuple[ir.Model, ir.Model],
+    samples: Sequence[Mapping[str, Array]],
+    layers: Sequence[Layer],
+) -> Iterator[Walk]:
+    """Walks that halt where the layers' inputs are known."""
+    runners = [SampleRunner(model, samples) for model in models]
+    size = min(runner.batch_size(()) for runner in runners)
+    inputs = {_input(layer) for layer in layers}
+    for model, runner in zip(models, runners, strict=True):
+        made = [value.name or "" for node in model.graph for value in node.outputs]
+        # The last value is no halt: up to there Walk keeps what is still to be read.
+        yield Walk(runner, [name for name in made if name in inputs] + made[-1:], size)
+
+
+def _sample_counts(
+    model: ir.Model, layers: Sequence[Layer], available: int, memory: int
+) -> list[int]:
+    """How many samples each layer is refitted with; they at least double where they change."""
+    live = live_bytes(model)
+    places = {node: index for index, node in enumerate(model.graph)}
+    end = max((places[layer.node] for layer in layers), default=0)
+    counts: list[int] = []
+    for layer in layers:
+        largest = max(live[places[layer.node] : end + 1])
+        room = min(available, max(_FEWEST, memory // (2 * largest)))
+        grown = not counts or room >= 2 * counts[-1] or room == available
+        counts.append(room if grown else counts[-1])
+    return counts
+
+
+def _collect(layer: Layer, target: Target, ours: Walk, theirs: Walk, samples: int) -> Moments:
+    moments = Moments(layer, samples, target)
+    beside = _beside(layer, ours)
+    name = _input(layer)
+    for index, (here, there) in enumerate(zip(ours.values[name], theirs.values[name], strict=True)):
+        missing = None
+        if beside is not None:
+            axis = 1 if layer.kernel else -1
+            left = np.compress(target.kept, theirs.values[beside][index], axis)
+            missing = left - ours.values[beside][index]
+        moments.add(here, there, missing)
+    return moments
+
+
+def _beside(layer: Layer, walk: Walk) -> str | None:
+    """What is added to a layer's result, if it is known already."""
+    result = layer.node.outputs[0]
+    add = single_user(result)
+    if add is None or add.domain or add.op_type != "Add" or layer.bias() is None:
+        return None
+    other = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
+    if other is None or other.name not in walk.values or shape_of(other) != shape_of(result):
+        return None
+    return other.name
+
+
+def _refit(moments: Moments, zeros: Collection[str]) -> float:
     """Give the layer its best weights; the relative error that is left."""
     layer, target = moments.layer, moments.target
     assert target is not None
     shape = (layer.groups, layer.shape[0] // layer.groups, -1)
     weight = layer.weight().reshape(shape).astype(np.float64)
+    kept = weight != 0
+    if layer.name not in zeros and kept.mean() >= _DENSE:
+        kept[:] = True
     covariance, wanted = moments.covariance, moments.target_covariance
     for group, exact in enumerate(map(damped, covariance)):
         change = wanted[group] - weight[group] @ covariance[group]
-        weight[group] += linalg.solve(exact, change.T, assume_a="pos").T
+        for begin, end in equal_rows(kept[group]):
+            stays = np.flatnonzero(kept[group, begin])
+            if len(stays):
+                factor = linalg.cho_factor(exact[np.ix_(stays, stays)], overwrite_a=True)
+                found = linalg.cho_solve(factor, change[begin:end, stays].T)
+                weight[group][begin:end, stays] += found.T
     layer.set_weight(weight.reshape(layer.shape))
     bias = target.layer.bias()
     if bias is not None and layer.bias() is not None:
