@@ -1,7 +1,7 @@
 """The step of a compression that removes whole channels.
 
-By magnitude, or by Optimal Brain Surgeon with a refit of all following layers to the dense model.
-The refit makes up for means as well; matching statistics afterwards would undo what it gains.
+By magnitude or by Optimal Brain Surgeon; what makes up for them comes later
+(``effc.compression.corrections``).
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ def prune_channels_step(work: Work, plans: Sequence[LayerPlan]) -> None:
     task = PruneChannels(settings, chooser)
     result = task.run(work.model)
     work.kept |= task.kept
-    work.unfitted |= method == "obs" and result.modified
     layers = {layer.name: layer for layer in find_layers(work.model)[0]}
     for name in result.applied:
         work.pruned[name] = Pruned(layers[name].weight(), task.losses[name])

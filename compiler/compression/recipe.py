@@ -125,7 +125,7 @@ def read_recipe(options: CompressOptions) -> Recipe:
         | {"method": merged.get("method", "obs" if data else "magnitude")},
         layers,
         merged.get("samples", _DEFAULT_SAMPLES),
-        merged.get("correct", "statistics" if data else "none"),
+        merged.get("correct", "refit" if data else "none"),
         merged.get("regroup"),
         where,
     )

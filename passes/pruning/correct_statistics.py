@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from effc.passes.base import Log, Pass
 from effc.passes.pruning.batching import SampleRunner
-from effc.passes.pruning.layers import Layer, find_layers
+from effc.passes.pruning.layers import Layer, from_first_change
 from effc.passes.pruning.walk import Walk, live_bytes
 
 __all__ = ["CorrectStatistics", "enough_samples"]
@@ -75,7 +75,7 @@ class CorrectStatistics(Pass):
         self.tick = tick
 
     def call(self, model: ir.Model, log: Log) -> None:
-        layers = _from_first_change(self.dense, model)
+        layers = from_first_change(self.dense, model)
         while layers and layers[-1].name in self.skip:
             layers.pop()
         stops = [_output(layer) for layer in layers]
@@ -121,16 +121,6 @@ class CorrectStatistics(Pass):
 
 def _output(layer: Layer) -> str:
     return layer.node.outputs[0].name or ""
-
-
-def _from_first_change(dense: ir.Model, model: ir.Model) -> list[Layer]:
-    """Layers from the first one on whose weights differ."""
-    old = {layer.name: layer for layer in find_layers(dense)[0]}
-    layers = find_layers(model)[0]
-    for index, layer in enumerate(layers):
-        if not np.array_equal(old[layer.name].weight(), layer.weight()):
-            return layers[index:]
-    return []
 
 
 def _along(layer: Layer, array: Array) -> Array:

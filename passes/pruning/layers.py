@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from effc.passes.graph import add_constant, attribute, const, shape_of, single_user
 
-__all__ = ["Layer", "Role", "find_layers"]
+__all__ = ["Layer", "Role", "find_layers", "from_first_change"]
 
 Array = np.ndarray[Any, Any]
 Role = Literal["inner", "first", "output", "depthwise"]
@@ -169,6 +169,16 @@ def find_layers(model: ir.Model) -> tuple[list[Layer], list[tuple[str, str]]]:
             continue
         layers.append(_layer(node, first, last))
     return layers, refused
+
+
+def from_first_change(dense: ir.Model, model: ir.Model) -> list[Layer]:
+    """Layers from the first one on whose weights differ."""
+    old = {layer.name: layer for layer in find_layers(dense)[0]}
+    layers = find_layers(model)[0]
+    for index, layer in enumerate(layers):
+        if not np.array_equal(old[layer.name].weight(), layer.weight()):
+            return layers[index:]
+    return []
 
 
 def _layer(node: ir.Node, first: set[int], last: set[int]) -> Layer:

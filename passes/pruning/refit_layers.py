@@ -6,9 +6,10 @@ it reads in the original model, for the same samples,
     W' = W + (cov(y, x) - W cov(x)) (cov(x) + d I)^-1,    b' = b0 + E[y] - W' E[x]
 
 are the weights and bias of least squared error, regularized (d) towards the weights W that the
-layer has. Inputs are those of the pruned model with the layers before already refitted, so each
-layer makes up for what was lost before it, too. Where the result is added to another value r
-(a residual), the sum is what has to be right: y becomes y + r0 - r.
+layer has: of a few dampings the one whose solution on three quarters of the batches is best on the
+others; then all are used. Inputs are those of the pruned model with the layers before already
+refitted, so each layer makes up for what was lost before it, too. Where the result is added to
+another value r (a residual), the sum is what has to be right: y becomes y + r0 - r.
 
 Both models advance together from layer to layer (``effc.passes.pruning.walk``). What lies between
 is in memory for all samples; where values are large, fewer samples have room (and have more columns
@@ -22,6 +23,7 @@ first changed one.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -33,8 +35,8 @@ from effc.passes.graph import shape_of, single_user
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.calibration import MEMORY, hessian_bytes
 from effc.passes.pruning.channel_moments import Moments, Target
-from effc.passes.pruning.layers import Layer, find_layers
-from effc.passes.pruning.surgeon import damped, equal_rows
+from effc.passes.pruning.layers import Layer, find_layers, from_first_change
+from effc.passes.pruning.surgeon import DAMPING, damped, equal_rows
 from effc.passes.pruning.walk import Walk, live_bytes
 
 __all__ = ["refit_layers"]
@@ -48,8 +50,29 @@ LARGEST = MEMORY // 2
 _FEWEST = 16
 """Samples, however large the values."""
 
+_ROUNDING = 1e-5
+"""Of a covariance, relative to the mean square: of inputs that hardly vary nothing else is left."""
+
 _DENSE = 0.9
 """Density from which on a layer's zeros are accidental."""
+
+_DAMPINGS = (DAMPING, 10 * DAMPING, 100 * DAMPING, 1000 * DAMPING)
+
+_TRIED = 8
+"""Bands, about, on which dampings are compared."""
+
+_BATCHES = 8
+"""At least, so that a quarter of them can be held out."""
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Consecutive filters of a convolution group that keep the same columns."""
+
+    group: int
+    begin: int
+    end: int
+    stays: Array
 
 
 def refit_layers(
@@ -62,7 +85,9 @@ def refit_layers(
     memory: int = MEMORY,
     tick: Tick | None = None,
 ) -> dict[str, float]:
-    """Refit all layers but the first ones (whose inputs are unchanged) and gigantic ones.
+    """Refit layers from the first changed one on, but no gigantic ones.
+
+    First layers have unchanged inputs: those that did not change themselves are right as they are.
 
     Args:
         model: Pruned; its weights change in place.
@@ -77,7 +102,7 @@ def refit_layers(
         Squared error of each layer's output relative to its variance, after the refit.
     """
     before = {layer.name: layer for layer in find_layers(original)[0]}
-    layers = [x for x in find_layers(model)[0] if x.name in before and _fits(x)]
+    layers = [x for x in from_first_change(original, model) if _fits(x, before[x.name])]
     errors: dict[str, float] = {}
     start = 0
     counts = _sample_counts(original, [before[x.name] for x in layers], len(samples), memory)
@@ -88,7 +113,8 @@ def refit_layers(
                 while _input(layer) not in walk.values:
                     walk.advance()
             target = Target(before[layer.name], kept[layer.name])
-            errors[layer.name] = _refit(_collect(layer, target, ours, theirs, count), zeros)
+            parts = _collect(layer, target, ours, theirs, count)
+            errors[layer.name] = _refit(*parts, zeros)
             for node in layer.nodes:
                 ours.update(node)
             if tick is not None:
@@ -97,8 +123,10 @@ def refit_layers(
     return errors
 
 
-def _fits(layer: Layer) -> bool:
-    return layer.role != "first" and hessian_bytes(layer) <= LARGEST
+def _fits(layer: Layer, before: Layer) -> bool:
+    if hessian_bytes(layer) > LARGEST:
+        return False
+    return layer.role != "first" or not np.array_equal(layer.weight(), before.weight())
 
 
 def _input(layer: Layer) -> str:
@@ -114,10 +142,10 @@ def _walks(
 ) -> Iterator[Walk]:
     """Walks that halt where the layers' inputs are known."""
     runners = [SampleRunner(model, samples) for model in models]
-    size = min(runner.batch_size(()) for runner in runners)
+    size = min(max(1, len(samples) // _BATCHES), *(runner.batch_size(()) for runner in runners))
     inputs = {_input(layer) for layer in layers}
     for model, runner in zip(models, runners, strict=True):
-        made = [value.name or "" for node in model.graph for value in node.outputs]
+        made = [value.name for node in model.graph for value in node.outputs if value.name]
         # The last value is no halt: up to there Walk keeps what is still to be read.
         yield Walk(runner, [name for name in made if name in inputs] + made[-1:], size)
 
@@ -138,8 +166,11 @@ def _sample_counts(
     return counts
 
 
-def _collect(layer: Layer, target: Target, ours: Walk, theirs: Walk, samples: int) -> Moments:
-    moments = Moments(layer, samples, target)
+def _collect(
+    layer: Layer, target: Target, ours: Walk, theirs: Walk, samples: int
+) -> tuple[Moments, Moments]:
+    """Moments of three quarters of the batches, and of the others."""
+    parts = Moments(layer, samples, target), Moments(layer, samples, target)
     beside = _beside(layer, ours)
     name = _input(layer)
     for index, (here, there) in enumerate(zip(ours.values[name], theirs.values[name], strict=True)):
@@ -148,8 +179,8 @@ def _collect(layer: Layer, target: Target, ours: Walk, theirs: Walk, samples: in
             axis = 1 if layer.kernel else -1
             left = np.compress(target.kept, theirs.values[beside][index], axis)
             missing = left - ours.values[beside][index]
-        moments.add(here, there, missing)
-    return moments
+        parts[index % 4 == 3].add(here, there, missing)
+    return parts
 
 
 def _beside(layer: Layer, walk: Walk) -> str | None:
@@ -164,29 +195,68 @@ def _beside(layer: Layer, walk: Walk) -> str | None:
     return other.name
 
 
-def _refit(moments: Moments, zeros: Collection[str]) -> float:
+def _refit(fit: Moments, check: Moments, zeros: Collection[str]) -> float:
     """Give the layer its best weights; the relative error that is left."""
-    layer, target = moments.layer, moments.target
+    layer, target = fit.layer, fit.target
     assert target is not None
     shape = (layer.groups, layer.shape[0] // layer.groups, -1)
     weight = layer.weight().reshape(shape).astype(np.float64)
     kept = weight != 0
     if layer.name not in zeros and kept.mean() >= _DENSE:
         kept[:] = True
-    covariance, wanted = moments.covariance, moments.target_covariance
-    for group, exact in enumerate(map(damped, covariance)):
-        change = wanted[group] - weight[group] @ covariance[group]
-        for begin, end in equal_rows(kept[group]):
-            stays = np.flatnonzero(kept[group, begin])
-            if len(stays):
-                factor = linalg.cho_factor(exact[np.ix_(stays, stays)], overwrite_a=True)
-                found = linalg.cho_solve(factor, change[begin:end, stays].T)
-                weight[group][begin:end, stays] += found.T
+    bands = [
+        _Band(group, begin, end, np.flatnonzero(kept[group, begin]))
+        for group in range(layer.groups)
+        for begin, end in equal_rows(kept[group])
+    ]
+    damping = _best_damping(fit, check, weight, bands)
+    fit.merge(check)
+    weight = _solve(fit, weight, bands, damping)
     layer.set_weight(weight.reshape(layer.shape))
     bias = target.layer.bias()
     if bias is not None and layer.bias() is not None:
-        shift = moments.target_mean - np.einsum("gok,gk->go", weight, moments.mean)
+        shift = fit.target_mean - np.einsum("gok,gk->go", weight, fit.mean)
         layer.set_bias(bias[target.kept] + shift.reshape(-1))
-    variance = moments.target_variance
-    explained = 2 * (weight * wanted).sum() - ((weight @ covariance) * weight).sum()
-    return max(0.0, 1 - float(explained) / variance) if variance > 0 else 0.0
+    variance = fit.target_variance
+    explained = _explained(fit, weight, bands)
+    return max(0.0, 1 - explained / variance) if variance > 0 else 0.0
+
+
+def _best_damping(fit: Moments, check: Moments, weight: Array, bands: Sequence[_Band]) -> float:
+    """The damping whose solution for ``fit`` explains most of ``check``, tried on some bands."""
+    if not check.columns:
+        return DAMPING
+    some = bands[:: max(1, len(bands) // _TRIED)]
+    return max(
+        _DAMPINGS, key=lambda damping: _explained(check, _solve(fit, weight, some, damping), some)
+    )
+
+
+def _solve(moments: Moments, weight: Array, bands: Sequence[_Band], damping: float) -> Array:
+    """Weights ``[groups, Cout / groups, K]`` with those of the bands refitted."""
+    result = weight.copy()
+    covariance, wanted, power = moments.covariance, moments.target_covariance, moments.power
+    for group, own in groupby(bands, key=lambda band: band.group):
+        exact = damped(covariance[group], damping)
+        exact[np.diag_indices(len(exact))] += _ROUNDING * power[group]
+        for band in own:
+            if len(band.stays):
+                rows = slice(band.begin, band.end)
+                change = wanted[group][rows] - weight[group][rows] @ covariance[group]
+                small = exact[np.ix_(band.stays, band.stays)]
+                found = linalg.cho_solve(
+                    linalg.cho_factor(small, overwrite_a=True), change[:, band.stays].T
+                )
+                result[group][rows, band.stays] += found.T
+    return result
+
+
+def _explained(moments: Moments, weight: Array, bands: Sequence[_Band]) -> float:
+    """Variance of the targets that the weights of some bands explain."""
+    covariance, wanted = moments.covariance, moments.target_covariance
+    total = 0.0
+    for band in bands:
+        rows = weight[band.group, band.begin : band.end]
+        total += 2 * float(np.vdot(rows, wanted[band.group, band.begin : band.end]))
+        total -= float(np.vdot(rows @ covariance[band.group], rows))
+    return total
