@@ -98,7 +98,7 @@ def test_results_and_records(tmp_path: Path) -> None:
         text.startswith("down: 50.0% zeros, block-punched 4x2, obs") for text in prune.applied
     )
     assert refit.settings == {"calibration_samples": 20}
-    assert [text.split(": error ")[0] for text in refit.applied] == list(layers)[1:]
+    assert [text.split(": error ")[0] for text in refit.applied] == list(layers)[2:]
     matched = compress(tmp_path, calibration=DATA, samples=20, correct="statistics").passes[-1]
     assert matched.settings == {"match": "statistics", "samples": 20}
 
