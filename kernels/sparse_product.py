@@ -241,9 +241,10 @@ class SparseProduct:
     def _bind_buffers(self, named: dict[str, Any]) -> None:
         self.x, self.w, self.y = named["x"], named["w"], named["y"]
         self.starts, self.offsets = named["starts"], named["offsets"]
-        self.slots, self.cut_at = named.get("slots"), named.get("cuts")
+        self.slots: Any = named.get("slots")
+        self.cut_at: Any = named.get("cuts")
         self.bias, self.scratch = named.get("bias"), named.get("scratch")
-        self.order = named.get("order")
+        self.order: Any = named.get("order")
         self.extra = [named[name] for name, *_ in self.epilogue.params]
 
     def _unit(self, unit: Expr) -> None:

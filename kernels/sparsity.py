@@ -188,10 +188,9 @@ def covered(mask: np.ndarray, unit: Unit) -> float:
 def _recognize(mask: np.ndarray, density: float) -> str:
     """Name of the pattern, the most specific one that holds."""
     zeros = mask.size * (1 - density)
-    alive = [mask.any(axis=axes) for axes in ((2, 3), (1, 3))]  # filters, input channels
-    if (~(alive[0][:, :, None, None] & alive[1][:, None, :, None])).sum() * mask.shape[3] > (
-        0.98 * zeros
-    ):
+    filters, channels = np.any(mask, axis=(2, 3)), np.any(mask, axis=(1, 3))
+    dead = ~(filters[:, :, None] & channels[:, None, :])
+    if np.count_nonzero(dead) * mask.shape[3] > 0.98 * zeros:
         return "channel"
     block = _largest_block(mask, density)
     suffix = "" if block == (1, 1) else f" {block[0]}x{block[1]}"
