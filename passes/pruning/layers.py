@@ -1,0 +1,235 @@
+"""Which nodes can be pruned, and their weights as ``[Cout, Cin / groups, *kernel]``.
+
+Conv of any kernel, Gemm, and MatMul by a constant; the filters come first, whatever the operator's
+own layout. Kept dense unless a recipe names them:
+
+* the *first* layers, which read a model input through element-wise and layout operators only
+  (few weights, and all that follows depends on them),
+* the *output* layers, whose result reaches a model output without another layer with weights
+  in between,
+* *depthwise* convolutions (few weights; every zero removes a ninth of a channel's filter).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from effc.passes.graph import add_constant, attribute, const, shape_of
+
+__all__ = ["Layer", "Role", "find_layers"]
+
+Array = np.ndarray[Any, Any]
+Role = Literal["inner", "first", "output", "depthwise"]
+
+_OPS = frozenset({"Conv", "Gemm", "MatMul"})
+
+_PREPARATION = """
+Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose Concat Split Slice Pad Gather
+DepthToSpace SpaceToDepth Add Sub Mul Div Neg Abs Relu LeakyRelu PRelu Clip Sigmoid Tanh
+HardSigmoid HardSwish Softplus Softsign Elu Selu Mish Gelu Exp Log Sqrt Pow Erf Min Max
+BatchNormalization QuantizeLinear DequantizeLinear
+"""
+"""Element-wise and layout operators: behind a model input they only prepare it."""
+
+_TRANSPARENT = frozenset(_PREPARATION.split())
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A node with weights that can be pruned.
+
+    Attributes:
+        name: The node's name.
+        node: Conv, Gemm or MatMul.
+        shape: ``(Cout, Cin / groups, *kernel)``, without a kernel for Gemm and MatMul.
+        groups: Convolution groups.
+        role: Why it is dense by default; ``inner`` if it is not.
+    """
+
+    name: str
+    node: ir.Node
+    shape: tuple[int, ...]
+    groups: int
+    role: Role
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.shape))
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Spatial sizes of the kernel, ``()`` for Gemm and MatMul."""
+        return self.shape[2:]
+
+    @property
+    def _turned(self) -> bool:
+        """Whether the operator keeps its weights as ``[Cin, Cout]``."""
+        return self.node.op_type == "MatMul" or (
+            self.node.op_type == "Gemm" and not attribute(self.node, "transB", 0)
+        )
+
+    def weight(self) -> Array:
+        """The weights in :attr:`shape`, as they are in the model."""
+        array = const(self.node.inputs[1])
+        assert array is not None
+        return array.T if self._turned else array
+
+    def set_weight(self, weight: Array) -> None:
+        """Give the node other weights of :attr:`shape`; the dtype stays."""
+        old = self.node.inputs[1]
+        graph = self.node.graph
+        assert old is not None
+        assert old.dtype is not None
+        assert isinstance(graph, ir.Graph)
+        array = weight.T if self._turned else weight
+        array = np.ascontiguousarray(array, dtype=old.dtype.numpy())
+        self.node.replace_input_with(1, add_constant(graph, array, old.name or "weight"))
+        _drop_unused(graph, old)
+
+    def bias(self) -> Array:
+        """The constant added to each output channel, float64 ``[Cout]``; zeros if there is none.
+
+        Raises:
+            ValueError: See :meth:`has_plain_bias`.
+        """
+        if not self.has_plain_bias():
+            raise ValueError("the bias is not a constant per output channel")
+        value = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        if value is None:
+            return np.zeros(self.shape[0])
+        array = const(value)
+        assert array is not None
+        beta = attribute(self.node, "beta", 1.0) if self.node.op_type == "Gemm" else 1.0
+        return np.broadcast_to(array.astype(np.float64).reshape(-1) * beta, self.shape[:1]).copy()
+
+    def has_plain_bias(self) -> bool:
+        """Whether the node has, or can get, a constant per output channel; MatMul cannot."""
+        if self.node.op_type == "MatMul":
+            return False
+        value = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        if value is None:
+            return True
+        array = const(value)
+        return (
+            array is not None
+            and array.size in (1, self.shape[0])
+            and array.size == max(array.shape[-1:], default=1)
+        )
+
+    def set_bias(self, bias: Array) -> None:
+        """Give the node another bias ``[Cout]``."""
+        graph, weight = self.node.graph, self.node.inputs[1]
+        assert isinstance(graph, ir.Graph)
+        assert weight is not None
+        assert weight.dtype is not None
+        beta = attribute(self.node, "beta", 1.0) if self.node.op_type == "Gemm" else 1.0
+        if len(self.node.inputs) < 3:
+            self.node.resize_inputs(3)
+        old = self.node.inputs[2]
+        array = (bias / beta).astype(weight.dtype.numpy())
+        self.node.replace_input_with(2, add_constant(graph, array, f"{self.name}/bias"))
+        if old is not None:
+            _drop_unused(graph, old)
+
+
+def find_layers(model: ir.Model) -> tuple[list[Layer], list[tuple[str, str]]]:
+    """All layers with weights, in the order of the graph.
+
+    Args:
+        model: As ``effc.frontend.import_model`` gives it, simplified or not.
+
+    Returns:
+        The layers, and (node name, why) of nodes whose weights cannot be pruned.
+    """
+    graph = model.graph
+    nodes = [n for n in graph if not n.domain and n.op_type in _OPS]
+    first = _reached_from_inputs(graph)
+    last = _reaching_outputs(graph)
+    layers: list[Layer] = []
+    refused: list[tuple[str, str]] = []
+    for node in nodes:
+        why = _refusal(node)
+        if why is not None:
+            refused.append((node.name or node.op_type, why))
+            continue
+        layers.append(_layer(node, first, last))
+    return layers, refused
+
+
+def _layer(node: ir.Node, first: set[int], last: set[int]) -> Layer:
+    weight = node.inputs[1]
+    assert weight is not None
+    shape = shape_of(weight)
+    groups = int(attribute(node, "group", 1)) if node.op_type == "Conv" else 1
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0)):
+        shape = shape[::-1]
+    role: Role = "inner"
+    if id(node) in last:
+        role = "output"
+    elif id(node) in first:
+        role = "first"
+    elif groups > 1 and shape[1] == 1:
+        role = "depthwise"
+    return Layer(node.name or "", node, shape, groups, role)
+
+
+def _refusal(node: ir.Node) -> str | None:
+    """Why the weights of a node cannot be pruned."""
+    weight = node.inputs[1]
+    array = const(weight)
+    if weight is None or array is None:
+        return "its weights are not constant"
+    if array.dtype.kind != "f":
+        return f"its weights are {array.dtype}, not floating point"
+    if node.op_type == "MatMul" and array.ndim != 2:
+        return f"its weights have {array.ndim} dimensions, not 2"
+    if node.op_type == "Gemm" and attribute(node, "transA", 0):
+        return "it transposes its input"
+    if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return "its padding is not explicit"
+    if len(weight.uses()) > 1 or weight.is_graph_output():
+        return "other nodes read its weights as well"
+    return None
+
+
+def _reached_from_inputs(graph: ir.Graph) -> set[int]:
+    """Nodes with weights that read a model input through transparent nodes."""
+    plain = {id(v) for v in graph.inputs}
+    found: set[int] = set()
+    for node in graph:
+        if not any(v is not None and id(v) in plain for v in node.inputs):
+            continue
+        if node.op_type in _OPS and const(node.inputs[1]) is not None:
+            found.add(id(node))
+        elif not node.domain and node.op_type in _TRANSPARENT:
+            plain.update(id(v) for v in node.outputs)
+    return found
+
+
+def _reaching_outputs(graph: ir.Graph) -> set[int]:
+    """Nodes with weights whose results reach a model output past no other such node."""
+    open_values = {id(v) for v in graph.outputs}
+    found: set[int] = set()
+    for node in reversed(list(graph)):
+        if not any(id(v) in open_values for v in node.outputs):
+            continue
+        if node.op_type in _OPS | {"ConvTranspose"} and const(node.inputs[1]) is not None:
+            found.add(id(node))
+        else:
+            open_values.update(id(v) for v in _operands(node))
+    return found
+
+
+def _operands(node: ir.Node) -> Iterable[ir.Value]:
+    return (v for v in node.inputs if v is not None)
+
+
+def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
+    if value.is_initializer() and not value.uses() and not value.is_graph_output():
+        graph.initializers.pop(value.name or "", None)
