@@ -34,6 +34,7 @@ class LayerRecord:
             those with a measured time.
         alternatives: The best of the others: measured ones by time, then by prediction.
         refused: Kernel families that could not compute it, and why.
+        key: ``Region.key``, what a measured time of the layer is kept under.
     """
 
     name: str
@@ -50,6 +51,7 @@ class LayerRecord:
     measured: int = 0
     alternatives: tuple[Choice, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    key: str = ""
 
 
 def macs_of(op: Op) -> int:
@@ -105,4 +107,5 @@ def record(
         measured=sum(c is not None and c.seconds is not None for c in (choice, *others)),
         alternatives=tuple(others[:MAX_ALTERNATIVES]),
         refused=tuple(sorted((refused or {}).items())),
+        key=region.key,
     )
