@@ -150,17 +150,17 @@ class SampleRunner:
         self._bytes = {
             v.name: int(np.prod(shape_of(v))) * 4 for node in model.graph for v in node.outputs
         }
-        self._types = {
-            v.name: v.dtype for node in model.graph for v in node.outputs if v.dtype is not None
-        }
+        self._made = {v.name for node in model.graph for v in node.outputs}
+        values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
+        self.types = {v.name or "": v.dtype for v in values if v.dtype is not None}
 
     def values(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Arrays by name, batch by batch; a model input may be named as well.
 
         Only the part of the model that they need is run.
         """
-        inputs = [name for name in names if name not in self._types]
-        computed = [name for name in dict.fromkeys(names) if name in self._types]
+        inputs = [name for name in names if name not in self._made]
+        computed = [name for name in dict.fromkeys(names) if name in self._made]
         session = open_session(self._beginning(computed)) if computed else None
         wanted = {v.name for v in session.get_inputs()} if session is not None else set()
         for batch in self._batches(computed):
@@ -169,6 +169,10 @@ class SampleRunner:
                 feeds = {name: array for name, array in batch.items() if name in wanted}
                 found |= zip(computed, session.run(computed, feeds), strict=True)
             yield found
+
+    def inputs(self) -> Iterator[dict[str, Array]]:
+        """The model's own inputs, batch by batch."""
+        return self._batches(())
 
     def _batches(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         size = 1
@@ -180,7 +184,7 @@ class SampleRunner:
 
     def _beginning(self, names: Sequence[str]) -> onnx.ModelProto:
         """The model up to the named values."""
-        return beginning(self.proto, {name: self._types[name] for name in names})
+        return beginning(self.proto, {name: self.types[name] for name in names})
 
 
 def beginning(model: onnx.ModelProto, outputs: Mapping[str, ir.DataType]) -> onnx.ModelProto:

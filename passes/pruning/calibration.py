@@ -3,8 +3,8 @@
     H = 2 X X^T / columns
 
 X holds, column by column, what one output position of the layer reads: for a convolution the
-unfolded input (pads, strides, dilations, groups), rows in the order (cin, ky, kx) of the weight's own
-layout; for Gemm and MatMul the rows of the input. Products are float32, sums float64.
+unfolded input (pads, strides, dilations, groups), rows in the order (cin, ky, kx) as the weight
+lies in memory; for Gemm and MatMul the rows of the input. Products are float32, sums float64.
 
 Neighbouring positions see almost the same, so of large feature maps a random part is enough: at
 least 16 columns per row of H and at least 65,536 columns, drawn with a fixed seed. The model is run

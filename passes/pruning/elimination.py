@@ -6,7 +6,7 @@ section 4). For the rows W of a band and its inverse Hessian V = H^-1, removing 
     loss = trace(W_B V_BB^-1 W_B^T),   W <- W - W_B V_BB^-1 V_B:,   V <- V - V_:B V_BB^-1 V_B:
 
 A downdate of V at every step would be bound by memory. With V_BB = L L^T and the rows
-F_B = L^-1 V_B:, the downdate is V - F_B^T F_B, so the factors of recent steps are collected and V is
+F_B = L^-1 V_B:, the downdate is V - F_B^T F_B, so the factors of recent steps are collected:
 
     V = base - F^T F
 

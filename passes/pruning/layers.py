@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from effc.passes.graph import add_constant, attribute, const, shape_of
+from effc.passes.graph import add_constant, attribute, const, shape_of, single_user
 
 __all__ = ["Layer", "Role", "find_layers"]
 
@@ -92,50 +92,53 @@ class Layer:
         self.node.replace_input_with(1, add_constant(graph, array, old.name or "weight"))
         _drop_unused(graph, old)
 
-    def bias(self) -> Array:
-        """The constant added to each output channel, float64 ``[Cout]``; zeros if there is none.
+    def bias(self) -> Array | None:
+        """What is added to each output channel, float64 ``[Cout]``; zeros if nothing is.
 
-        Raises:
-            ValueError: See :meth:`has_plain_bias`.
+        None if it cannot be changed: it is computed, or differs from row to row. A MatMul's is the
+        constant of the Add that alone reads its result.
         """
-        if not self.has_plain_bias():
-            raise ValueError("the bias is not a constant per output channel")
-        value = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        node, index = self._bias_place()
+        if node is None:
+            return None
+        value = node.inputs[index] if len(node.inputs) > index else None
         if value is None:
             return np.zeros(self.shape[0])
         array = const(value)
-        assert array is not None
-        beta = attribute(self.node, "beta", 1.0) if self.node.op_type == "Gemm" else 1.0
-        return np.broadcast_to(array.astype(np.float64).reshape(-1) * beta, self.shape[:1]).copy()
-
-    def has_plain_bias(self) -> bool:
-        """Whether the node has, or can get, a constant per output channel; MatMul cannot."""
-        if self.node.op_type == "MatMul":
-            return False
-        value = self.node.inputs[2] if len(self.node.inputs) > 2 else None
-        if value is None:
-            return True
-        array = const(value)
-        return (
-            array is not None
-            and array.size in (1, self.shape[0])
-            and array.size == max(array.shape[-1:], default=1)
-        )
+        if array is None or array.size not in (1, self.shape[0]):
+            return None
+        if array.size != max(array.shape[-1:], default=1):
+            return None
+        return np.broadcast_to(array.astype(np.float64).reshape(-1) * self._beta, self.shape[:1])
 
     def set_bias(self, bias: Array) -> None:
-        """Give the node another bias ``[Cout]``."""
+        """Add another constant ``[Cout]``; only where :meth:`bias` is not None."""
+        node, index = self._bias_place()
         graph, weight = self.node.graph, self.node.inputs[1]
+        assert node is not None
         assert isinstance(graph, ir.Graph)
         assert weight is not None
         assert weight.dtype is not None
-        beta = attribute(self.node, "beta", 1.0) if self.node.op_type == "Gemm" else 1.0
-        if len(self.node.inputs) < 3:
-            self.node.resize_inputs(3)
-        old = self.node.inputs[2]
-        array = (bias / beta).astype(weight.dtype.numpy())
-        self.node.replace_input_with(2, add_constant(graph, array, f"{self.name}/bias"))
+        if len(node.inputs) <= index:
+            node.resize_inputs(index + 1)
+        old = node.inputs[index]
+        array = (bias / self._beta).astype(weight.dtype.numpy())
+        node.replace_input_with(index, add_constant(graph, array, f"{self.name}/bias"))
         if old is not None:
             _drop_unused(graph, old)
+
+    @property
+    def _beta(self) -> float:
+        return float(attribute(self.node, "beta", 1.0)) if self.node.op_type == "Gemm" else 1.0
+
+    def _bias_place(self) -> tuple[ir.Node | None, int]:
+        """The node whose input is the bias, and which input."""
+        if self.node.op_type != "MatMul":
+            return self.node, 2
+        add = single_user(self.node.outputs[0])
+        if add is None or add.domain or add.op_type != "Add":
+            return None, 0
+        return add, 1 if add.inputs[0] is self.node.outputs[0] else 0
 
 
 def find_layers(model: ir.Model) -> tuple[list[Layer], list[tuple[str, str]]]:

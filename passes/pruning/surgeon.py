@@ -8,8 +8,8 @@ is quadratic, so the best weights on a given set of kept columns S of a filter b
 squares solution ``W'_S = (W H)_:S (H_SS)^-1``, and removing unit after unit with the least
 increase (``effc.passes.pruning.elimination``) gives a good set. One run per layer orders all units:
 ``Trace`` holds what each one cost, and any sparsity of the layer follows from it. Bands
-compete: the removals of all bands are merged by cost (a band's removals stay in order, as a merge of
-queues does: the running maximum of a band's costs is what is compared).
+compete: the removals of all bands are merged by cost (a band's removals stay in order, as in a
+merge of queues: the running maximum of a band's losses is what is compared).
 
 * ``n:m``: a window stops losing channels when ``n`` are left.
 * ``pattern``: each block takes the pattern of the layer's library that costs least from the dense
@@ -17,13 +17,14 @@ queues does: the running maximum of a band's costs is what is compared).
 
 ``H`` is damped by a fraction of its mean diagonal (Hessians of few samples are singular), which also
 bounds how far weights may move. Source: Frantar and Alistarh, Optimal Brain Compression, NeurIPS
-2022, sections 3 and 4; the block form is docs/COMPRESSION.md's.
+2022, sections 3 and 4; there a row is a band of its own and units are rows' entries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ __all__ = ["DAMPING", "Trace", "damped", "refit", "trace_layer"]
 Array = np.ndarray[Any, Any]
 Tick = Callable[[int, int], None]
 
-DAMPING = 0.01
+DAMPING = 0.003
 """Added to the Hessian's diagonal, as a fraction of its mean."""
 
 _BATCH_COLUMNS = 16384
@@ -178,7 +179,7 @@ def _equal_rows(kept: Array) -> Iterator[tuple[int, int]]:
     """Runs of equal rows, ``[begin, end)``."""
     changes = np.flatnonzero((kept[1:] != kept[:-1]).any(axis=1)) + 1
     edges = [0, *changes.tolist(), len(kept)]
-    return zip(edges[:-1], edges[1:], strict=True)
+    return pairwise(edges)
 
 
 class _Progress:
@@ -260,7 +261,7 @@ def _inverse(matrix: Array) -> Array:
     factor, _ = linalg.lapack.dpotrf(matrix, lower=1, overwrite_a=0)
     inverse, _ = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
     lower = np.tril(inverse)
-    return (lower + np.tril(lower, -1).T).astype(np.float32)
+    return np.asarray(lower + np.tril(lower, -1).T, np.float32)
 
 
 def _trace_patterns(
@@ -302,7 +303,7 @@ def _choose_patterns(band: Array, inverse: Array, grid: Grid, candidates: Array)
             removed = band[:, out]
             solved = np.linalg.solve(inverse[np.ix_(out, out)], removed.T)
             best[block, index] = float(np.vdot(removed.T, solved))
-    return best.argmin(axis=1)
+    return np.asarray(best.argmin(axis=1))
 
 
 def _kept_columns(grid: Grid, keeps: Array) -> Array:

@@ -1,0 +1,138 @@
+"""Give the outputs of each layer the mean and spread that they had in the dense model.
+
+Zeros in weights shrink what a layer computes, and the error grows from layer to layer. On the same
+samples, let y be a layer's output channel in the dense model and y' in the pruned one, whose earlier
+layers are corrected already. Then
+
+    y'' = a y' + c,   a = std(y) / std(y'),   c = mean(y) - a mean(y')
+
+has y's mean and standard deviation. The factor goes into the filter (zeros stay zeros), the offset
+into the bias; a BatchNormalization behind it sees what it was made for. Channels that hardly
+vary keep ``a = 1``. Layers are walked in order, from the first one with another weight.
+Source: Frantar and Alistarh 2022 (section 6, "statistics correction"); Finkelstein et al. 2019 and
+Nagel et al. 2019 for the bias alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from effc.passes.base import Log, Pass
+from effc.passes.pruning.batching import SampleRunner
+from effc.passes.pruning.layers import Layer, find_layers
+from effc.passes.pruning.walk import Walk, live_bytes
+
+__all__ = ["CorrectStatistics", "enough_samples"]
+
+Array = np.ndarray[Any, Any]
+
+MEMORY = 1 << 30
+"""Bytes of activations, of both models together."""
+
+_LARGEST_FACTOR = 3.0
+_SMALLEST_STD = 1e-3
+"""Of the layer's largest; below, a channel counts as constant."""
+
+
+def enough_samples(model: ir.Model, available: int, memory: int = MEMORY) -> int:
+    """How many samples fit into memory at once, of those available; 16 at least."""
+    return min(available, max(16, memory // (2 * max(live_bytes(model), 1))))
+
+
+class CorrectStatistics(Pass):
+    """Mean and standard deviation of layer outputs as in the dense model.
+
+    Args:
+        dense: The model before pruning, with the same nodes.
+        samples: Inputs of each run, in the model's shapes.
+        bias_only: Match means only.
+        tick: Called with (layers done, all layers, name).
+    """
+
+    name: ClassVar[str] = "correct_statistics"
+
+    def __init__(
+        self,
+        dense: ir.Model,
+        samples: Sequence[Mapping[str, Array]],
+        *,
+        bias_only: bool = False,
+        tick: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        self.dense = dense
+        self.samples = samples[: enough_samples(dense, len(samples))]
+        self.bias_only = bias_only
+        self.tick = tick
+
+    def call(self, model: ir.Model, log: Log) -> None:
+        layers = _from_first_change(self.dense, model)
+        stops = [_output(layer) for layer in layers]
+        before = Walk(SampleRunner(self.dense, self.samples), stops)
+        after = Walk(SampleRunner(model, self.samples), stops)
+        for index, layer in enumerate(layers):
+            stop = before.advance()
+            after.advance()
+            bias = layer.bias()
+            if bias is None:
+                log.refused.append((layer.name, "its bias is no constant per output channel"))
+            else:
+                factor, offset = self._correction(
+                    _moments(layer, before.values[stop]), _moments(layer, after.values[stop])
+                )
+                for array in after.values[stop]:
+                    _along(layer, array)[...] *= factor
+                    _along(layer, array)[...] += offset
+                column = factor.reshape(-1, *[1] * (len(layer.shape) - 1))
+                layer.set_weight(layer.weight() * column)
+                inside = layer.node.op_type != "MatMul"  # whether its result has the bias
+                layer.set_bias((bias * factor if inside else bias) + offset)
+                log.applied.append(layer.name)
+            if self.tick is not None:
+                self.tick(index + 1, len(layers), layer.name)
+
+    def _correction(
+        self, dense: tuple[Array, Array], pruned: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        """Factor and offset per channel."""
+        (mean, std), (new_mean, new_std) = dense, pruned
+        factor = np.ones(len(mean))
+        if not self.bias_only:
+            varies = np.minimum(std, new_std) > _SMALLEST_STD * std.max(initial=0.0)
+            np.divide(std, new_std, out=factor, where=varies)
+            factor = factor.clip(1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+        return factor, mean - factor * new_mean
+
+
+def _output(layer: Layer) -> str:
+    return layer.node.outputs[0].name or ""
+
+
+def _from_first_change(dense: ir.Model, model: ir.Model) -> list[Layer]:
+    """Layers from the first one on whose weights differ."""
+    old = {layer.name: layer for layer in find_layers(dense)[0]}
+    layers = find_layers(model)[0]
+    for index, layer in enumerate(layers):
+        if not np.array_equal(old[layer.name].weight(), layer.weight()):
+            return layers[index:]
+    return []
+
+
+def _along(layer: Layer, array: Array) -> Array:
+    """A view with the channels last."""
+    return np.moveaxis(array, 1, -1) if layer.node.op_type == "Conv" else array
+
+
+def _moments(layer: Layer, batches: Sequence[Array]) -> tuple[Array, Array]:
+    """Mean and standard deviation of each channel, float64."""
+    count, total, square = 0, np.zeros(layer.shape[0]), np.zeros(layer.shape[0])
+    for batch in batches:
+        rows = _along(layer, batch).reshape(-1, layer.shape[0]).astype(np.float64)
+        count += len(rows)
+        total += rows.sum(axis=0)
+        square += np.square(rows).sum(axis=0)
+    mean = total / count
+    return mean, np.sqrt(np.maximum(square / count - np.square(mean), 0))
