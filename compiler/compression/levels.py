@@ -1,0 +1,512 @@
+"""Which sparsity each layer gets, from measured times: ``--speedup X`` and ``--latency-ms L``.
+
+1. The dense network is tuned, compiled and measured.
+2. Every layer's time is measured at every level of a grid (``effc.tuning.level_times``), with zeros
+   chosen by magnitude: a time depends on where zeros are, not on what the other weights become.
+3. Every layer's error at every level comes from the pruning method; with calibration samples, the
+   weight of each layer's error is found by scoring whole networks (``sensitivity``).
+4. Dynamic programming chooses the levels of least error that fit the budget (``allocation``). What
+   the dense network takes beyond its prunable layers is part of every network's time.
+5. The network with these levels is compiled with the kernels found in step 2 and measured beside
+   the dense one. If it misses the goal by more than 3 %, the budget is moved by the miss and step 4
+   is repeated, twice at most.
+
+Levels: each removes a fifth of what the one before it left (SPDY, Frantar and Alistarh, ICML 2022,
+removes a tenth, with 40 levels), up to 95 %. All times are kept in the tuning database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from effc.compression.allocation import Allocation, Point
+from effc.compression.goal import TOLERANCE, Goal
+from effc.compression.level_weights import LevelWeights
+from effc.compression.sensitivity import Coefficients, Stitcher, search_coefficients
+from effc.devices.catalog import get_target
+from effc.errors import QualityError, UnsupportedError, UsageError
+from effc.kernels.region import Op, Region, Value
+from effc.network_time import network_seconds
+from effc.options import CompileOptions, ProgressCallback
+from effc.passes.pruning.batching import SampleRunner
+from effc.passes.pruning.layers import Layer, find_layers
+from effc.passes.pruning.project import projection_mask
+from effc.passes.pruning.prune_weights import Pruner, PruneWeights, Setting, magnitude
+from effc.passes.pruning.scheme import PATTERN_SPARSITY, Scheme
+from effc.pipeline import compile_model, import_and_simplify, regions_of
+from effc.tuning.database import Database, default_path
+from effc.tuning.level_times import Family, LevelTimes, level_times
+from effc.tuning.measure import refusal
+from effc.tuning.tuner import Hints, context_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from effc.compiled import CompiledModel
+    from effc.tuning.context import Context
+
+__all__ = ["LevelPlan", "check_goal", "choose_levels", "levels_of", "with_speed_options"]
+
+Array = np.ndarray[Any, Any]
+Loss = Callable[[Layer, Setting], float]
+
+_REMOVED = 0.2
+_MOST = 0.95
+_ROUNDS = 3
+_FRONT_POINTS = 48
+
+_SEARCH_MACS = 2e13
+"""Multiply-accumulates that scoring networks may take; a few minutes on one core."""
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """The chosen levels.
+
+    Attributes:
+        settings: Scheme and sparsity per layer name; layers that stay dense have sparsity 0.
+        hints: Kernel of each layer, by node name, for the compilation of the pruned model.
+        record: Everything about the choice as plain data, for the manifest and the report.
+        goal: What was asked for.
+        dense: The dense network, compiled.
+        store, context: Where latencies are kept, and what they depend on.
+    """
+
+    settings: dict[str, Setting]
+    hints: Hints
+    record: dict[str, Any]
+    goal: Goal
+    dense: CompiledModel
+    store: Database
+    context: Context
+
+
+def levels_of(scheme: Scheme) -> tuple[float, ...]:
+    """Sparsities to choose from, 0 first.
+
+    Raises:
+        UsageError: Zeros are not what the scheme makes.
+    """
+    if scheme.kind == "channel":
+        raise UsageError(
+            "levels from measured time are for schemes that make zeros in weights",
+            where="--prune channel",
+            hint="give --sparsity S instead of --speedup or --latency-ms",
+        )
+    if scheme.fixed_sparsity is not None:
+        return (0.0, scheme.fixed_sparsity)
+    levels, kept = [0.0], 1.0
+    while (kept := kept * (1 - _REMOVED)) > 1 - _MOST:
+        levels.append(round(1 - kept, 4))
+    if scheme.kind == "pattern":
+        return (0.0, PATTERN_SPARSITY, *(s for s in levels if s > PATTERN_SPARSITY + 0.02))
+    return tuple(levels)
+
+
+def with_speed_options(options: CompileOptions) -> CompileOptions:
+    """Options for compilations whose time counts: tuned, and not verified one by one."""
+    return replace(options, tune="quick" if options.tune == "none" else options.tune, verify=False)
+
+
+def choose_levels(
+    model: ir.Model,
+    schemes: Mapping[str, Scheme],
+    goal: Goal,
+    options: CompileOptions,
+    *,
+    loss: Loss,
+    pruner: Pruner = magnitude,
+    samples: Sequence[Mapping[str, Array]] | None = None,
+    progress: ProgressCallback | None = None,
+) -> LevelPlan:
+    """Choose a sparsity for every layer so that the network reaches a goal.
+
+    Args:
+        model: Imported and simplified; layers with a fixed sparsity have their zeros already.
+        schemes: What is removed together, by name of each layer that may be pruned.
+        goal: Speed-up or latency.
+        options: Target, threads, tuning mode and database.
+        loss: Relative error of a layer at a setting.
+        pruner: Weights of a layer at a setting, for scoring networks.
+        samples: Calibration inputs; without them the errors of layers are added up as they are.
+        progress: Called as the phases advance.
+
+    Returns:
+        The levels and how they were found.
+
+    Raises:
+        QualityError: The goal is faster than everything pruned to the last level.
+        UsageError: The target cannot be measured here, or the scheme has no levels.
+        UnsupportedError: A layer is computed together with another one.
+    """
+    import onnx_ir as ir
+
+    target = get_target(options.target)
+    why = refusal(target)
+    if why is not None:
+        raise UsageError(
+            "levels from measured time need a target that this machine can run",
+            where=f"{goal.flag} for --target {target.name}",
+            got=why,
+            hint="give --sparsity S, or choose the levels on a machine like the target",
+        )
+    if not schemes:
+        raise UsageError("no layer may be pruned", where=goal.flag)
+    options = with_speed_options(options)
+    proto = ir.to_proto(model)
+    dense = compile_model(proto, options, progress)
+    regions = regions_of(import_and_simplify(proto, options).model, target)
+    store = Database(options.tuning_db or default_path())
+    context = context_of(regions, target, options.threads)
+
+    layers = [layer for layer in find_layers(model)[0] if layer.name in schemes]
+    table = _Table(layers, schemes, regions)
+    times = level_times(
+        table.families,
+        target,
+        store,
+        context,
+        options.tune,
+        None if progress is None else lambda *state: progress("levels", *state),
+    )
+    (dense_seconds,) = network_seconds([dense], store, context)
+    table.set_times(times, dense_seconds)
+    first = goal.seconds(dense_seconds)
+    fastest = Allocation(table.times, np.zeros_like(table.times)).fastest + table.rest
+    if first < fastest * (1 - 1e-9):
+        raise _out_of_reach(goal, first, fastest, dense_seconds, table)
+
+    table.set_errors(loss)
+    found = None
+    if samples is not None:
+        found = _search(table, model, pruner, samples, first, dense, progress)
+    errors = table.errors if found is None else found.errors
+    search = _Rounds(table, errors, goal, model, options, dense, store, context)
+    point, rounds = search.run(first, progress)
+    settings = {
+        layer.name: Setting(schemes[layer.name], table.sparsity(index, point.levels[index]))
+        for index, layer in enumerate(layers)
+    }
+    record = {
+        "goal": goal.describe(),
+        "dense_ms": _ms(dense_seconds),
+        "rest_ms": _ms(table.rest),
+        "fastest_ms": _ms(fastest),
+        "rounds": rounds,
+        "errors": _error_record(found, samples),
+        **table.describe(search.allocation, point),
+    }
+    return LevelPlan(settings, table.hints(point.levels), record, goal, dense, store, context)
+
+
+def check_goal(plan: LevelPlan, compiled: CompiledModel) -> dict[str, Any]:
+    """Measure the compiled pruned model beside the dense one, and hold it against the goal.
+
+    Returns:
+        The plan's record with what was achieved.
+
+    Raises:
+        QualityError: A latency that was asked for is missed by more than the tolerance.
+    """
+    dense, pruned = network_seconds([plan.dense, compiled], plan.store, plan.context)
+    wanted = plan.goal.seconds(dense)
+    achieved = {
+        "ms": _ms(pruned),
+        "dense_ms": _ms(dense),
+        "goal_ms": _ms(wanted),
+        "speedup": round(dense / pruned, 3),
+        "reached": pruned <= wanted * (1 + TOLERANCE),
+    }
+    if plan.goal.hard and not achieved["reached"]:
+        raise QualityError(
+            "the pruned model misses the latency",
+            where=plan.goal.flag,
+            expected=f"at most {wanted * 1e3:.4g} ms",
+            got=f"{pruned * 1e3:.4g} ms measured",
+            hint="measure on an idle machine, tune with --tune full, or allow more time",
+        )
+    return {**plan.record, "achieved": achieved}
+
+
+class _Table:
+    """Times and errors of all layers at all levels."""
+
+    def __init__(
+        self, layers: Sequence[Layer], schemes: Mapping[str, Scheme], regions: Sequence[Region]
+    ) -> None:
+        self.layers = layers
+        self.schemes = [schemes[layer.name] for layer in layers]
+        self.levels = [levels_of(scheme) for scheme in self.schemes]
+        self.shape = (len(layers), max(map(len, self.levels)))
+        self.times = np.full(self.shape, np.inf)
+        self.errors = np.zeros(self.shape)
+        self.rest = 0.0
+        computed = {op.name: region for region in regions for op in region.ops}
+        first: dict[tuple[str, Scheme], int] = {}
+        count: dict[tuple[str, Scheme], int] = {}
+        self.member: list[tuple[str, Scheme]] = []
+        for index, (layer, scheme) in enumerate(zip(layers, self.schemes, strict=True)):
+            region = computed.get(layer.name)
+            if region is None or region.anchor is None or region.anchor.name != layer.name:
+                raise UnsupportedError("the layer is not computed on its own", where=layer.name)
+            kind = (region.key, scheme)
+            self.member.append(kind)
+            first.setdefault(kind, index)
+            count[kind] = count.get(kind, 0) + 1
+        self.kinds = list(first)
+        self.families = [
+            Family(
+                tuple(_at_levels(computed[layers[at].name], layers[at], kind[1], self.levels[at])),
+                count[kind],
+            )
+            for kind, at in first.items()
+        ]
+
+    def set_times(self, found: Sequence[LevelTimes], network: float) -> None:
+        """Enter measured times; the rest of the network's time is that of everything else.
+
+        Layers measured alone can take longer than in the network; they are then scaled down so
+        that together they take as long as the dense network, and nothing is left for the rest.
+        """
+        by_kind = dict(zip(self.kinds, found, strict=True))
+        self.found = [by_kind[kind] for kind in self.member]
+        for row, times in zip(self.times, self.found, strict=True):
+            for level, seconds in enumerate(times.seconds):
+                row[level] = np.inf if seconds is None else seconds
+        prunable = float(self.times[:, 0].sum())
+        self.scale = min(1.0, network / prunable)
+        self.times *= self.scale
+        self.rest = max(network - prunable, 0.0)
+
+    def set_errors(self, loss: Loss) -> None:
+        """Ask the pruning method for the error of every level that has a time."""
+        for index, layer in enumerate(self.layers):
+            for level in np.flatnonzero(np.isfinite(self.times[index])).tolist():
+                if level:
+                    self.errors[index, level] = loss(layer, self.setting(index, level))
+
+    def sparsity(self, index: int, level: int) -> float:
+        return self.levels[index][level]
+
+    def setting(self, index: int, level: int) -> Setting:
+        return Setting(self.schemes[index], self.sparsity(index, level))
+
+    def hints(self, levels: Sequence[int]) -> dict[str, Any]:
+        """The kernels that the times of these levels are of, by layer name."""
+        kernels = [times.kernels[level] for times, level in zip(self.found, levels, strict=True)]
+        names = [layer.name for layer in self.layers]
+        return {name: k for name, k in zip(names, kernels, strict=True) if k is not None}
+
+    def describe(self, allocation: Allocation, point: Point) -> dict[str, Any]:
+        """The choice, its alternatives and every layer's times."""
+        front = allocation.front(_FRONT_POINTS)
+        rows = []
+        for index, (layer, level) in enumerate(zip(self.layers, point.levels, strict=True)):
+            times, row = self.found[index], self.times[index]
+            kernel, dense = times.kernels[level], times.kernels[0]
+            rows.append(
+                {
+                    "name": layer.name,
+                    "scheme": str(self.schemes[index]),
+                    "sparsity": self.sparsity(index, level),
+                    "error": _round(allocation.errors[index, level]),
+                    "seconds": _round(row[level]),
+                    "dense_seconds": _round(row[0]),
+                    "kernel": kernel[0] if kernel is not None else "",
+                    "dense_kernel": dense[0] if dense is not None else "",
+                    "levels": [
+                        {"sparsity": s, "seconds": _round(t) if np.isfinite(t) else None}
+                        for s, t in zip(self.levels[index], row.tolist(), strict=False)
+                    ],
+                }
+            )
+        return {
+            "chosen": self._spot(point),
+            "front": [self._spot(p) for p in front],
+            "uniform": self._uniform(allocation),
+            "layers": rows,
+        }
+
+    def _spot(self, point: Point) -> dict[str, float]:
+        return {"ms": _ms(point.seconds + self.rest), "error": _round(point.error)}
+
+    def _uniform(self, allocation: Allocation) -> list[dict[str, float]]:
+        """The same level for all layers, where all have it."""
+        if len(set(self.levels)) != 1:
+            return []
+        points = [allocation.point([level] * len(self.layers)) for level in range(self.shape[1])]
+        return [
+            {"sparsity": sparsity, **self._spot(point)}
+            for sparsity, point in zip(self.levels[0], points, strict=True)
+            if np.isfinite(point.seconds)
+        ]
+
+
+class _Rounds:
+    """Levels for a budget, measured as a network, and the budget corrected by the miss."""
+
+    def __init__(
+        self,
+        table: _Table,
+        errors: Array,
+        goal: Goal,
+        model: ir.Model,
+        options: CompileOptions,
+        dense: CompiledModel,
+        store: Database,
+        context: Context,
+    ) -> None:
+        self.table, self.goal = table, goal
+        self.allocation = Allocation(table.times, errors)
+        self.model = model
+        # nothing is tuned: the network that is measured has the kernels whose times were added up
+        self.options = replace(options, tune="none", tuning_db=store.path)
+        self.dense, self.store, self.context = dense, store, context
+
+    def run(
+        self, first: float, progress: ProgressCallback | None
+    ) -> tuple[Point, list[dict[str, float]]]:
+        """The levels to take, and what each round measured."""
+        budget = first - self.table.rest
+        tried: list[tuple[bool, float, Point]] = []
+        records: list[dict[str, float]] = []
+        for number in range(_ROUNDS):
+            if progress is not None:
+                progress("probe", number, _ROUNDS)
+            point = self.allocation.best(budget) or self.allocation.best(self.allocation.fastest)
+            assert point is not None
+            if any(point.levels == other.levels for _, _, other in tried):
+                break
+            dense, seconds = self._measure(point)
+            wanted = self.goal.seconds(dense)
+            miss = seconds / wanted - 1
+            tried.append((miss > TOLERANCE, point.error if miss <= TOLERANCE else miss, point))
+            records.append(
+                {
+                    "predicted_ms": _ms(point.seconds + self.table.rest),
+                    "measured_ms": _ms(seconds),
+                    "goal_ms": _ms(wanted),
+                }
+            )
+            if abs(miss) <= TOLERANCE:
+                break
+            budget = max(point.seconds + wanted - seconds, self.allocation.fastest)
+        if progress is not None:
+            progress("probe", _ROUNDS, _ROUNDS)
+        return min(tried, key=lambda item: item[:2])[2], records
+
+    def _measure(self, point: Point) -> list[float]:
+        """Seconds of the dense network and of one with these levels, in one run."""
+        import onnx_ir as ir
+
+        settings = {
+            layer.name: self.table.setting(index, point.levels[index])
+            for index, layer in enumerate(self.table.layers)
+        }
+        model = ir.from_proto(ir.to_proto(self.model))
+        pruned = PruneWeights(settings).run(model).model
+        hints = self.table.hints(point.levels)
+        probe = compile_model(ir.to_proto(pruned), self.options, None, hints)
+        return network_seconds([self.dense, probe], self.store, self.context)
+
+
+def _at_levels(
+    region: Region, layer: Layer, scheme: Scheme, levels: Sequence[float]
+) -> list[Region]:
+    """The region with the layer's weights pruned by magnitude to each level."""
+    found = [region]
+    weight = layer.weight()
+    for sparsity in levels[1:]:
+        mask = projection_mask(weight, scheme, sparsity, groups=layer.groups)
+        found.append(_masked(region, layer.stored(mask)))
+    return found
+
+
+def _masked(region: Region, mask: Array) -> Region:
+    """The region with zeros where the mask is zero."""
+    anchor = region.ops[0]
+    old = anchor.inputs[1]
+    assert old is not None
+    assert old.const is not None
+    weight = np.where(mask != 0, old.const, np.zeros((), old.const.dtype))
+    inputs = (anchor.inputs[0], Value(old.name, old.type, weight), *anchor.inputs[2:])
+    new = Op(anchor.op_type, inputs, anchor.outputs, anchor.attrs, anchor.name, anchor.domain)
+    return Region(region.name, (new, *region.ops[1:]), new, region.inputs, region.outputs)
+
+
+def _search(
+    table: _Table,
+    model: ir.Model,
+    pruner: Pruner,
+    samples: Sequence[Mapping[str, Array]],
+    seconds: float,
+    dense: CompiledModel,
+    progress: ProgressCallback | None,
+) -> Coefficients:
+    """Errors of layers weighted so that their sum tells about the network."""
+    macs = max(sum(layer.macs for layer in dense.layers), 1)
+    count = int(np.clip(_SEARCH_MACS / (100 * macs), 32, 256))
+    evaluations = int(np.clip(_SEARCH_MACS / (macs * min(count, len(samples))), 24, 150))
+    budget = seconds - table.rest
+
+    def solve(errors: Array) -> tuple[int, ...]:
+        point = Allocation(table.times, errors, 2000).best(budget)
+        assert point is not None
+        return point.levels
+
+    def tick(done: int, total: int) -> None:
+        if progress is not None:
+            progress("sensitivity", done, total)
+
+    with LevelWeights(lambda i, s: pruner(table.layers[i], table.setting(i, s)).weight) as weights:
+        runner = SampleRunner(model, samples[:count])
+        stitcher = Stitcher(runner, table.layers, weights.get)
+        offered = np.isfinite(table.times)
+        return search_coefficients(
+            table.errors, offered, solve, stitcher.score, evaluations, tick
+        )
+
+
+def _out_of_reach(
+    goal: Goal, wanted: float, fastest: float, dense: float, table: _Table
+) -> QualityError:
+    limit = (
+        f"layers that stay dense take {table.rest * 1e3:.4g} ms"
+        if table.rest > 0.5 * fastest
+        else "every layer is at its fastest level then"
+    )
+    return QualityError(
+        "the goal is out of reach by pruning these layers",
+        where=goal.flag,
+        expected=f"at least {fastest * 1e3:.4g} ms ({dense / fastest:.3g} times faster than dense)",
+        got=f"{wanted * 1e3:.4g} ms, dense is {dense * 1e3:.4g} ms",
+        hint=f"{limit}; ask for less, prune more layers (recipe), or take another block shape",
+    )
+
+
+def _error_record(found: Coefficients | None, samples: object) -> dict[str, Any]:
+    if found is None:
+        assert samples is None
+        return {
+            "method": "sum of the layers' own errors",
+            "note": "no calibration data: which layers matter more to the network is not known",
+        }
+    return {
+        "method": f"{found.prior} prior with searched coefficients",
+        "divergence": _round(found.score),
+        "divergence_of_plain_errors": _round(found.plain_score),
+        "networks_scored": found.evaluations,
+        "coefficients": [_round(value) for value in found.values.tolist()],
+    }
+
+
+def _ms(seconds: float) -> float:
+    return _round(seconds * 1e3)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.5g}")
