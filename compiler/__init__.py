@@ -24,7 +24,7 @@ from effc.errors import (
 )
 
 if TYPE_CHECKING:
-    from effc.api import compile, load
+    from effc.api import compile, compress, load
     from effc.artifact import Artifact
     from effc.runtimes.loader import BenchStats, Runner
 
@@ -44,11 +44,13 @@ __all__ = [
     "UsageError",
     "__version__",
     "compile",
+    "compress",
     "load",
 ]
 
 _LAZY = {
     "compile": "effc.api",
+    "compress": "effc.api",
     "load": "effc.api",
     "Artifact": "effc.artifact",
     "Runner": "effc.runtimes.loader",

@@ -1,4 +1,4 @@
-"""``effc.compile`` and ``effc.load``."""
+"""``effc.compile``, ``effc.compress`` and ``effc.load``."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effc.artifact import Artifact, load_artifact, staging, write_manifest
+from effc.compression.options import CompressOptions
 from effc.errors import QualityError
 from effc.options import CompileOptions, ProgressCallback
 
 if TYPE_CHECKING:
     import onnx
 
-    from effc.compiled import CompiledModel
+    from effc.compiled import CompiledModel, PassRecord
     from effc.runtimes.loader import Runner
     from effc.verify import Verification
 
-__all__ = ["compile", "compile_to", "load"]
+__all__ = ["compile", "compile_to", "compress", "load"]
 
 _OVERHEAD_BYTES = 4 << 20
 """Room for code, report, manifest and self-test beside the weights."""
@@ -41,9 +43,19 @@ def compile(
     tune: str | int = "none",
     tuning_db: str | Path | None = None,
     verify: bool = True,
+    prune: str | None = None,
+    sparsity: float | None = None,
+    block: str | None = None,
+    method: str | None = None,
+    calibration: str | Path | Mapping[str, Any] | None = None,
+    samples: int | None = None,
+    correct: str | None = None,
+    regroup: str | None = None,
+    recipe: str | Path | None = None,
+    work: str | Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> Artifact:
-    """Compile an ONNX model.
+    """Compile an ONNX model, compressed first if ``prune``, ``regroup`` or ``recipe`` is given.
 
     Args:
         model: File, or a model in memory.
@@ -56,7 +68,10 @@ def compile(
         threads: Threads to optimise for.
         tune: ``none``, ``quick``, ``full`` or a number of measurements.
         tuning_db: Tuning database file.
-        verify: Compare with ONNX Runtime before the artifact is written.
+        verify: Compare with ONNX Runtime before the artifact is written (a compressed model
+            with the compressed ONNX model).
+        prune, sparsity, block, method, calibration, samples, correct, regroup, recipe, work: As
+            for :func:`compress`.
         progress: Called as the phases advance.
 
     Returns:
@@ -75,12 +90,88 @@ def compile(
         tuning_db=None if tuning_db is None else Path(tuning_db),
         verify=verify,
     )
+    compression = CompressOptions(
+        prune=prune,
+        sparsity=sparsity,
+        block=block,
+        method=method,
+        calibration=_path(calibration),
+        samples=samples,
+        correct=correct,
+        regroup=regroup,
+        recipe=None if recipe is None else Path(recipe),
+        work=None if work is None else Path(work),
+        shapes=options.shapes,
+        constants=options.constants,
+    )
     if output is not None:
-        return compile_to(model, options, Path(output), progress)
+        return compile_to(model, options, Path(output), progress, compression=compression)
     keep = tempfile.TemporaryDirectory(prefix="effc-")
     source = Path(model) if isinstance(model, str | Path) else None
-    artifact = compile_to(model, options, Path(keep.name) / options.model_name(source), progress)
+    target_folder = Path(keep.name) / options.model_name(source)
+    artifact = compile_to(model, options, target_folder, progress, compression=compression)
     return Artifact(artifact.path, artifact.folder, artifact.manifest, keep)
+
+
+def compress(
+    model: str | Path | onnx.ModelProto,
+    *,
+    prune: str | None = None,
+    sparsity: float | None = None,
+    block: str | None = None,
+    method: str | None = None,
+    calibration: str | Path | Mapping[str, Any] | None = None,
+    samples: int | None = None,
+    correct: str | None = None,
+    regroup: str | None = None,
+    recipe: str | Path | None = None,
+    work: str | Path | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    progress: ProgressCallback | None = None,
+) -> onnx.ModelProto:
+    """Compress an ONNX model; the result is plain ONNX, see docs/COMPRESSION.md.
+
+    Args:
+        model: File, or a model in memory (not changed).
+        prune: Scheme: ``block-punched``, ``unstructured``, ``2:4`` (any n:m), ``pattern``.
+        sparsity: Fraction of zeros in every pruned layer.
+        block: Filters x input channels that are pruned together, ``"8x4"``.
+        method: ``obs`` or ``magnitude``; by default ``obs`` if there is calibration data.
+        calibration: ``.npz`` file or arrays by name: ``x`` stacked samples, or one per input.
+        samples: Calibration samples to use at most, by default 1,024.
+        correct: ``statistics`` (default with data), ``bias`` or ``none``.
+        regroup: Block shape to turn masks made elsewhere into.
+        recipe: TOML file with these settings and exceptions per layer.
+        work: Folder for intermediate results; by default in the user's cache.
+        shapes: Shapes of inputs with dynamic dimensions; a free batch stays free by itself.
+        constants: Inputs to fix to a value.
+        progress: Called as the phases advance.
+
+    Raises:
+        EffcError: See docs/ERRORS.md.
+    """
+    from effc.compression.workflow import compress_model
+
+    options = CompressOptions(
+        prune=prune,
+        sparsity=sparsity,
+        block=block,
+        method=method,
+        calibration=_path(calibration),
+        samples=samples,
+        correct=correct,
+        regroup=regroup,
+        recipe=None if recipe is None else Path(recipe),
+        work=None if work is None else Path(work),
+        shapes=dict(shapes or {}),
+        constants=dict(constants or {}),
+    )
+    return compress_model(model, options, progress).model
+
+
+def _path(source: str | Path | Mapping[str, Any] | None) -> Path | Mapping[str, Any] | None:
+    return Path(source) if isinstance(source, str) else source
 
 
 def compile_to(
@@ -89,6 +180,7 @@ def compile_to(
     output: Path,
     progress: ProgressCallback | None = None,
     seconds: dict[str, float] | None = None,
+    compression: CompressOptions | None = None,
 ) -> Artifact:
     """Compile into ``output``; either the whole artifact appears there or nothing.
 
@@ -98,15 +190,35 @@ def compile_to(
         output: Folder, or file ending in ``.effc``.
         progress: Called as the phases advance.
         seconds: Receives the wall time of each phase.
+        compression: What to do to the model first, if anything.
     """
     from effc.pipeline import compile_model
 
     with staging(output) as folder:
+        records: tuple[PassRecord, ...] = ()
+        if compression is not None and compression.active:
+            model, options, records = _compressed(model, options, compression, progress)
         compiled = compile_model(model, options, progress)
+        compiled.passes = (*records, *compiled.passes)
         _write(folder, model, compiled, progress)
         if seconds is not None:
             seconds.update(compiled.phase_seconds)
     return load_artifact(output)
+
+
+def _compressed(
+    model: str | Path | onnx.ModelProto,
+    options: CompileOptions,
+    compression: CompressOptions,
+    progress: ProgressCallback | None,
+) -> tuple[onnx.ModelProto, CompileOptions, tuple[PassRecord, ...]]:
+    """The compressed model, the options to compile it with, and what was done to it."""
+    from effc.compression.workflow import compress_model
+
+    source = Path(model) if isinstance(model, str | Path) else None
+    done = compress_model(model, compression, progress)
+    left = replace(options, name=options.model_name(source), constants={})
+    return done.model, left, done.passes
 
 
 def _write(

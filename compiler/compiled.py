@@ -5,7 +5,7 @@ Plain records: no onnx-ir, no TVM.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,12 @@ __all__ = ["Block", "CompiledModel", "PassRecord"]
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: where it applied, and why it refused elsewhere."""
+    """What one pass did: where it applied, why it refused elsewhere, and how it was set."""
 
     name: str
     applied: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

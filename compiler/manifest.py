@@ -72,7 +72,12 @@ def build_manifest(
         "layers": layers,
         "steps": [call.region for call in program.calls],
         "passes": [
-            {"name": p.name, "applied": list(p.applied), "refused": list(p.refused)}
+            {
+                "name": p.name,
+                "applied": list(p.applied),
+                "refused": list(p.refused),
+                "settings": dict(p.settings),
+            }
             for p in compiled.passes
         ],
         "memory_plan": [

@@ -32,7 +32,8 @@ class ProgressCallback(Protocol):
 
     ``done`` counts up to ``total`` within one ``phase`` (``import``, ``passes``,
     ``regions``, ``kernels``, ``tune``, ``storage``, ``lower``, ``link``,
-    ``verify``); phases come one after another. ``detail`` names the current item.
+    ``verify``; when compressing before that ``calibrate``, ``prune``, ``refit``, ``correct``);
+    phases come one after another, ``calibrate`` more than once. ``detail`` names the current item.
     """
 
     def __call__(self, phase: str, done: int, total: int, detail: str = "") -> None: ...

@@ -29,6 +29,7 @@ __all__ = [
     "generate",
     "index_limits",
     "load_inputs",
+    "load_samples",
     "numpy_dtype",
     "read_npz",
     "write_npz",
@@ -172,24 +173,65 @@ def load_inputs(path: Path, inputs: Sequence[Tensor]) -> Dataset:
     names = [t.name for t in inputs]
     stacked = set(arrays) <= {"x", "y"} and "x" in arrays and len(inputs) == 1
     if stacked and not (names == ["x"] and arrays["x"].shape == inputs[0].shape):
-        return _stacked(path, arrays, inputs[0])
+        return _stacked(str(path), arrays, inputs[0])
+    _require_names(str(path), arrays, inputs)
+    return Dataset([{t.name: _fit(str(path), arrays[t.name], t) for t in inputs}])
+
+
+def load_samples(source: Path | Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> Dataset:
+    """Calibration samples: ``x`` stacked for the only input, or stacked arrays by input name.
+
+    Of an array by name, the leading dimension counts samples; one of the input's own shape is
+    one run.
+
+    Args:
+        source: ``.npz`` file, or arrays as in one. Labels ``y`` are not looked at.
+        inputs: Of the model.
+
+    Raises:
+        UsageError: The file is missing.
+        ModelError: It is no ``.npz``, or names, shapes or dtypes do not fit the model.
+    """
+    where = "calibration" if isinstance(source, Mapping) else str(source)
+    arrays = dict(source) if isinstance(source, Mapping) else read_npz(source)
+    names = [t.name for t in inputs]
+    if "y" not in names:
+        arrays.pop("y", None)
+    if len(inputs) == 1 and names[0] not in arrays and "x" in arrays:
+        arrays = {names[0]: arrays["x"]}
+    _require_names(where, arrays, inputs)
+    parts = [_stacked(where, {"x": arrays[t.name]}, t) for t in inputs]
+    if len({len(part.samples) for part in parts}) > 1:
+        raise ModelError(
+            "inputs have different numbers of samples",
+            where=where,
+            got=", ".join(f"{n}: {part.count}" for n, part in zip(names, parts, strict=True)),
+        )
+    merged = [
+        {name: array for one in samples for name, array in one.items()}
+        for samples in zip(*(part.samples for part in parts), strict=True)
+    ]
+    return Dataset(merged, None, parts[0].count)
+
+
+def _require_names(where: str, arrays: Arrays, inputs: Sequence[Tensor]) -> None:
+    names = [t.name for t in inputs]
     missing = [name for name in names if name not in arrays]
     unknown = [name for name in arrays if name not in names and name not in ("x", "y")]
     if missing:
         raise ModelError(
             "inputs of the model are missing",
-            where=str(path),
+            where=where,
             expected=", ".join(map(_describe, inputs)),
             got=", ".join(arrays) or "no arrays",
         )
     if unknown:
         raise ModelError(
             "arrays that the model does not take",
-            where=str(path),
+            where=where,
             expected=", ".join(names),
             got=", ".join(unknown),
         )
-    return Dataset([{t.name: _fit(path, arrays[t.name], t) for t in inputs}])
 
 
 def read_npz(path: Path) -> Arrays:
@@ -230,7 +272,7 @@ def write_npz(stream: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
-def _stacked(path: Path, arrays: Arrays, tensor: Tensor) -> Dataset:
+def _stacked(path: str, arrays: Arrays, tensor: Tensor) -> Dataset:
     x = arrays["x"]
     y = arrays.get("y")
     batch = tensor.shape[0] if tensor.shape else 1
@@ -248,7 +290,7 @@ def _stacked(path: Path, arrays: Arrays, tensor: Tensor) -> Dataset:
     if len(x) == 0 or (y is not None and y.shape != (len(x),)):
         raise ModelError(
             "needs samples x and as many labels y",
-            where=str(path),
+            where=path,
             got=f"x {x.shape}, y {None if y is None else y.shape}",
         )
     flat = x.reshape(-1, *tensor.shape[1:]) if per_sample > 1 else x
@@ -265,7 +307,7 @@ def _batches(x: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield chunk
 
 
-def _fit(path: Path, array: np.ndarray, tensor: Tensor) -> np.ndarray:
+def _fit(path: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
     dtype = numpy_dtype(tensor.dtype)
     if array.shape != tensor.shape or not np.can_cast(array.dtype, dtype, "safe"):
         raise ModelError(

@@ -64,6 +64,60 @@ Input = Annotated[
         help="Arrays by input name, or x (stacked samples) and y (labels).",
     ),
 ]
+Prune = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--prune",
+        metavar="SCHEME",
+        help="Make weights zero: block-punched, unstructured, 2:4 (any n:m), pattern.",
+    ),
+]
+Sparsity = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--sparsity", metavar="S", help="Fraction of zeros in every pruned layer."),
+]
+Block = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--block", metavar="8x4", help="Filters x input channels that are pruned together."
+    ),
+]
+Method = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--method", metavar="obs|magnitude", help="How zeros are chosen; with data: obs."),
+]
+Calibration = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--calibration", metavar="X.npz", help="Samples: x (stacked), or arrays by input name."
+    ),
+]
+Samples = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--samples", metavar="N", help="Calibration samples to use at most (1024)."),
+]
+Correct = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--correct",
+        metavar="statistics|bias|none",
+        help="What layer outputs keep of the dense model's; with data: statistics.",
+    ),
+]
+Regroup = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--regroup", metavar="8x4", help="Turn zeros made elsewhere into blocks of this shape."
+    ),
+]
+RecipeFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--recipe", metavar="R.toml", help="Settings, with exceptions per layer."),
+]
+WorkFolder = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--work", metavar="DIR", help="Where an interrupted compression continues."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what every pass did.")]
@@ -117,13 +171,38 @@ def compile_(
         bool,
         typer.Option("--verify/--no-verify", help="Run the result against ONNX Runtime first."),
     ] = True,
+    prune: Prune = None,
+    sparsity: Sparsity = None,
+    block: Block = None,
+    method: Method = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    correct: Correct = None,
+    regroup: Regroup = None,
+    recipe: RecipeFile = None,
+    work: WorkFolder = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Compile a model into an artifact."""
+    from effc.cli.arguments import parse_compression
     from effc.cli.build import compile_command
 
+    compression = parse_compression(
+        prune=prune,
+        sparsity=sparsity,
+        block=block,
+        method=method,
+        calibration=calibration,
+        samples=samples,
+        correct=correct,
+        regroup=regroup,
+        recipe=recipe,
+        work=work,
+        shapes=shape or [],
+        constants=constant or [],
+    )
     compile_command(
         Console(as_json, quiet, verbose),
         model,
@@ -136,7 +215,51 @@ def compile_(
         tune=tune,
         tuning_db=tuning_db,
         verify=verify,
+        compression=compression,
     )
+
+
+@app.command()
+def compress(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="SMALL.onnx", help="Model to write.")
+    ],
+    prune: Prune = None,
+    sparsity: Sparsity = None,
+    block: Block = None,
+    method: Method = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    correct: Correct = None,
+    regroup: Regroup = None,
+    recipe: RecipeFile = None,
+    work: WorkFolder = None,
+    shape: Shapes = None,
+    constant: Constants = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compress a model; the result is plain ONNX."""
+    from effc.cli.arguments import parse_compression
+    from effc.cli.compress import compress_command
+
+    options = parse_compression(
+        prune=prune,
+        sparsity=sparsity,
+        block=block,
+        method=method,
+        calibration=calibration,
+        samples=samples,
+        correct=correct,
+        regroup=regroup,
+        recipe=recipe,
+        work=work,
+        shapes=shape or [],
+        constants=constant or [],
+    )
+    compress_command(Console(as_json, quiet, verbose), model, output, options)
 
 
 @app.command()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from effc.compression.options import CompressOptions
 from effc.errors import UsageError
 
-__all__ = ["parse_constants", "parse_shapes", "parse_tune"]
+__all__ = ["parse_compression", "parse_constants", "parse_shapes", "parse_tune"]
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -67,3 +68,12 @@ def _number(text: str) -> int | float | bool:
 def parse_tune(text: str) -> str | int:
     """A mode, or a number of measurements."""
     return int(text) if text.isascii() and text.isdigit() else text
+
+
+def parse_compression(
+    *, shapes: Sequence[str], constants: Sequence[str], **flags: Any
+) -> CompressOptions:
+    """Compression options from flags that are called like their fields."""
+    return CompressOptions(
+        shapes=parse_shapes(shapes), constants=parse_constants(constants), **flags
+    )

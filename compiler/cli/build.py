@@ -7,6 +7,7 @@ from pathlib import Path
 
 from effc.cli.arguments import parse_constants, parse_shapes, parse_tune
 from effc.cli.console import Console, human_bytes, human_count, human_time
+from effc.compression.options import CompressOptions
 from effc.errors import UsageError
 from effc.options import CompileOptions
 
@@ -26,6 +27,7 @@ def compile_command(
     tune: str,
     tuning_db: Path | None,
     verify: bool,
+    compression: CompressOptions,
 ) -> None:
     """Compile a model and say what came out."""
     options = CompileOptions(
@@ -52,7 +54,7 @@ def compile_command(
 
     seconds: dict[str, float] = {}
     with console.progress() as progress:
-        artifact = compile_to(model, options, output, progress, seconds)
+        artifact = compile_to(model, options, output, progress, seconds, compression)
     manifest = artifact.manifest
     console.result(
         {

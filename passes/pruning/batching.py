@@ -58,20 +58,19 @@ def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
 
 
 def free_batch(
-    model: ir.Model, samples: Sequence[Feeds], names: Sequence[str] = ()
+    model: ir.Model, samples: Sequence[Feeds], name: str = "N"
 ) -> onnx.ModelProto | None:
     """A copy of the model whose leading dimension is free, or None if it cannot be.
 
     Args:
         model: All inputs have the same leading dimension.
         samples: Two of them are run together and alone, to try.
-        names: Name of the free dimension per input; ``N`` without.
+        name: Of the free dimension.
     """
     sizes = {shape_of(v)[:1] for v in model.graph.inputs}
     if len(sizes) != 1 or () in sizes or len(samples) < 2:
         return None
     ((batch,),) = sizes
-    name = names[0] if names else "N"
     proto = ir.to_proto(model)
     _free_dimensions(proto, model, batch, name)
     return proto if _works(proto, ir.to_proto(model), samples[:2]) else None

@@ -1,8 +1,8 @@
 """Give the outputs of each layer the mean and spread that they had in the dense model.
 
 Zeros in weights shrink what a layer computes, and the error grows from layer to layer. On the same
-samples, let y be a layer's output channel in the dense model and y' in the pruned one, whose earlier
-layers are corrected already. Then
+samples, let y be a layer's output channel in the dense model and y' in the pruned one, whose
+earlier layers are corrected already. Then
 
     y'' = a y' + c,   a = std(y) / std(y'),   c = mean(y) - a mean(y')
 

@@ -15,9 +15,9 @@ merge of queues: the running maximum of a band's losses is what is compared).
 * ``pattern``: each block takes the pattern of the layer's library that costs least from the dense
   weights, then whole kernels are removed in order.
 
-``H`` is damped by a fraction of its mean diagonal (Hessians of few samples are singular), which also
-bounds how far weights may move. Source: Frantar and Alistarh, Optimal Brain Compression, NeurIPS
-2022, sections 3 and 4; there a row is a band of its own and units are rows' entries.
+``H`` is damped by a fraction of its mean diagonal (Hessians of few samples are singular), which
+also bounds how far weights may move. Source: Frantar and Alistarh, Optimal Brain Compression,
+NeurIPS 2022, sections 3 and 4; there a band is one row.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from effc.passes.pruning.project import grid_of, mask_from_scores
 from effc.passes.pruning.scheme import Scheme
 from effc.passes.pruning.units import Grid
 
-__all__ = ["DAMPING", "Trace", "damped", "refit", "trace_layer"]
+__all__ = ["DAMPING", "Trace", "damped", "output_loss", "refit", "trace_layer"]
 
 Array = np.ndarray[Any, Any]
 Tick = Callable[[int, int], None]
@@ -173,6 +173,19 @@ def refit(weight: Array, hessians: Array, mask: Array, damping: float = DAMPING)
                 factor = linalg.cho_factor(exact[np.ix_(stays, stays)], overwrite_a=True)
                 result[band, stays] = linalg.cho_solve(factor, target.T).T
     return result.reshape(weight.shape).astype(weight.dtype)
+
+
+def output_loss(weight: Array, new: Array, hessians: Array) -> float:
+    """Squared change of a layer's outputs over their energy, on the calibration samples.
+
+    Args:
+        weight, new: Before and after, ``[Cout, Cin / groups, *kernel]``.
+        hessians: ``[groups, K, K]``, not damped.
+    """
+    before = weight.reshape(len(hessians), -1, hessians.shape[1]).astype(np.float64)
+    change = new.reshape(before.shape) - before
+    energy = float(np.vdot(before @ hessians, before))
+    return float(np.vdot(change @ hessians, change)) / energy if energy > 0 else 0.0
 
 
 def _equal_rows(kept: Array) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,98 @@
+"""``effc compress``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from effc.cli.console import Console
+from effc.compression.options import CompressOptions
+from effc.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["compress_command"]
+
+
+def compress_command(console: Console, model: Path, output: Path, options: CompressOptions) -> None:
+    """Compress a model and say what became of each layer."""
+    options.require_active()
+    if not model.is_file():
+        raise UsageError("no such file", where=str(model), expected="an ONNX model")
+    _check_output(output, model)
+
+    from effc.compression.workflow import compress_model
+
+    with console.progress() as progress:
+        done = compress_model(model, options, progress)
+    _write(done.model, output)
+    weights = sum(layer.weights for layer in done.layers)
+    zeros = sum(round(layer.sparsity * layer.weights) for layer in done.layers)
+    console.result(
+        {
+            "ok": True,
+            "output": str(output),
+            "sparsity": zeros / max(weights, 1),
+            "layers": [asdict(layer) for layer in done.layers],
+            "passes": [asdict(record) for record in done.passes],
+            "notes": list(done.notes),
+        }
+    )
+    console.table(
+        ["layer", "op", "zeros", "scheme", "block", "method", "loss", "why not"],
+        [
+            [
+                layer.name,
+                layer.op,
+                f"{layer.sparsity:.1%}",
+                layer.scheme,
+                layer.block,
+                layer.method,
+                "" if layer.loss is None else f"{layer.loss:.2e}",
+                layer.why,
+            ]
+            for layer in done.layers
+        ],
+        right=["zeros", "loss"],
+    )
+    console.say(f"{output}: {zeros / max(weights, 1):.1%} of {weights} weights are zero")
+    for note in done.notes:
+        console.note(note)
+    if console.verbose:
+        for record in done.passes:
+            for text in (*record.applied, *(f"refused at {why}" for why in record.refused)):
+                console.note(f"{record.name}: {text}")
+
+
+def _check_output(output: Path, model: Path) -> None:
+    if output.is_dir() or not output.parent.is_dir():
+        raise UsageError(
+            "cannot write the model here", where=f"-o {output}", expected="a file in a folder"
+        )
+    if output.exists() and output.samefile(model):
+        raise UsageError(
+            "the result would replace the model",
+            where=f"-o {output}",
+            expected="another file",
+        )
+
+
+def _write(model: onnx.ModelProto, output: Path) -> None:
+    """The file appears as a whole or not at all."""
+    import onnx
+
+    handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            onnx.save(model, stream)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)
+        Path(name).replace(output)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,109 @@
+"""What the user asked of compression, checked, and nothing else.
+
+Imports neither NumPy nor onnx, so that a wrong flag is reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from effc.errors import UsageError
+from effc.passes.pruning.scheme import check_sparsity, parse_block, parse_scheme
+
+__all__ = ["CORRECTIONS", "METHODS", "CompressOptions"]
+
+METHODS = ("obs", "magnitude")
+CORRECTIONS = ("statistics", "bias", "none")
+
+_WITHOUT_DATA = "magnitude"
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """Options of one compression; the fields mirror the flags of ``effc compress``.
+
+    What is None is decided by the recipe, or else by default.
+
+    Attributes:
+        prune: Scheme: ``block-punched``, ``unstructured``, ``n:m``, ``pattern``.
+        sparsity: Fraction of zeros in every pruned layer.
+        block: ``"8x4"``: filters x input channels.
+        method: ``obs`` or ``magnitude``; by default ``obs`` if there is calibration data.
+        calibration: ``.npz`` file, or arrays by name as in one.
+        samples: How many calibration samples to use at most.
+        correct: ``statistics``, ``bias`` or ``none``: what is matched with the dense model.
+        regroup: Block shape to turn masks made elsewhere into.
+        recipe: TOML file with these settings and exceptions per layer.
+        work: Folder for intermediate results, to continue an interrupted run.
+        shapes, constants: As for ``compile``.
+    """
+
+    prune: str | None = None
+    sparsity: float | None = None
+    block: str | None = None
+    method: str | None = None
+    calibration: Path | Mapping[str, Any] | None = None
+    samples: int | None = None
+    correct: str | None = None
+    regroup: str | None = None
+    recipe: Path | None = None
+    work: Path | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.prune is not None:
+            scheme = parse_scheme(self.prune, self.block)
+            if self.sparsity is not None or self.recipe is None:
+                check_sparsity(scheme, self.sparsity)
+        elif self.block is not None:
+            parse_block(self.block)
+        if self.regroup is not None:
+            parse_block(self.regroup)
+        _one_of(self.method, METHODS, "--method")
+        _one_of(self.correct, CORRECTIONS, "--correct")
+        if self.samples is not None and self.samples < 1:
+            raise UsageError(
+                "number of samples out of range",
+                where="--samples",
+                expected="a positive number",
+                got=self.samples,
+            )
+        if self.calibration is None:
+            self._require_no_data()
+
+    def _require_no_data(self) -> None:
+        for flag, value in (("--method obs", self.method == "obs"), ("--correct", self.correct)):
+            if value and value != "none":
+                raise UsageError(
+                    "calibration data is needed",
+                    where=flag,
+                    expected="--calibration X.npz with samples of real inputs",
+                    hint=f"without data there is --method {_WITHOUT_DATA}",
+                )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is to be done."""
+        return any((self.prune, self.regroup, self.recipe))
+
+    def require_active(self) -> None:
+        """Raise if there is nothing to do, or settings that nothing uses.
+
+        Raises:
+            UsageError: Neither scheme, nor recipe, nor regrouping was asked for.
+        """
+        if not self.active:
+            raise UsageError(
+                "nothing to do",
+                where="compress",
+                expected="--prune SCHEME --sparsity S, --recipe R.toml or --regroup BLOCK",
+            )
+
+
+def _one_of(value: str | None, known: tuple[str, ...], flag: str) -> None:
+    if value is not None and value not in known:
+        raise UsageError("unknown choice", where=flag, expected=" or ".join(known), got=repr(value))

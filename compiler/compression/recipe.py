@@ -1,0 +1,253 @@
+"""Recipes: compression settings in a TOML file, with exceptions per layer.
+
+    prune = "block-punched"
+    sparsity = 0.5
+
+    [[layer]]
+    match = "/layer3/*"
+    sparsity = 0.75
+
+    [[layer]]
+    match = "/fc/Gemm"
+    dense = true
+
+Settings at the top are those of the command line, which wins over them. ``[[layer]]`` entries
+apply in order to all layers whose node name equals or matches (``*``, ``?``, ``[...]``) ``match``;
+later ones win. An entry with a layer's exact name, or with ``dense = false``, also reaches layers
+that are dense by default. Unknown keys, wrong types and entries that match nothing are errors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from effc.compression.options import CORRECTIONS, METHODS, CompressOptions
+from effc.errors import UsageError
+from effc.passes.pruning.layers import Layer
+from effc.passes.pruning.prune_weights import Setting
+from effc.passes.pruning.scheme import check_sparsity, parse_scheme
+
+__all__ = ["LayerPlan", "Recipe", "plan_layers", "read_recipe"]
+
+_SHARED: dict[str, type | tuple[type, ...]] = {
+    "prune": str,
+    "sparsity": (int, float),
+    "block": str,
+    "method": str,
+}
+_TOP = {**_SHARED, "samples": int, "correct": str, "regroup": str}
+_LAYER = {**_SHARED, "match": str, "dense": bool}
+
+_DEFAULT_SAMPLES = 1024
+
+_WHY_DENSE = {
+    "first": "it reads the model's input",
+    "output": "it computes the model's output",
+    "depthwise": "it is depthwise",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a compression, all decided.
+
+    Attributes:
+        settings: ``prune``, ``sparsity``, ``block``, ``method`` as far as given.
+        overrides: ``[[layer]]`` entries in order.
+        samples: Calibration samples to use at most.
+        correct: What is matched with the dense model.
+        regroup: Block shape for masks made elsewhere, or None.
+        where: For messages.
+    """
+
+    settings: Mapping[str, Any]
+    overrides: Sequence[Mapping[str, Any]] = ()
+    samples: int = _DEFAULT_SAMPLES
+    correct: str = "none"
+    regroup: str | None = None
+    where: str = "recipe"
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer gets.
+
+    Attributes:
+        layer: The layer.
+        setting: Scheme and sparsity; None if it stays dense.
+        method: ``obs`` or ``magnitude``.
+        why: Why it stays dense.
+    """
+
+    layer: Layer
+    setting: Setting | None
+    method: str = ""
+    why: str = ""
+
+
+@dataclass
+class _Merged:
+    """Settings of one layer while entries are applied."""
+
+    values: dict[str, Any]
+    dense: bool
+    why: str
+    used: list[int] = field(default_factory=list)
+
+
+def read_recipe(options: CompressOptions) -> Recipe:
+    """The recipe of ``options.recipe``, if any, with the options applied over it.
+
+    Raises:
+        UsageError: The file is missing or no TOML; unknown or unfit keys or values.
+    """
+    path = options.recipe
+    document = {} if path is None else _load(path)
+    where = "recipe" if path is None else str(path)
+    layers = document.pop("layer", [])
+    _check_keys(document, _TOP, where)
+    if not isinstance(layers, list) or not all(isinstance(entry, dict) for entry in layers):
+        raise UsageError("layer must be a list of tables", where=where, expected="[[layer]]")
+    for number, entry in enumerate(layers):
+        _check_entry(entry, f"{where}: [[layer]] {number + 1}")
+    given = {key: getattr(options, key) for key in _TOP if getattr(options, key) is not None}
+    merged = {**document, **given}
+    data = options.calibration is not None
+    _check_choices(merged, where)
+    return Recipe(
+        {key: merged[key] for key in _SHARED if key in merged}
+        | {"method": merged.get("method", "obs" if data else "magnitude")},
+        layers,
+        merged.get("samples", _DEFAULT_SAMPLES),
+        merged.get("correct", "statistics" if data else "none"),
+        merged.get("regroup"),
+        where,
+    )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError("no such file", where=str(path), expected="a recipe") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError("not a TOML file", where=str(path), got=str(error)) from error
+
+
+def _check_keys(
+    table: Mapping[str, Any], known: Mapping[str, type | tuple[type, ...]], where: str
+) -> None:
+    for key, value in table.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise UsageError(
+                f"unknown setting '{key}'",
+                where=where,
+                expected=", ".join(known),
+                hint=f"did you mean {near[0]}?" if near else None,
+            )
+        kind = known[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            names = kind if isinstance(kind, tuple) else (kind,)
+            raise UsageError(
+                f"'{key}' has the wrong type",
+                where=where,
+                expected=" or ".join(k.__name__ for k in names),
+                got=repr(value),
+            )
+
+
+def _check_entry(entry: Mapping[str, Any], where: str) -> None:
+    _check_keys(entry, _LAYER, where)
+    if "match" not in entry:
+        raise UsageError("the entry names no layer", where=where, expected='match = "NAME or glob"')
+    if len(entry) == 1:
+        raise UsageError("the entry sets nothing", where=where, expected=", ".join(_LAYER))
+    if entry.get("dense") and len(entry) > 2:
+        raise UsageError("a dense layer has no other settings", where=where)
+    _check_choices(entry, where)
+
+
+def _check_choices(table: Mapping[str, Any], where: str) -> None:
+    for key, known in (("method", METHODS), ("correct", CORRECTIONS)):
+        if key in table and table[key] not in known:
+            raise UsageError(
+                f"unknown {key}", where=where, expected=" or ".join(known), got=repr(table[key])
+            )
+    if table.get("samples", 1) < 1:
+        raise UsageError(
+            "number of samples out of range",
+            where=where,
+            expected="a positive number",
+            got=table["samples"],
+        )
+
+
+def plan_layers(recipe: Recipe, layers: Sequence[Layer]) -> list[LayerPlan]:
+    """What every layer gets, in order.
+
+    Raises:
+        UsageError: An entry matches no layer; a scheme or sparsity is missing or impossible.
+    """
+    matched: set[int] = set()
+    plans = []
+    for layer in layers:
+        merged = _merge(recipe, layer)
+        matched.update(merged.used)
+        plans.append(_plan(layer, merged))
+    for number, entry in enumerate(recipe.overrides):
+        if number not in matched:
+            names = [layer.name for layer in layers]
+            near = difflib.get_close_matches(entry["match"], names, 3)
+            raise UsageError(
+                "no layer with weights matches",
+                where=f"{recipe.where}: [[layer]] {number + 1}",
+                expected=", ".join(near or names[:5]) + (" ..." if len(names) > 5 else ""),
+                got=repr(entry["match"]),
+                hint="effc compress --json lists the layers by name",
+            )
+    return plans
+
+
+def _merge(recipe: Recipe, layer: Layer) -> _Merged:
+    merged = _Merged(dict(recipe.settings), layer.role != "inner", _WHY_DENSE.get(layer.role, ""))
+    for number, entry in enumerate(recipe.overrides):
+        pattern = entry["match"]
+        if layer.name != pattern and not fnmatchcase(layer.name, pattern):
+            continue
+        merged.used.append(number)
+        merged.values |= {k: v for k, v in entry.items() if k in _SHARED}
+        if "prune" in entry:  # what was said for another scheme does not hold for this one
+            if "block" not in entry:
+                merged.values.pop("block", None)
+            if "sparsity" not in entry and _has_own_sparsity(entry):
+                merged.values.pop("sparsity", None)
+        if entry.get("dense"):
+            merged.dense, merged.why = True, "the recipe says so"
+        elif layer.name == pattern or "dense" in entry:
+            merged.dense = False
+    return merged
+
+
+def _has_own_sparsity(entry: Mapping[str, Any]) -> bool:
+    return parse_scheme(entry["prune"], entry.get("block")).fixed_sparsity is not None
+
+
+def _plan(layer: Layer, merged: _Merged) -> LayerPlan:
+    values = merged.values
+    if merged.dense:
+        return LayerPlan(layer, None, why=merged.why)
+    if "prune" not in values:
+        return LayerPlan(layer, None, why="no scheme was asked for")
+    scheme = parse_scheme(values["prune"], values.get("block"))
+    sparsity = values.get("sparsity")
+    sparsity = check_sparsity(scheme, None if sparsity is None else float(sparsity))
+    if sparsity == 0:
+        return LayerPlan(layer, None, why="its sparsity is 0")
+    return LayerPlan(layer, Setting(scheme, sparsity), values["method"])
