@@ -17,7 +17,7 @@ removes a tenth, with 40 levels), up to 95 %. All times are kept in the tuning d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from effc.compression.allocation import Allocation, Point
 from effc.compression.goal import TOLERANCE, Goal
-from effc.compression.level_weights import LevelWeights
+from effc.compression.level_library import LevelLibrary
 from effc.compression.sensitivity import Coefficients, Stitcher, search_coefficients
 from effc.devices.catalog import get_target
 from effc.errors import QualityError, UnsupportedError, UsageError
@@ -35,7 +35,7 @@ from effc.options import CompileOptions, ProgressCallback
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.layers import Layer, find_layers
 from effc.passes.pruning.project import projection_mask
-from effc.passes.pruning.prune_weights import Pruner, PruneWeights, Setting, magnitude
+from effc.passes.pruning.prune_weights import PruneWeights, Setting
 from effc.passes.pruning.scheme import PATTERN_SPARSITY, Scheme
 from effc.pipeline import compile_model, import_and_simplify, regions_of
 from effc.tuning.database import Database, default_path
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 __all__ = ["LevelPlan", "check_goal", "choose_levels", "levels_of", "with_speed_options"]
 
 Array = np.ndarray[Any, Any]
-Loss = Callable[[Layer, Setting], float]
 
 _REMOVED = 0.2
 _MOST = 0.95
@@ -114,24 +113,22 @@ def with_speed_options(options: CompileOptions) -> CompileOptions:
 
 def choose_levels(
     model: ir.Model,
-    schemes: Mapping[str, Scheme],
+    settings: Mapping[str, Setting],
     goal: Goal,
     options: CompileOptions,
     *,
-    loss: Loss,
-    pruner: Pruner = magnitude,
-    samples: Sequence[Mapping[str, Array]] | None = None,
+    library: LevelLibrary,
+    samples: Sequence[Mapping[str, Array]] = (),
     progress: ProgressCallback | None = None,
 ) -> LevelPlan:
     """Choose a sparsity for every layer so that the network reaches a goal.
 
     Args:
-        model: Imported and simplified; layers with a fixed sparsity have their zeros already.
-        schemes: What is removed together, by name of each layer that may be pruned.
+        model: Imported, prepared for pruning, dense.
+        settings: By name of each layer that may be pruned; those without a sparsity are free.
         goal: Speed-up or latency.
         options: Target, threads, tuning mode and database.
-        loss: Relative error of a layer at a setting.
-        pruner: Weights of a layer at a setting, for scoring networks.
+        library: Weights and errors of layers at levels.
         samples: Calibration inputs; without them the errors of layers are added up as they are.
         progress: Called as the phases advance.
 
@@ -154,7 +151,7 @@ def choose_levels(
             got=why,
             hint="give --sparsity S, or choose the levels on a machine like the target",
         )
-    if not schemes:
+    if not settings:
         raise UsageError("no layer may be pruned", where=goal.flag)
     options = with_speed_options(options)
     proto = ir.to_proto(model)
@@ -163,8 +160,8 @@ def choose_levels(
     store = Database(options.tuning_db or default_path())
     context = context_of(regions, target, options.threads)
 
-    layers = [layer for layer in find_layers(model)[0] if layer.name in schemes]
-    table = _Table(layers, schemes, regions)
+    layers = [layer for layer in find_layers(model)[0] if layer.name in settings]
+    table = _Table(layers, settings, regions)
     times = level_times(
         table.families,
         target,
@@ -180,27 +177,23 @@ def choose_levels(
     if first < fastest * (1 - 1e-9):
         raise _out_of_reach(goal, first, fastest, dense_seconds, table)
 
-    table.set_errors(loss)
+    table.set_errors(library)
     found = None
-    if samples is not None:
-        found = _search(table, model, pruner, samples, first, dense, progress)
+    if samples:
+        found = _search(table, model, library, samples, first, dense, progress)
     errors = table.errors if found is None else found.errors
     search = _Rounds(table, errors, goal, model, options, dense, store, context)
     point, rounds = search.run(first, progress)
-    settings = {
-        layer.name: Setting(schemes[layer.name], table.sparsity(index, point.levels[index]))
-        for index, layer in enumerate(layers)
-    }
     record = {
         "goal": goal.describe(),
         "dense_ms": _ms(dense_seconds),
         "rest_ms": _ms(table.rest),
         "fastest_ms": _ms(fastest),
         "rounds": rounds,
-        "errors": _error_record(found, samples),
+        "errors": _error_record(found),
         **table.describe(search.allocation, point),
     }
-    return LevelPlan(settings, table.hints(point.levels), record, goal, dense, store, context)
+    return LevelPlan(table.settings(point.levels), table.hints(point.levels), record, goal, dense, store, context)
 
 
 def check_goal(plan: LevelPlan, compiled: CompiledModel) -> dict[str, Any]:
@@ -236,35 +229,42 @@ class _Table:
     """Times and errors of all layers at all levels."""
 
     def __init__(
-        self, layers: Sequence[Layer], schemes: Mapping[str, Scheme], regions: Sequence[Region]
+        self, layers: Sequence[Layer], settings: Mapping[str, Setting], regions: Sequence[Region]
     ) -> None:
         self.layers = layers
-        self.schemes = [schemes[layer.name] for layer in layers]
-        self.levels = [levels_of(scheme) for scheme in self.schemes]
+        self.schemes = [settings[layer.name].scheme for layer in layers]
+        self.fixed = [settings[layer.name].sparsity for layer in layers]
+        self.levels = [
+            levels_of(scheme) if fixed is None else (0.0, fixed)
+            for scheme, fixed in zip(self.schemes, self.fixed, strict=True)
+        ]
         self.shape = (len(layers), max(map(len, self.levels)))
         self.times = np.full(self.shape, np.inf)
         self.errors = np.zeros(self.shape)
         self.rest = 0.0
         computed = {op.name: region for region in regions for op in region.ops}
-        first: dict[tuple[str, Scheme], int] = {}
-        count: dict[tuple[str, Scheme], int] = {}
-        self.member: list[tuple[str, Scheme]] = []
-        for index, (layer, scheme) in enumerate(zip(layers, self.schemes, strict=True)):
+        members: dict[tuple[str, Scheme, float | None], list[int]] = {}
+        for index, layer in enumerate(layers):
             region = computed.get(layer.name)
             if region is None or region.anchor is None or region.anchor.name != layer.name:
-                raise UnsupportedError("the layer is not computed on its own", where=layer.name)
-            kind = (region.key, scheme)
-            self.member.append(kind)
-            first.setdefault(kind, index)
-            count[kind] = count.get(kind, 0) + 1
-        self.kinds = list(first)
-        self.families = [
-            Family(
-                tuple(_at_levels(computed[layers[at].name], layers[at], kind[1], self.levels[at])),
-                count[kind],
-            )
-            for kind, at in first.items()
-        ]
+                raise UnsupportedError(
+                    "the layer is not computed on its own, so it has no time of its own",
+                    where=layer.name,
+                    hint="set dense = true or a sparsity for it in the recipe",
+                )
+            kind = (region.key, self.schemes[index], self.fixed[index])
+            members.setdefault(kind, []).append(index)
+        self.members = list(members.values())
+        self.families = [self._family(computed, indices) for indices in self.members]
+
+    def _family(self, computed: Mapping[str, Region], indices: Sequence[int]) -> Family:
+        """Layers that share their times; the first one stands for all."""
+        index = indices[0]
+        layer = self.layers[index]
+        regions = _at_levels(
+            computed[layer.name], layer, self.schemes[index], self.levels[index]
+        )
+        return Family(tuple(regions), len(indices))
 
     def set_times(self, found: Sequence[LevelTimes], network: float) -> None:
         """Enter measured times; the rest of the network's time is that of everything else.
@@ -272,28 +272,39 @@ class _Table:
         Layers measured alone can take longer than in the network; they are then scaled down so
         that together they take as long as the dense network, and nothing is left for the rest.
         """
-        by_kind = dict(zip(self.kinds, found, strict=True))
-        self.found = [by_kind[kind] for kind in self.member]
-        for row, times in zip(self.times, self.found, strict=True):
-            for level, seconds in enumerate(times.seconds):
-                row[level] = np.inf if seconds is None else seconds
-        prunable = float(self.times[:, 0].sum())
-        self.scale = min(1.0, network / prunable)
-        self.times *= self.scale
+        by_index = {
+            index: times
+            for indices, times in zip(self.members, found, strict=True)
+            for index in indices
+        }
+        self.found = [by_index[index] for index in range(len(self.layers))]
+        prunable = sum(times.dense for times in self.found)
+        scale = min(1.0, network / prunable)
         self.rest = max(network - prunable, 0.0)
+        for index, times in enumerate(self.found):
+            for level, seconds in enumerate(times.seconds):
+                self.times[index, level] = np.inf if seconds is None else seconds * scale
+            if self.fixed[index] is not None and np.isfinite(self.times[index, 1]):
+                self.times[index, 0] = np.inf
+        self.dense = [times.dense * scale for times in self.found]
 
-    def set_errors(self, loss: Loss) -> None:
+    def set_errors(self, library: LevelLibrary) -> None:
         """Ask the pruning method for the error of every level that has a time."""
         for index, layer in enumerate(self.layers):
             for level in np.flatnonzero(np.isfinite(self.times[index])).tolist():
                 if level:
-                    self.errors[index, level] = loss(layer, self.setting(index, level))
-
-    def sparsity(self, index: int, level: int) -> float:
-        return self.levels[index][level]
+                    self.errors[index, level] = library.loss(layer, self.setting(index, level))
 
     def setting(self, index: int, level: int) -> Setting:
-        return Setting(self.schemes[index], self.sparsity(index, level))
+        """Scheme and sparsity of a layer at a level."""
+        return Setting(self.schemes[index], self.levels[index][level])
+
+    def settings(self, levels: Sequence[int]) -> dict[str, Setting]:
+        """The same of all layers, by name."""
+        return {
+            layer.name: self.setting(index, levels[index])
+            for index, layer in enumerate(self.layers)
+        }
 
     def hints(self, levels: Sequence[int]) -> dict[str, Any]:
         """The kernels that the times of these levels are of, by layer name."""
@@ -312,10 +323,10 @@ class _Table:
                 {
                     "name": layer.name,
                     "scheme": str(self.schemes[index]),
-                    "sparsity": self.sparsity(index, level),
+                    "sparsity": self.levels[index][level],
                     "error": _round(allocation.errors[index, level]),
                     "seconds": _round(row[level]),
-                    "dense_seconds": _round(row[0]),
+                    "dense_seconds": _round(self.dense[index]),
                     "kernel": kernel[0] if kernel is not None else "",
                     "dense_kernel": dense[0] if dense is not None else "",
                     "levels": [
@@ -403,12 +414,7 @@ class _Rounds:
         """Seconds of the dense network and of one with these levels, in one run."""
         import onnx_ir as ir
 
-        settings = {
-            layer.name: self.table.setting(index, point.levels[index])
-            for index, layer in enumerate(self.table.layers)
-        }
-        model = ir.from_proto(ir.to_proto(self.model))
-        pruned = PruneWeights(settings).run(model).model
+        pruned = PruneWeights(self.table.settings(point.levels)).run(self.model.clone()).model
         hints = self.table.hints(point.levels)
         probe = compile_model(ir.to_proto(pruned), self.options, None, hints)
         return network_seconds([self.dense, probe], self.store, self.context)
@@ -441,20 +447,22 @@ def _masked(region: Region, mask: Array) -> Region:
 def _search(
     table: _Table,
     model: ir.Model,
-    pruner: Pruner,
+    library: LevelLibrary,
     samples: Sequence[Mapping[str, Array]],
     seconds: float,
     dense: CompiledModel,
     progress: ProgressCallback | None,
 ) -> Coefficients:
-    """Errors of layers weighted so that their sum tells about the network."""
+    """Errors of layers weighted so that their sum tells about the network.
+
+    How much is tried depends on the size of the model only, so that equal runs give equal levels.
+    """
     macs = max(sum(layer.macs for layer in dense.layers), 1)
-    count = int(np.clip(_SEARCH_MACS / (100 * macs), 32, 256))
-    evaluations = int(np.clip(_SEARCH_MACS / (macs * min(count, len(samples))), 24, 150))
-    budget = seconds - table.rest
+    count = min(int(np.clip(_SEARCH_MACS / (100 * macs), 32, 256)), len(samples))
+    evaluations = int(np.clip(_SEARCH_MACS / (macs * count), 24, 150))
 
     def solve(errors: Array) -> tuple[int, ...]:
-        point = Allocation(table.times, errors, 2000).best(budget)
+        point = Allocation(table.times, errors, 2000).best(seconds - table.rest)
         assert point is not None
         return point.levels
 
@@ -462,13 +470,12 @@ def _search(
         if progress is not None:
             progress("sensitivity", done, total)
 
-    with LevelWeights(lambda i, s: pruner(table.layers[i], table.setting(i, s)).weight) as weights:
-        runner = SampleRunner(model, samples[:count])
-        stitcher = Stitcher(runner, table.layers, weights.get)
-        offered = np.isfinite(table.times)
-        return search_coefficients(
-            table.errors, offered, solve, stitcher.score, evaluations, tick
-        )
+    def weight(index: int, level: int) -> Array:
+        return library(table.layers[index], table.setting(index, level)).weight
+
+    stitcher = Stitcher(SampleRunner(model, samples[:count]), table.layers, weight)
+    offered = np.isfinite(table.times)
+    return search_coefficients(table.errors, offered, solve, stitcher.score, evaluations, tick)
 
 
 def _out_of_reach(
@@ -488,9 +495,8 @@ def _out_of_reach(
     )
 
 
-def _error_record(found: Coefficients | None, samples: object) -> dict[str, Any]:
+def _error_record(found: Coefficients | None) -> dict[str, Any]:
     if found is None:
-        assert samples is None
         return {
             "method": "sum of the layers' own errors",
             "note": "no calibration data: which layers matter more to the network is not known",
