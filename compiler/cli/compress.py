@@ -83,12 +83,10 @@ def _check_output(output: Path, model: Path) -> None:
 
 def _write(model: onnx.ModelProto, output: Path) -> None:
     """The file appears as a whole or not at all."""
-    import onnx
-
     handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as stream:
-            onnx.save(model, stream)
+            stream.write(model.SerializeToString())
         mask = os.umask(0)
         os.umask(mask)
         Path(name).chmod(0o666 & ~mask)
