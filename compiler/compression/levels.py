@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from effc.compiled import CompiledModel
     from effc.tuning.context import Context
 
-__all__ = ["LevelPlan", "check_goal", "choose_levels", "levels_of", "with_speed_options"]
+__all__ = ["LevelPlan", "check_goal", "choose_levels", "levels_of"]
 
 Array = np.ndarray[Any, Any]
 
@@ -72,6 +72,7 @@ class LevelPlan:
         record: Everything about the choice as plain data, for the manifest and the report.
         goal: What was asked for.
         dense: The dense network, compiled.
+        options: What the pruned one is to be compiled with, so that their times compare.
         store, context: Where latencies are kept, and what they depend on.
     """
 
@@ -80,8 +81,20 @@ class LevelPlan:
     record: dict[str, Any]
     goal: Goal
     dense: CompiledModel
+    options: CompileOptions
     store: Database
     context: Context
+
+    def notes(self) -> list[str]:
+        """What the user should know."""
+        last = self.record["rounds"][-1]
+        dense, found = self.record["dense_ms"], self.record["probe_ms"]
+        notes = [f"{found:.4g} ms measured, {dense / found:.3g} times faster than dense"]
+        if found > last["goal_ms"] * (1 + TOLERANCE):
+            notes.append(f"the goal of {last['goal_ms']:.4g} ms was missed")
+        if "note" in self.record["errors"]:
+            notes.append(self.record["errors"]["note"])
+        return notes
 
 
 def levels_of(scheme: Scheme) -> tuple[float, ...]:
@@ -104,11 +117,6 @@ def levels_of(scheme: Scheme) -> tuple[float, ...]:
     if scheme.kind == "pattern":
         return (0.0, PATTERN_SPARSITY, *(s for s in levels if s > PATTERN_SPARSITY + 0.02))
     return tuple(levels)
-
-
-def with_speed_options(options: CompileOptions) -> CompileOptions:
-    """Options for compilations whose time counts: tuned, and not verified one by one."""
-    return replace(options, tune="quick" if options.tune == "none" else options.tune, verify=False)
 
 
 def choose_levels(
@@ -153,7 +161,8 @@ def choose_levels(
         )
     if not settings:
         raise UsageError("no layer may be pruned", where=goal.flag)
-    options = with_speed_options(options)
+    tuned = replace(options, tune="quick" if options.tune == "none" else options.tune)
+    options = replace(tuned, name=None, shapes={}, constants={})  # the model has them inside
     proto = ir.to_proto(model)
     dense = compile_model(proto, options, progress)
     regions = regions_of(import_and_simplify(proto, options).model, target)
@@ -184,16 +193,18 @@ def choose_levels(
     errors = table.errors if found is None else found.errors
     search = _Rounds(table, errors, goal, model, options, dense, store, context)
     point, rounds = search.run(first, progress)
+    taken = search.seconds[point.levels]
     record = {
         "goal": goal.describe(),
         "dense_ms": _ms(dense_seconds),
         "rest_ms": _ms(table.rest),
         "fastest_ms": _ms(fastest),
+        "probe_ms": _ms(taken),
         "rounds": rounds,
         "errors": _error_record(found),
         **table.describe(search.allocation, point),
     }
-    return LevelPlan(table.settings(point.levels), table.hints(point.levels), record, goal, dense, store, context)
+    return LevelPlan(table.settings(point.levels), table.hints(point.levels), record, goal, dense, tuned, store, context)
 
 
 def check_goal(plan: LevelPlan, compiled: CompiledModel) -> dict[str, Any]:
@@ -377,6 +388,7 @@ class _Rounds:
         # nothing is tuned: the network that is measured has the kernels whose times were added up
         self.options = replace(options, tune="none", tuning_db=store.path)
         self.dense, self.store, self.context = dense, store, context
+        self.seconds: dict[tuple[int, ...], float] = {}
 
     def run(
         self, first: float, progress: ProgressCallback | None
@@ -390,9 +402,10 @@ class _Rounds:
                 progress("probe", number, _ROUNDS)
             point = self.allocation.best(budget) or self.allocation.best(self.allocation.fastest)
             assert point is not None
-            if any(point.levels == other.levels for _, _, other in tried):
+            if point.levels in self.seconds:
                 break
             dense, seconds = self._measure(point)
+            self.seconds[point.levels] = seconds
             wanted = self.goal.seconds(dense)
             miss = seconds / wanted - 1
             tried.append((miss > TOLERANCE, point.error if miss <= TOLERANCE else miss, point))
