@@ -257,7 +257,7 @@ def _merge(recipe: Recipe, layer: Layer) -> _Merged:
 
 
 def _has_own_sparsity(entry: Mapping[str, Any]) -> bool:
-    return parse_scheme(entry["prune"], entry.get("block")).fixed_sparsity is not None
+    return parse_scheme(entry["prune"], entry.get("block")).own_sparsity is not None
 
 
 def _plan(layer: Layer, merged: _Merged, goal: Goal | None) -> LayerPlan:

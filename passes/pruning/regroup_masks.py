@@ -92,7 +92,7 @@ class RegroupMasks(Pass):
                         f"of its energy, more than {self.limit:.1%}",
                     )
                 )
-            elif np.count_nonzero(found.weight) != np.count_nonzero(weight) or found.loss > 0:
+            elif not np.array_equal(found.weight, weight):
                 self.results[layer.name] = found
                 layer.set_weight(found.weight)
                 log.applied.append(layer.name)

@@ -63,6 +63,11 @@ class Scheme:
         return f"{self.keep}:{self.window}" if self.kind == "n:m" else self.kind
 
     @property
+    def own_sparsity(self) -> float | None:
+        """Zeros without a request (``n:m``, ``pattern``), or None."""
+        return PATTERN_SPARSITY if self.kind == "pattern" else self.fixed_sparsity
+
+    @property
     def fixed_sparsity(self) -> float | None:
         """Zeros that the rule itself prescribes (``n:m``), or None."""
         return 1 - self.keep / self.window if self.kind == "n:m" else None
@@ -157,12 +162,10 @@ def check_sparsity(scheme: Scheme, sparsity: float | None) -> float:
     Raises:
         UsageError: Missing, out of range, or impossible with this scheme.
     """
-    fixed = scheme.fixed_sparsity
+    fixed, own = scheme.fixed_sparsity, scheme.own_sparsity
     if sparsity is None:
-        if fixed is not None:
-            return fixed
-        if scheme.kind == "pattern":
-            return PATTERN_SPARSITY
+        if own is not None:
+            return own
         raise UsageError(
             "pruning needs a sparsity", where=str(scheme), expected="a number from 0 to below 1"
         )

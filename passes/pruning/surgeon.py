@@ -44,6 +44,10 @@ Tick = Callable[[int, int], None]
 DAMPING = 0.003
 """Added to the Hessian's diagonal, as a fraction of its mean."""
 
+_RISE = 1 + 1e-6
+_FLOOR = 1e-30
+"""Costs rise at least this much from removal to removal, so that their order is never lost."""
+
 _BATCH_COLUMNS = 16384
 """Columns of all bands of a batch: enough for NumPy's overhead, few enough for the cache."""
 
@@ -122,6 +126,7 @@ def trace_layer(
     """
     groups = len(hessians)
     rows = weight.reshape(len(weight), weight.shape[1], -1).astype(np.float64)
+    rows = _without_dead(rows, hessians)
     grid = grid_of(rows.shape, scheme, groups)
     costs, losses = np.full((2, len(grid.bands), grid.units), np.inf)
     patterns = np.zeros((len(grid.bands), grid.units), np.int64)
@@ -195,6 +200,13 @@ def _equal_rows(kept: Array) -> Iterator[tuple[int, int]]:
     return pairwise(edges)
 
 
+def _without_dead(rows: Array, hessians: Array) -> Array:
+    """Weights of inputs that are always zero do nothing: as zeros they go first, for nothing."""
+    live = np.einsum("gkk->gk", hessians) > 0
+    shape = (len(hessians), -1, live.shape[1])
+    return np.asarray(np.where(live[:, None], rows.reshape(shape), 0.0).reshape(rows.shape))
+
+
 class _Progress:
     """Counts removals over all batches."""
 
@@ -260,7 +272,7 @@ def _run(state: Elimination, limits: Any, progress: _Progress) -> tuple[Array, A
         allowed = room[:, window] > 0
     for _ in range(steps):
         removed, loss = state.step(allowed)
-        worst = np.maximum(worst, loss)
+        worst = np.maximum(worst * _RISE + _FLOOR, loss)
         costs[band, removed], losses[band, removed] = worst, loss
         if allowed is not None and room is not None:
             room[band, window[removed]] -= 1
