@@ -29,9 +29,13 @@ class LevelLibrary:
     """A pruner that remembers; its files disappear in the end.
 
     Layers that were not added are pruned by magnitude, on demand.
+
+    Args:
+        correct: What will be corrected in the pruned model: ``statistics``, ``bias`` or ``none``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, correct: str = "none") -> None:
+        self.correct = correct
         self._folder = tempfile.TemporaryDirectory(prefix="effc-levels-")
         self._losses: dict[tuple[str, float], tuple[int, float]] = {}
 

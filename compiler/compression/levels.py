@@ -26,13 +26,15 @@ import numpy as np
 from effc.compression.allocation import Allocation, Point
 from effc.compression.goal import TOLERANCE, Goal
 from effc.compression.level_library import LevelLibrary
-from effc.compression.sensitivity import Coefficients, Stitcher, search_coefficients
+from effc.compression.sensitivity import Coefficients, search_coefficients
+from effc.compression.stitching import Stitcher
 from effc.devices.catalog import get_target
 from effc.errors import QualityError, UnsupportedError, UsageError
 from effc.kernels.region import Op, Region, Value
 from effc.network_time import network_seconds
 from effc.options import CompileOptions, ProgressCallback
 from effc.passes.pruning.batching import SampleRunner
+from effc.passes.pruning.correct_statistics import enough_samples
 from effc.passes.pruning.layers import Layer, find_layers
 from effc.passes.pruning.project import projection_mask
 from effc.passes.pruning.prune_weights import PruneWeights, Setting
@@ -486,7 +488,8 @@ def _search(
     def weight(index: int, level: int) -> Array:
         return library(table.layers[index], table.setting(index, level)).weight
 
-    stitcher = Stitcher(SampleRunner(model, samples[:count]), table.layers, weight)
+    runner = SampleRunner(model, samples[: enough_samples(model, count)])
+    stitcher = Stitcher(model, runner, table.layers, weight, library.correct)
     offered = np.isfinite(table.times)
     return search_coefficients(table.errors, offered, solve, stitcher.score, evaluations, tick)
 

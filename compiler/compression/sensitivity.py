@@ -14,20 +14,14 @@ nothing improves. Every network is scored once. No labels are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
-from scipy.special import log_softmax
 
-from effc.passes.pruning.batching import SampleRunner, open_session
-from effc.passes.pruning.layers import Layer
-
-__all__ = ["Coefficients", "Stitcher", "divergence", "quadratic_prior", "search_coefficients"]
+__all__ = ["Coefficients", "quadratic_prior", "search_coefficients"]
 
 Array = np.ndarray[Any, Any]
 Levels = tuple[int, ...]
@@ -118,71 +112,3 @@ def search_coefficients(
             drawn, fruitless = max(1, drawn - 1), 0
     errors = priors[best[1]] * best[2][:, None]
     return Coefficients(errors, best[0], plain[0], best[1], best[2], len(scores))
-
-
-class Stitcher:
-    """Scores networks whose layers are taken from ready-made pruned ones.
-
-    Args:
-        runner: The dense model and calibration samples.
-        layers: Its layers, in the order of the levels.
-        weight: Weights of a layer (by index) at a level (by index), in the layer's shape.
-    """
-
-    def __init__(
-        self,
-        runner: SampleRunner,
-        layers: Sequence[Layer],
-        weight: Callable[[int, int], Array],
-    ) -> None:
-        self._runner = runner
-        self._layers = layers
-        self._weight = weight
-        self._dense = self._outputs(runner.proto)
-
-    def score(self, levels: Levels) -> float:
-        """Divergence of the outputs from the dense ones, see :func:`divergence`."""
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self._runner.proto)
-        places = {tensor.name: tensor for tensor in proto.graph.initializer}
-        for index, (layer, level) in enumerate(zip(self._layers, levels, strict=True)):
-            value = layer.node.inputs[1]
-            if level and value is not None:
-                name = value.name or ""
-                stored = layer.stored(self._weight(index, level))
-                places[name].CopyFrom(numpy_helper.from_array(stored, name))
-        return divergence(self._dense, self._outputs(proto))
-
-    def _outputs(self, proto: onnx.ModelProto) -> list[Array]:
-        session = open_session(proto)
-        runs = [session.run(None, batch) for batch in self._runner.inputs()]
-        return [np.concatenate([np.atleast_1d(a) for a in arrays]) for arrays in zip(*runs)]
-
-
-def divergence(expected: Sequence[Array], got: Sequence[Array]) -> float:
-    """How far outputs are from expected ones, summed over outputs.
-
-    For one row of class scores per sample the mean Kullback-Leibler divergence of their
-    distributions (scores that are no distribution go through softmax); for any other floating
-    point output the squared error over the variance. Integers do not count.
-    """
-    total = 0.0
-    for want, have in zip(expected, got, strict=True):
-        if want.dtype.kind != "f":
-            continue
-        want, have = want.astype(np.float64), have.astype(np.float64)
-        rows = want.reshape(len(want), -1)
-        if rows.shape[1] == want.shape[-1] >= 2:
-            total += _kullback_leibler(rows, have.reshape(rows.shape))
-        else:
-            spread = float(np.square(want - want.mean()).sum())
-            total += float(np.square(have - want).sum()) / max(spread, 1e-30)
-    return total if np.isfinite(total) else float("inf")
-
-
-def _kullback_leibler(want: Array, have: Array) -> float:
-    if (want >= 0).all() and np.allclose(want.sum(axis=1), 1, atol=1e-3):
-        one, other = (np.log(np.maximum(a, 1e-12)) for a in (want, have))
-    else:
-        one, other = log_softmax(want, axis=1), log_softmax(have, axis=1)
-    return float((np.exp(one) * (one - other)).sum(axis=1).mean())

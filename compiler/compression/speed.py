@@ -36,6 +36,7 @@ def plan_levels(
     options: CompileOptions,
     samples: Sequence[Mapping[str, Array]],
     store: TraceStore | None,
+    correct: str,
     progress: ProgressCallback | None,
 ) -> tuple[list[LayerPlan], LevelPlan]:
     """Fill in the sparsities that a goal needs.
@@ -47,6 +48,7 @@ def plan_levels(
         options: What the network will be compiled with.
         samples: Calibration samples, possibly none.
         store: Where removal traces are kept; needed with samples.
+        correct: What will be corrected after pruning: ``statistics``, ``bias`` or ``none``.
         progress: Called as the phases advance.
 
     Returns:
@@ -54,7 +56,7 @@ def plan_levels(
     """
     plans = [_fitting(plan) for plan in plans]
     settings = {plan.layer.name: plan.setting for plan in plans if plan.setting is not None}
-    with LevelLibrary() as library:
+    with LevelLibrary(correct) as library:
         surgeon = [plan for plan in plans if plan.setting is not None and plan.method == "obs"]
         if surgeon and samples and store is not None:
             runner = SampleRunner(model, samples)

@@ -195,7 +195,14 @@ def _choose_levels(
     if work.samples:
         store = TraceStore(work.options.work, digest_of(work.dense, work.samples))
     plans, levels = plan_levels(
-        work.dense, plans, goal, work.options.timing, work.samples, store, work.progress
+        work.dense,
+        plans,
+        goal,
+        work.options.timing,
+        work.samples,
+        store,
+        work.recipe.correct,
+        work.progress,
     )
     record = levels.record
     work.passes.append(
