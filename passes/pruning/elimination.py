@@ -11,7 +11,7 @@ F_B = L^-1 V_B:, the downdate is V - F_B^T F_B, so the factors of recent steps a
     V = base - F^T F
 
 of which a step needs only the rows B, and for the losses the diagonal blocks, which are kept up to
-date. After about 64 rows F is multiplied out into the base (one matrix product), and what
+date. After about 128 rows F is multiplied out into the base (one matrix product), and what
 has been removed is cut out of all arrays. Everything is float32: V shrinks by no more than the
 ratio of a Hessian's diagonal to its damping.
 
@@ -31,7 +31,7 @@ __all__ = ["Elimination", "unit_losses"]
 
 Array = np.ndarray[Any, Any]
 
-_RANK = 64
+_RANK = 128
 """Rows of F after which it is multiplied out; small enough for the cache, large enough for GEMM."""
 
 _COMPACT_BELOW = 0.9
@@ -159,12 +159,10 @@ class Elimination:
             self.bands, -1
         )
         factor = np.take_along_axis(self.factor[:, : self.rank], columns[:, None], axis=2)
-        self.base = np.stack(
-            [
-                base.take(at, axis=0).take(at, axis=1)
-                for base, at in zip(self.base, columns, strict=True)
-            ]
-        )
+        smaller = np.empty((self.bands, columns.shape[1], columns.shape[1]), self.base.dtype)
+        for base, at, out in zip(self.base, columns, smaller, strict=True):
+            base.take(at, axis=0).take(at, axis=1, out=out, mode="clip")  # clip: unbuffered
+        self.base = smaller
         self.weight = np.take_along_axis(self.weight, slots[:, None, None], axis=3)
         self.blocks = np.take_along_axis(self.blocks, slots[:, None, None], axis=3)
         self.ids = np.take_along_axis(self.ids, slots, axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_sparsities_are_nested_and_the_loss_grows() -> None:
     losses = [trace.loss(s) for s in levels]
     assert losses[0] == 0
     assert (np.diff(losses) >= -1e-12).all()
-    for small, large in zip(masks, masks[1:], strict=False):
+    for small, large in pairwise(masks):
         assert not (large & ~small).any()
 
 
