@@ -77,6 +77,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
             {"name": "t1", "offset": 2048, "bytes": 1984, "first": 0, "last": 0},
         ],
         "tuning": {"mode": "none"},
+        "levels": None,
         "source": {"sha256": "ab" * 32, "opset": 17},
         "verification": {
             "ok": True,

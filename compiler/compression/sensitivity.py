@@ -3,13 +3,13 @@
 Errors of layers do not add up to the error of a network: some layers matter more than others. Per
 layer l the error of level s is taken as ``c_l * prior[l, s]``; the coefficients c are searched
 so that the levels which dynamic programming then chooses give a network with outputs close
-to those of the dense one (Frantar and Alistarh, SPDY, ICML 2022, sections 3.3 and 3.4). Two priors
-are tried: SPDY's ``(i / (levels - 1))^2`` with i the index of the level on a geometric grid, and
-the measured errors of the layers themselves.
+to those of the dense one (Frantar and Alistarh, SPDY, ICML 2022, sections 3.3 and 3.4). Three
+priors are tried: SPDY's ``(i / (levels - 1))^2`` with i the index of the level on a geometric grid,
+the measured errors of the layers themselves, and the sum of both, each over its largest value.
 
-First random coefficients for both priors, then from the best ones on local search: a tenth of
-the coefficients is drawn again, a better network is kept, and fewer are drawn the longer
-nothing improves. Every network is scored once. No labels are needed.
+First random coefficients for all priors, within a factor of e of 1, then from the best ones on local
+search: a third of the coefficients is changed a little, a better network is kept, and fewer
+are changed the longer nothing improves. Every network is scored once. No labels are needed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ __all__ = ["Coefficients", "quadratic_prior", "search_coefficients"]
 Array = np.ndarray[Any, Any]
 Levels = tuple[int, ...]
 
-_RANDOM = 0.4
+_RANDOM = 0.3
 """Share of the evaluations for random coefficients."""
+
+_STEP = 0.5
+"""Standard deviation of a change of a coefficient's logarithm."""
 
 _PATIENCE = 8
 """Fruitless evaluations after which one coefficient fewer is drawn again."""
@@ -47,7 +50,7 @@ class Coefficients:
         errors: Error of every layer and level.
         score: Divergence of the network with the levels that follow from them.
         plain_score: The same for the errors of layers as they are, without coefficients.
-        prior: ``quadratic`` or ``layer errors``.
+        prior: ``quadratic``, ``layer errors`` or ``quadratic + layer errors``.
         values: One coefficient per layer.
         evaluations: Networks that were scored.
     """
@@ -80,6 +83,8 @@ def search_coefficients(
     """
     layers = len(layer_errors)
     priors = {"layer errors": layer_errors, "quadratic": quadratic_prior(offered)}
+    largest = float(layer_errors.max()) or 1.0
+    priors["quadratic + layer errors"] = priors["quadratic"] + layer_errors / largest
     rng = np.random.default_rng(0)
     scores: dict[Levels, float] = {}
     done = 0
@@ -95,14 +100,14 @@ def search_coefficients(
         return scores[levels], prior, values
 
     best = plain = attempt("layer errors", np.ones(layers))
-    tries = [attempt("quadratic", np.ones(layers))]
+    tries = [attempt(name, np.ones(layers)) for name in list(priors)[1:]]
     while done < evaluations * _RANDOM:
-        tries.append(attempt(list(priors)[done % 2], rng.uniform(0, 1, layers)))
+        tries.append(attempt(list(priors)[done % 3], np.exp(rng.uniform(-1, 1, layers))))
     best = min([best, *tries], key=lambda item: item[0])
-    drawn, fruitless = ceil(layers / 10), 0
+    drawn, fruitless = ceil(layers / 3), 0
     while done < evaluations:
         values = best[2].copy()
-        values[rng.choice(layers, drawn, replace=False)] = rng.uniform(0, 1, drawn)
+        values[rng.choice(layers, drawn, replace=False)] *= np.exp(_STEP * rng.normal(size=drawn))
         new = attempt(best[1], values)
         if new[0] < best[0]:
             best, fruitless = new, 0

@@ -21,6 +21,8 @@ __all__ = ["Stitcher", "divergence"]
 
 Array = np.ndarray[Any, Any]
 
+_TEMPERATURES = np.geomspace(0.5, 16, 21)
+
 
 class Stitcher:
     """Scores networks whose layers are taken from ready-made pruned ones.
@@ -106,9 +108,11 @@ class Stitcher:
 def divergence(expected: Sequence[Array], got: Sequence[Array]) -> float:
     """How far outputs are from expected ones, summed over outputs.
 
-    For one row of class scores per sample the mean Kullback-Leibler divergence of their
-    distributions (scores that are no distribution go through softmax); for any other floating
-    point output the squared error over the variance. Integers do not count.
+    For one row of class scores per sample, the mean Kullback-Leibler divergence of their
+    distributions (scores that are no distribution go through softmax) at the temperature where it is
+    least: how sure a network is says little about how often it is right (Guo et al., On
+    Calibration of Modern Neural Networks, ICML 2017). For any other floating point output the
+    squared error over the variance. Integers do not count.
     """
     total = 0.0
     for want, have in zip(expected, got, strict=True):
@@ -128,5 +132,11 @@ def _kullback_leibler(want: Array, have: Array) -> float:
     if (want >= 0).all() and np.allclose(want.sum(axis=1), 1, atol=1e-3):
         one, other = (np.log(np.maximum(a, 1e-12)) for a in (want, have))
     else:
-        one, other = log_softmax(want, axis=1), log_softmax(have, axis=1)
-    return float((np.exp(one) * (one - other)).sum(axis=1).mean())
+        one, other = log_softmax(want, axis=1), have
+    share = np.exp(one)
+
+    def at(temperature: float) -> float:
+        scaled = log_softmax(other / temperature, axis=1)
+        return float((share * (one - scaled)).sum(axis=1).mean())
+
+    return min(map(at, _TEMPERATURES))
