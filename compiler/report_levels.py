@@ -1,7 +1,7 @@
 """The report's part on levels from measured time: plots and rows as plain numbers and strings.
 
-Two pictures: the front (latency against predicted error, with uniform levels and the chosen point), and
-per layer the dense time beside the chosen one with a small curve of time over levels.
+Two pictures: the front (latency against predicted error, with uniform levels and the chosen
+point), and per layer the dense time beside the chosen one with a small curve of time over levels.
 """
 
 from __future__ import annotations

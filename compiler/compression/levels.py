@@ -26,22 +26,20 @@ import numpy as np
 from effc.compression.allocation import Allocation, Point
 from effc.compression.goal import TOLERANCE, Goal
 from effc.compression.level_library import LevelLibrary
+from effc.compression.level_table import LevelTable, milliseconds, rounded
 from effc.compression.sensitivity import Coefficients, search_coefficients
 from effc.compression.stitching import Stitcher
 from effc.devices.catalog import get_target
-from effc.errors import QualityError, UnsupportedError, UsageError
-from effc.kernels.region import Op, Region, Value
+from effc.errors import QualityError, UsageError
 from effc.network_time import network_seconds
 from effc.options import CompileOptions, ProgressCallback
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.correct_statistics import enough_samples
-from effc.passes.pruning.layers import Layer, find_layers
-from effc.passes.pruning.project import projection_mask
+from effc.passes.pruning.layers import find_layers
 from effc.passes.pruning.prune_weights import PruneWeights, Setting
-from effc.passes.pruning.scheme import PATTERN_SPARSITY, Scheme
 from effc.pipeline import compile_model, import_and_simplify, regions_of
 from effc.tuning.database import Database, default_path
-from effc.tuning.level_times import Family, LevelTimes, level_times
+from effc.tuning.level_times import level_times
 from effc.tuning.measure import refusal
 from effc.tuning.tuner import Hints, context_of
 
@@ -51,14 +49,11 @@ if TYPE_CHECKING:
     from effc.compiled import CompiledModel
     from effc.tuning.context import Context
 
-__all__ = ["LevelPlan", "check_goal", "choose_levels", "levels_of"]
+__all__ = ["LevelPlan", "check_goal", "choose_levels"]
 
 Array = np.ndarray[Any, Any]
 
-_REMOVED = 0.2
-_MOST = 0.95
 _ROUNDS = 3
-_FRONT_POINTS = 48
 
 _SEARCH_MACS = 2e13
 """Multiply-accumulates that scoring networks may take; a few minutes on one core."""
@@ -97,28 +92,6 @@ class LevelPlan:
         if "note" in self.record["errors"]:
             notes.append(self.record["errors"]["note"])
         return notes
-
-
-def levels_of(scheme: Scheme) -> tuple[float, ...]:
-    """Sparsities to choose from, 0 first.
-
-    Raises:
-        UsageError: Zeros are not what the scheme makes.
-    """
-    if scheme.kind == "channel":
-        raise UsageError(
-            "levels from measured time are for schemes that make zeros in weights",
-            where="--prune channel",
-            hint="give --sparsity S instead of --speedup or --latency-ms",
-        )
-    if scheme.fixed_sparsity is not None:
-        return (0.0, scheme.fixed_sparsity)
-    levels, kept = [0.0], 1.0
-    while (kept := kept * (1 - _REMOVED)) > 1 - _MOST:
-        levels.append(round(1 - kept, 4))
-    if scheme.kind == "pattern":
-        return (0.0, PATTERN_SPARSITY, *(s for s in levels if s > PATTERN_SPARSITY + 0.02))
-    return tuple(levels)
 
 
 def choose_levels(
@@ -173,7 +146,7 @@ def choose_levels(
     context = context_of(regions, target, options.threads)
 
     layers = [layer for layer in find_layers(model)[0] if layer.name in settings]
-    table = _Table(layers, settings, regions)
+    table = LevelTable(layers, settings, regions)
     times = level_times(
         table.families,
         target,
@@ -201,15 +174,24 @@ def choose_levels(
         raise _missed(goal, goal.seconds(dense_seconds), taken)
     record = {
         "goal": goal.describe(),
-        "dense_ms": _ms(dense_seconds),
-        "rest_ms": _ms(table.rest),
-        "fastest_ms": _ms(fastest),
-        "probe_ms": _ms(taken),
+        "dense_ms": milliseconds(dense_seconds),
+        "rest_ms": milliseconds(table.rest),
+        "fastest_ms": milliseconds(fastest),
+        "probe_ms": milliseconds(taken),
         "rounds": rounds,
         "errors": _error_record(found),
         **table.describe(search.allocation, point),
     }
-    return LevelPlan(table.settings(point.levels), table.hints(point.levels), record, goal, dense, tuned, store, context)
+    return LevelPlan(
+        table.settings(point.levels),
+        table.hints(point.levels),
+        record,
+        goal,
+        dense,
+        tuned,
+        store,
+        context,
+    )
 
 
 def check_goal(plan: LevelPlan, compiled: CompiledModel) -> dict[str, Any]:
@@ -224,9 +206,9 @@ def check_goal(plan: LevelPlan, compiled: CompiledModel) -> dict[str, Any]:
     dense, pruned = network_seconds([plan.dense, compiled], plan.store, plan.context)
     wanted = plan.goal.seconds(dense)
     achieved = {
-        "ms": _ms(pruned),
-        "dense_ms": _ms(dense),
-        "goal_ms": _ms(wanted),
+        "ms": milliseconds(pruned),
+        "dense_ms": milliseconds(dense),
+        "goal_ms": milliseconds(wanted),
         "speedup": round(dense / pruned, 3),
         "reached": pruned <= wanted * (1 + TOLERANCE),
     }
@@ -235,144 +217,12 @@ def check_goal(plan: LevelPlan, compiled: CompiledModel) -> dict[str, Any]:
     return {**plan.record, "achieved": achieved}
 
 
-class _Table:
-    """Times and errors of all layers at all levels."""
-
-    def __init__(
-        self, layers: Sequence[Layer], settings: Mapping[str, Setting], regions: Sequence[Region]
-    ) -> None:
-        self.layers = layers
-        self.schemes = [settings[layer.name].scheme for layer in layers]
-        self.fixed = [settings[layer.name].sparsity for layer in layers]
-        self.levels = [
-            levels_of(scheme) if fixed is None else (0.0, fixed)
-            for scheme, fixed in zip(self.schemes, self.fixed, strict=True)
-        ]
-        self.shape = (len(layers), max(map(len, self.levels)))
-        self.times = np.full(self.shape, np.inf)
-        self.errors = np.zeros(self.shape)
-        self.rest = 0.0
-        computed = {op.name: region for region in regions for op in region.ops}
-        members: dict[tuple[str, Scheme, float | None], list[int]] = {}
-        for index, layer in enumerate(layers):
-            region = computed.get(layer.name)
-            if region is None or region.anchor is None or region.anchor.name != layer.name:
-                raise UnsupportedError(
-                    "the layer is not computed on its own, so it has no time of its own",
-                    where=layer.name,
-                    hint="set dense = true or a sparsity for it in the recipe",
-                )
-            kind = (region.key, self.schemes[index], self.fixed[index])
-            members.setdefault(kind, []).append(index)
-        self.members = list(members.values())
-        self.families = [self._family(computed, indices) for indices in self.members]
-
-    def _family(self, computed: Mapping[str, Region], indices: Sequence[int]) -> Family:
-        """Layers that share their times; the first one stands for all."""
-        index = indices[0]
-        layer = self.layers[index]
-        regions = _at_levels(
-            computed[layer.name], layer, self.schemes[index], self.levels[index]
-        )
-        return Family(tuple(regions), len(indices))
-
-    def set_times(self, found: Sequence[LevelTimes], network: float) -> None:
-        """Enter measured times; the rest of the network's time is that of everything else.
-
-        Layers measured alone can take longer than in the network; they are then scaled down so
-        that together they take as long as the dense network, and nothing is left for the rest.
-        """
-        by_index = {
-            index: times
-            for indices, times in zip(self.members, found, strict=True)
-            for index in indices
-        }
-        self.found = [by_index[index] for index in range(len(self.layers))]
-        prunable = sum(times.dense for times in self.found)
-        scale = min(1.0, network / prunable)
-        self.rest = max(network - prunable, 0.0)
-        for index, times in enumerate(self.found):
-            for level, seconds in enumerate(times.seconds):
-                self.times[index, level] = np.inf if seconds is None else seconds * scale
-            if self.fixed[index] is not None and np.isfinite(self.times[index, 1]):
-                self.times[index, 0] = np.inf
-        self.dense = [times.dense * scale for times in self.found]
-
-    def set_errors(self, library: LevelLibrary) -> None:
-        """Ask the pruning method for the error of every level that has a time."""
-        for index, layer in enumerate(self.layers):
-            for level in np.flatnonzero(np.isfinite(self.times[index])).tolist():
-                if level:
-                    self.errors[index, level] = library.loss(layer, self.setting(index, level))
-
-    def setting(self, index: int, level: int) -> Setting:
-        """Scheme and sparsity of a layer at a level."""
-        return Setting(self.schemes[index], self.levels[index][level])
-
-    def settings(self, levels: Sequence[int]) -> dict[str, Setting]:
-        """The same of all layers, by name."""
-        return {
-            layer.name: self.setting(index, levels[index])
-            for index, layer in enumerate(self.layers)
-        }
-
-    def hints(self, levels: Sequence[int]) -> dict[str, Any]:
-        """The kernels that the times of these levels are of, by layer name."""
-        kernels = [times.kernels[level] for times, level in zip(self.found, levels, strict=True)]
-        names = [layer.name for layer in self.layers]
-        return {name: k for name, k in zip(names, kernels, strict=True) if k is not None}
-
-    def describe(self, allocation: Allocation, point: Point) -> dict[str, Any]:
-        """The choice, its alternatives and every layer's times."""
-        front = allocation.front(_FRONT_POINTS)
-        rows = []
-        for index, (layer, level) in enumerate(zip(self.layers, point.levels, strict=True)):
-            times, row = self.found[index], self.times[index]
-            kernel, dense = times.kernels[level], times.kernels[0]
-            rows.append(
-                {
-                    "name": layer.name,
-                    "scheme": str(self.schemes[index]),
-                    "sparsity": self.levels[index][level],
-                    "error": _round(allocation.errors[index, level]),
-                    "seconds": _round(row[level]),
-                    "dense_seconds": _round(self.dense[index]),
-                    "kernel": kernel[0] if kernel is not None else "",
-                    "dense_kernel": dense[0] if dense is not None else "",
-                    "levels": [
-                        {"sparsity": s, "seconds": _round(t) if np.isfinite(t) else None}
-                        for s, t in zip(self.levels[index], row.tolist(), strict=False)
-                    ],
-                }
-            )
-        return {
-            "chosen": self._spot(point),
-            "front": [self._spot(p) for p in front],
-            "uniform": self._uniform(allocation),
-            "layers": rows,
-        }
-
-    def _spot(self, point: Point) -> dict[str, float]:
-        return {"ms": _ms(point.seconds + self.rest), "error": _round(point.error)}
-
-    def _uniform(self, allocation: Allocation) -> list[dict[str, float]]:
-        """The same level for all layers, where all have it."""
-        if len(set(self.levels)) != 1:
-            return []
-        points = [allocation.point([level] * len(self.layers)) for level in range(self.shape[1])]
-        return [
-            {"sparsity": sparsity, **self._spot(point)}
-            for sparsity, point in zip(self.levels[0], points, strict=True)
-            if np.isfinite(point.seconds)
-        ]
-
-
 class _Rounds:
     """Levels for a budget, measured as a network, and the budget corrected by the miss."""
 
     def __init__(
         self,
-        table: _Table,
+        table: LevelTable,
         errors: Array,
         goal: Goal,
         model: ir.Model,
@@ -410,9 +260,9 @@ class _Rounds:
             tried.append((miss > TOLERANCE, point.error if miss <= TOLERANCE else miss, point))
             records.append(
                 {
-                    "predicted_ms": _ms(point.seconds + self.table.rest),
-                    "measured_ms": _ms(seconds),
-                    "goal_ms": _ms(wanted),
+                    "predicted_ms": milliseconds(point.seconds + self.table.rest),
+                    "measured_ms": milliseconds(seconds),
+                    "goal_ms": milliseconds(wanted),
                 }
             )
             if abs(miss) <= TOLERANCE:
@@ -432,32 +282,8 @@ class _Rounds:
         return network_seconds([self.dense, probe], self.store, self.context)
 
 
-def _at_levels(
-    region: Region, layer: Layer, scheme: Scheme, levels: Sequence[float]
-) -> list[Region]:
-    """The region with the layer's weights pruned by magnitude to each level."""
-    found = [region]
-    weight = layer.weight()
-    for sparsity in levels[1:]:
-        mask = projection_mask(weight, scheme, sparsity, groups=layer.groups)
-        found.append(_masked(region, layer.stored(mask)))
-    return found
-
-
-def _masked(region: Region, mask: Array) -> Region:
-    """The region with zeros where the mask is zero."""
-    anchor = region.ops[0]
-    old = anchor.inputs[1]
-    assert old is not None
-    assert old.const is not None
-    weight = np.where(mask != 0, old.const, np.zeros((), old.const.dtype))
-    inputs = (anchor.inputs[0], Value(old.name, old.type, weight), *anchor.inputs[2:])
-    new = Op(anchor.op_type, inputs, anchor.outputs, anchor.attrs, anchor.name, anchor.domain)
-    return Region(region.name, (new, *region.ops[1:]), new, region.inputs, region.outputs)
-
-
 def _search(
-    table: _Table,
+    table: LevelTable,
     model: ir.Model,
     library: LevelLibrary,
     samples: Sequence[Mapping[str, Array]],
@@ -492,7 +318,7 @@ def _search(
 
 
 def _out_of_reach(
-    goal: Goal, wanted: float, fastest: float, dense: float, table: _Table
+    goal: Goal, wanted: float, fastest: float, dense: float, table: LevelTable
 ) -> QualityError:
     limit = (
         f"layers that stay dense take {table.rest * 1e3:.4g} ms"
@@ -526,16 +352,8 @@ def _error_record(found: Coefficients | None) -> dict[str, Any]:
         }
     return {
         "method": f"{found.prior} prior with searched coefficients",
-        "divergence": _round(found.score),
-        "divergence_of_plain_errors": _round(found.plain_score),
+        "divergence": rounded(found.score),
+        "divergence_of_plain_errors": rounded(found.plain_score),
         "networks_scored": found.evaluations,
-        "coefficients": [_round(value) for value in found.values.tolist()],
+        "coefficients": [rounded(value) for value in found.values.tolist()],
     }
-
-
-def _ms(seconds: float) -> float:
-    return _round(seconds * 1e3)
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.5g}")

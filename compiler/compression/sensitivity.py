@@ -7,8 +7,8 @@ to those of the dense one (Frantar and Alistarh, SPDY, ICML 2022, sections 3.3 a
 priors are tried: SPDY's ``(i / (levels - 1))^2`` with i the index of the level on a geometric grid,
 the measured errors of the layers themselves, and the sum of both, each over its largest value.
 
-First random coefficients for all priors, within a factor of e of 1, then from the best ones on local
-search: a third of the coefficients is changed a little, a better network is kept, and fewer
+First random coefficients for all priors, within a factor of e of 1, then from the best ones on
+local search: a third of the coefficients is changed a little, a better network is kept, and fewer
 are changed the longer nothing improves. Every network is scored once. No labels are needed.
 """
 

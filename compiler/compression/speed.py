@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from effc.compression.goal import Goal
 from effc.compression.level_library import LevelLibrary
-from effc.compression.levels import LevelPlan, choose_levels, levels_of
+from effc.compression.level_table import levels_of
+from effc.compression.levels import LevelPlan, choose_levels
 from effc.compression.recipe import LayerPlan
-from effc.compression.store import TraceStore, digest_of
+from effc.compression.store import TraceStore
 from effc.compression.surgery import trace_layers, unfit_for_surgeon
 from effc.options import CompileOptions, ProgressCallback
 from effc.passes.pruning.batching import SampleRunner

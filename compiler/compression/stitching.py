@@ -109,8 +109,8 @@ def divergence(expected: Sequence[Array], got: Sequence[Array]) -> float:
     """How far outputs are from expected ones, summed over outputs.
 
     For one row of class scores per sample, the mean Kullback-Leibler divergence of their
-    distributions (scores that are no distribution go through softmax) at the temperature where it is
-    least: how sure a network is says little about how often it is right (Guo et al., On
+    distributions (scores that are no distribution go through softmax) at the temperature where it
+    is least: how sure a network is says little about how often it is right (Guo et al., On
     Calibration of Modern Neural Networks, ICML 2017). For any other floating point output the
     squared error over the variance. Integers do not count.
     """

@@ -77,9 +77,7 @@ def refit_layers(
         progress: Called in the phases ``calibrate`` and ``refit``.
     """
     each = [(layer, [setting]) for layer, setting in settings]
-    return {
-        layer.name: pruned for layer, _, pruned in refit_levels(runner, each, traces, progress)
-    }
+    return {layer.name: pruned for layer, _, pruned in refit_levels(runner, each, traces, progress)}
 
 
 def refit_levels(

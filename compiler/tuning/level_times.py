@@ -133,7 +133,9 @@ def level_times(
 
 
 def _record(times: LevelTimes) -> dict[str, object]:
-    kernels = [None if k is None else {"template": k[0], "config": dict(k[1])} for k in times.kernels]
+    kernels = [
+        None if k is None else {"template": k[0], "config": dict(k[1])} for k in times.kernels
+    ]
     return {"seconds": list(times.seconds), "kernels": kernels}
 
 

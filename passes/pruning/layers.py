@@ -85,9 +85,7 @@ class Layer:
         value = self.node.inputs[1]
         assert value is not None
         assert value.dtype is not None
-        return np.ascontiguousarray(
-            weight.T if self._turned else weight, dtype=value.dtype.numpy()
-        )
+        return np.ascontiguousarray(weight.T if self._turned else weight, dtype=value.dtype.numpy())
 
     def set_weight(self, weight: Array) -> None:
         """Give the node other weights of :attr:`shape`; the dtype stays."""
@@ -95,7 +93,9 @@ class Layer:
         graph = self.node.graph
         assert old is not None
         assert isinstance(graph, ir.Graph)
-        self.node.replace_input_with(1, add_constant(graph, self.stored(weight), old.name or "weight"))
+        self.node.replace_input_with(
+            1, add_constant(graph, self.stored(weight), old.name or "weight")
+        )
         _drop_unused(graph, old)
 
     def bias(self) -> Array | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def test_more_time_never_means_more_error(problem: tuple[np.ndarray, np.ndarray]
     budgets = np.linspace(solved.fastest, solved.slowest, 20)
     errors = [point.error for budget in budgets if (point := solved.best(budget)) is not None]
     assert len(errors) == len(budgets)
-    assert all(a >= b for a, b in zip(errors, errors[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(errors))
     best = np.where(np.isfinite(problem[0]), problem[1], np.inf).min(axis=1).sum()
     assert errors[-1] == best
 
@@ -82,7 +82,7 @@ def test_more_time_never_means_more_error(problem: tuple[np.ndarray, np.ndarray]
 def test_front_has_no_dominated_point(problem: tuple[np.ndarray, np.ndarray]) -> None:
     solved = Allocation(*problem)
     front = solved.front(40)
-    for one, other in zip(front, front[1:], strict=False):
+    for one, other in pairwise(front):
         assert one.seconds < other.seconds
         assert one.error > other.error
     first = solved.best(solved.fastest)

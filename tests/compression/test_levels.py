@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 import effc
 from effc import network_time
-from effc.compression.levels import levels_of
+from effc.compression.level_table import levels_of
 from effc.compression.options import CompressOptions
 from effc.compression.workflow import compress_model
 from effc.devices.catalog import get_target
