@@ -297,7 +297,7 @@ def _search(
     """
     macs = max(sum(layer.macs for layer in dense.layers), 1)
     count = min(int(np.clip(_SEARCH_MACS / (100 * macs), 32, 384)), len(samples))
-    evaluations = int(np.clip(_SEARCH_MACS / (macs * count), 24, 120))
+    evaluations = int(np.clip(_SEARCH_MACS / (macs * count), 24, 80))
 
     def solve(errors: Array) -> tuple[int, ...]:
         point = Allocation(table.times, errors, 2000).best(seconds - table.rest)

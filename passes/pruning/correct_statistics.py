@@ -111,8 +111,9 @@ def match_moments(
         factor = factor.clip(1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
     offset = mean - factor * new_mean
     for array in batches:
-        _along(layer, array)[...] *= factor
-        _along(layer, array)[...] += offset
+        columns = _columns(layer, array)
+        columns *= factor.astype(array.dtype)[:, None]
+        columns += offset.astype(array.dtype)[:, None]
     return factor, offset
 
 
@@ -130,18 +131,20 @@ def _from_first_change(dense: ir.Model, model: ir.Model) -> list[Layer]:
     return []
 
 
-def _along(layer: Layer, array: Array) -> Array:
-    """A view with the channels last."""
-    return np.moveaxis(array, 1, -1) if layer.node.op_type == "Conv" else array
+def _columns(layer: Layer, array: Array) -> Array:
+    """A view ``[any, channels, positions]`` of a contiguous output."""
+    if layer.node.op_type == "Conv":
+        return array.reshape(len(array), layer.shape[0], -1)
+    return array.reshape(-1, layer.shape[0], 1)
 
 
 def channel_moments(layer: Layer, batches: Sequence[Array]) -> Moments:
     """Mean and standard deviation of each channel, float64."""
     count, total, square = 0, np.zeros(layer.shape[0]), np.zeros(layer.shape[0])
     for batch in batches:
-        rows = _along(layer, batch).reshape(-1, layer.shape[0]).astype(np.float64)
-        count += len(rows)
-        total += rows.sum(axis=0)
-        square += np.square(rows).sum(axis=0)
+        columns = _columns(layer, batch).astype(np.float64)
+        count += columns.size // layer.shape[0]
+        total += columns.sum(axis=(0, 2))
+        square += np.einsum("acp,acp->c", columns, columns)
     mean = total / count
     return mean, np.sqrt(np.maximum(square / count - np.square(mean), 0))
