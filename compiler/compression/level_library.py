@@ -7,7 +7,7 @@ had again and again without it. Only weights that are not zero are kept.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,12 +32,22 @@ class LevelLibrary:
 
     Args:
         correct: What will be corrected in the pruned model: ``statistics``, ``bias`` or ``none``.
+        compute: Adds layers; called once, when the library is needed.
     """
 
-    def __init__(self, correct: str = "none") -> None:
+    def __init__(
+        self, correct: str = "none", compute: Callable[[LevelLibrary], None] | None = None
+    ) -> None:
         self.correct = correct
+        self._compute = compute
         self._folder = tempfile.TemporaryDirectory(prefix="effc-levels-")
         self._losses: dict[tuple[str, float], tuple[int, float]] = {}
+
+    def fill(self) -> None:
+        """Compute what is to be in the library, unless that has been done."""
+        compute, self._compute = self._compute, None
+        if compute is not None:
+            compute(self)
 
     def add_surgeon(
         self,

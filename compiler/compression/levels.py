@@ -124,6 +124,64 @@ def choose_levels(
         UsageError: The target cannot be measured here, or the scheme has no levels.
         UnsupportedError: A layer is computed together with another one.
     """
+    tuned = replace(options, tune="quick" if options.tune == "none" else options.tune)
+    # the model has its shapes and constants inside
+    options = replace(tuned, name=None, shapes={}, constants={})
+    base = _measure(model, settings, goal, options, progress)
+    table = base.table
+    first = goal.seconds(base.seconds)
+    fastest = Allocation(table.times, np.zeros_like(table.times)).fastest + table.rest
+    if first < fastest * (1 - 1e-9):
+        raise _out_of_reach(goal, first, fastest, base)
+
+    library.fill()
+    table.set_errors(library)
+    found = _search(base, model, library, samples, first, progress) if samples else None
+    errors = table.errors if found is None else found.errors
+    search = _Rounds(base, errors, goal, model, options)
+    point, rounds = search.run(first, progress)
+    taken = search.seconds[point.levels]
+    if goal.hard and taken > goal.seconds(base.seconds) * (1 + TOLERANCE):
+        raise _missed(goal, goal.seconds(base.seconds), taken)
+    record = {
+        "goal": goal.describe(),
+        "dense_ms": milliseconds(base.seconds),
+        "rest_ms": milliseconds(table.rest),
+        "fastest_ms": milliseconds(fastest),
+        "probe_ms": milliseconds(taken),
+        "rounds": rounds,
+        "errors": _error_record(found),
+        **table.describe(search.allocation, point),
+    }
+    chosen, hints = table.settings(point.levels), table.hints(point.levels)
+    return LevelPlan(chosen, hints, record, goal, base.dense, tuned, base.store, base.context)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The dense network, and the times of its layers at all levels.
+
+    Attributes:
+        table: Times, errors not yet.
+        dense, seconds: The dense network and its latency.
+        store, context: Where latencies are kept, and what they depend on.
+    """
+
+    table: LevelTable
+    dense: CompiledModel
+    seconds: float
+    store: Database
+    context: Context
+
+
+def _measure(
+    model: ir.Model,
+    settings: Mapping[str, Setting],
+    goal: Goal,
+    options: CompileOptions,
+    progress: ProgressCallback | None,
+) -> _Measured:
+    """Steps 1 and 2: all times."""
     import onnx_ir as ir
 
     target = get_target(options.target)
@@ -137,61 +195,24 @@ def choose_levels(
         )
     if not settings:
         raise UsageError("no layer may be pruned", where=goal.flag)
-    tuned = replace(options, tune="quick" if options.tune == "none" else options.tune)
-    options = replace(tuned, name=None, shapes={}, constants={})  # the model has them inside
+    layers = [layer for layer in find_layers(model)[0] if layer.name in settings]
     proto = ir.to_proto(model)
     dense = compile_model(proto, options, progress)
     regions = regions_of(import_and_simplify(proto, options).model, target)
     store = Database(options.tuning_db or default_path())
     context = context_of(regions, target, options.threads)
-
-    layers = [layer for layer in find_layers(model)[0] if layer.name in settings]
     table = LevelTable(layers, settings, regions)
-    times = level_times(
-        table.families,
-        target,
-        store,
-        context,
-        options.tune,
-        None if progress is None else lambda *state: progress("levels", *state),
-    )
-    (dense_seconds,) = network_seconds([dense], store, context)
-    table.set_times(times, dense_seconds)
-    first = goal.seconds(dense_seconds)
-    fastest = Allocation(table.times, np.zeros_like(table.times)).fastest + table.rest
-    if first < fastest * (1 - 1e-9):
-        raise _out_of_reach(goal, first, fastest, dense_seconds, table)
 
-    table.set_errors(library)
-    found = None
-    if samples:
-        found = _search(table, model, library, samples, first, dense, progress)
-    errors = table.errors if found is None else found.errors
-    search = _Rounds(table, errors, goal, model, options, dense, store, context)
-    point, rounds = search.run(first, progress)
-    taken = search.seconds[point.levels]
-    if goal.hard and taken > goal.seconds(dense_seconds) * (1 + TOLERANCE):
-        raise _missed(goal, goal.seconds(dense_seconds), taken)
-    record = {
-        "goal": goal.describe(),
-        "dense_ms": milliseconds(dense_seconds),
-        "rest_ms": milliseconds(table.rest),
-        "fastest_ms": milliseconds(fastest),
-        "probe_ms": milliseconds(taken),
-        "rounds": rounds,
-        "errors": _error_record(found),
-        **table.describe(search.allocation, point),
-    }
-    return LevelPlan(
-        table.settings(point.levels),
-        table.hints(point.levels),
-        record,
-        goal,
-        dense,
-        tuned,
-        store,
-        context,
-    )
+    def report(done: int, total: int, text: str) -> None:
+        if progress is not None:
+            progress("levels", min(done, total - 1), total, text)
+
+    times = level_times(table.families, target, store, context, options.tune, report)
+    if progress is not None:
+        progress("levels", 1, 1)
+    (seconds,) = network_seconds([dense], store, context)
+    table.set_times(times, seconds)
+    return _Measured(table, dense, seconds, store, context)
 
 
 def check_goal(plan: LevelPlan, compiled: CompiledModel) -> dict[str, Any]:
@@ -222,21 +243,16 @@ class _Rounds:
 
     def __init__(
         self,
-        table: LevelTable,
+        base: _Measured,
         errors: Array,
         goal: Goal,
         model: ir.Model,
         options: CompileOptions,
-        dense: CompiledModel,
-        store: Database,
-        context: Context,
     ) -> None:
-        self.table, self.goal = table, goal
-        self.allocation = Allocation(table.times, errors)
-        self.model = model
+        self.base, self.table, self.goal, self.model = base, base.table, goal, model
+        self.allocation = Allocation(self.table.times, errors)
         # nothing is tuned: the network that is measured has the kernels whose times were added up
-        self.options = replace(options, tune="none", tuning_db=store.path)
-        self.dense, self.store, self.context = dense, store, context
+        self.options = replace(options, tune="none", tuning_db=base.store.path)
         self.seconds: dict[tuple[int, ...], float] = {}
 
     def run(
@@ -279,23 +295,23 @@ class _Rounds:
         pruned = PruneWeights(self.table.settings(point.levels)).run(self.model.clone()).model
         hints = self.table.hints(point.levels)
         probe = compile_model(ir.to_proto(pruned), self.options, None, hints)
-        return network_seconds([self.dense, probe], self.store, self.context)
+        return network_seconds([self.base.dense, probe], self.base.store, self.base.context)
 
 
 def _search(
-    table: LevelTable,
+    base: _Measured,
     model: ir.Model,
     library: LevelLibrary,
     samples: Sequence[Mapping[str, Array]],
     seconds: float,
-    dense: CompiledModel,
     progress: ProgressCallback | None,
 ) -> Coefficients:
     """Errors of layers weighted so that their sum tells about the network.
 
     How much is tried depends on the size of the model only, so that equal runs give equal levels.
     """
-    macs = max(sum(layer.macs for layer in dense.layers), 1)
+    table = base.table
+    macs = max(sum(layer.macs for layer in base.dense.layers), 1)
     count = min(int(np.clip(_SEARCH_MACS / (100 * macs), 32, 384)), len(samples))
     evaluations = int(np.clip(_SEARCH_MACS / (macs * count), 24, 80))
 
@@ -317,9 +333,8 @@ def _search(
     return search_coefficients(table.errors, offered, solve, stitcher.score, evaluations, tick)
 
 
-def _out_of_reach(
-    goal: Goal, wanted: float, fastest: float, dense: float, table: LevelTable
-) -> QualityError:
+def _out_of_reach(goal: Goal, wanted: float, fastest: float, base: _Measured) -> QualityError:
+    dense, table = base.seconds, base.table
     limit = (
         f"layers that stay dense take {table.rest * 1e3:.4g} ms"
         if table.rest > 0.5 * fastest

@@ -57,13 +57,16 @@ def plan_levels(
     """
     plans = [_fitting(plan) for plan in plans]
     settings = {plan.layer.name: plan.setting for plan in plans if plan.setting is not None}
-    with LevelLibrary(correct) as library:
-        surgeon = [plan for plan in plans if plan.setting is not None and plan.method == "obs"]
-        if surgeon and samples and store is not None:
+    surgeon = [plan for plan in plans if plan.setting is not None and plan.method == "obs"]
+    wanted = [(plan.layer, _levels(plan)) for plan in surgeon]
+
+    def compute(library: LevelLibrary) -> None:
+        if wanted and samples and store is not None:
             runner = SampleRunner(model, samples)
-            wanted = [(plan.layer, _levels(plan)) for plan in surgeon]
             traces = trace_layers(runner, [(y, s[0]) for y, s in wanted], store, progress)
             library.add_surgeon(runner, wanted, traces, progress)
+
+    with LevelLibrary(correct, compute) as library:
         chosen = choose_levels(
             model, settings, goal, options, library=library, samples=samples, progress=progress
         )
