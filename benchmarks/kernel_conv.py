@@ -201,6 +201,7 @@ def time_layers(found: Counter[Layer], target: Target, args: argparse.Namespace)
 
 _PROGRAM = """
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 {declarations}
 int main(int argc, char **argv) {{
@@ -208,6 +209,9 @@ int main(int argc, char **argv) {{
   void *b[{buffers}];
   static const size_t size[] = {{{sizes}}};
   for (int i = 0; i < {buffers}; i++) b[i] = aligned_alloc(64, (size[i] + 127) & ~(size_t)63);
+  FILE *f = fopen("{weights}", "rb");
+  for (int i = 0; i < {constants}; i++) if (!f || fread(b[i], 1, size[i], f) != size[i]) return 1;
+  fclose(f);
   for (int r = 0; r < runs; r++) {{
 {calls}
   }}
@@ -217,9 +221,11 @@ int main(int argc, char **argv) {{
 
 
 def arm_program(kernel: Kernel, region: Region, target: Target, folder: Path) -> Path:
-    """A static program that runs the kernel ``--runs N`` times on uninitialised memory."""
-    sizes = {f"t:{name}": size for name, size in kernel.workspaces.items()}
-    sizes |= {f"w:{name}": array.nbytes for name, array in kernel.weights.items()}
+    """A static program that runs the kernel ``--runs N`` times with its weights, on any data."""
+    sizes = {f"w:{name}": array.nbytes for name, array in kernel.weights.items()}
+    constants = [np.ascontiguousarray(array).tobytes() for array in kernel.weights.values()]
+    (folder / "weights.bin").write_bytes(b"".join(constants))
+    sizes |= {f"t:{name}": size for name, size in kernel.workspaces.items()}
     sizes |= {v.name: v.type.nbytes for v in (*region.inputs, *region.outputs)}
     sizes["scratch"] = max(stage.scratch for stage in kernel.stages)
     index = {name: i for i, name in enumerate(sizes)}
@@ -231,6 +237,8 @@ def arm_program(kernel: Kernel, region: Region, target: Target, folder: Path) ->
         calls.append(f"    k{i}({pointers}, 0, {stage.extent});")
     source = _PROGRAM.format(
         declarations="\n".join(declarations),
+        weights=folder / "weights.bin",
+        constants=len(constants),
         buffers=len(sizes),
         sizes=", ".join(map(str, sizes.values())),
         calls="\n".join(calls),

@@ -77,6 +77,8 @@ def _model_layer(layer: LayerRecord) -> dict[str, Any]:
         "op": layer.op,
         "macs": layer.macs,
         "sparsity": round(layer.sparsity, 4),
+        "pattern": layer.pattern,
+        "units": dict(layer.units),
         "inputs": [list(shape) for shape in layer.inputs],
         "outputs": [list(shape) for shape in layer.outputs],
     }

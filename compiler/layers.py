@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from effc.kernels.region import Op, Region
+from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Choice
 
 __all__ = ["LayerRecord", "macs_of", "record"]
@@ -27,12 +28,16 @@ class LayerRecord:
         config: Knob values of the chosen configuration.
         macs: Multiply-accumulate operations of the dense layer.
         sparsity: Fraction of zero weights, 0 when the layer has none.
+        pattern: How zeros are arranged (``effc.kernels.sparsity``), ``dense`` with hardly any.
+        units: Per unit size (``8x4``), the fraction of weights in units with any non-zero: what a
+            sparse kernel of that unit size has to compute. Empty for dense weights.
         inputs, outputs: Shapes.
         choice: Chosen template and configuration with predicted cost and measured time;
             ``None`` for a view.
         considered, measured: Number of configurations there were to choose from, and of
             those with a measured time.
         alternatives: The best of the others: measured ones by time, then by prediction.
+        rivals: The best of each other kernel family.
         refused: Kernel families that could not compute it, and why.
         key: ``Region.key``, what a measured time of the layer is kept under.
     """
@@ -44,12 +49,15 @@ class LayerRecord:
     config: dict[str, int | str | bool]
     macs: int
     sparsity: float
+    pattern: str
+    units: dict[str, float]
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
     choice: Choice | None = None
     considered: int = 0
     measured: int = 0
     alternatives: tuple[Choice, ...] = ()
+    rivals: tuple[Choice, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     key: str = ""
 
@@ -92,6 +100,11 @@ def record(
     weights = [v.const for v in region.constants if v.const is not None and v.const.ndim > 1]
     total = sum(w.size for w in weights)
     zeros = sum(int((w == 0).sum()) for w in weights)
+    structure = region.anchor.zeros if region.anchor is not None else None
+    rivals: dict[str, Choice] = {}
+    for other in others:
+        if choice is not None and other.template is not choice.template:
+            rivals.setdefault(other.template.name, other)
     return LayerRecord(
         name=region.name,
         op=region.anchor.op_type if region.anchor is not None else "Elementwise",
@@ -100,12 +113,20 @@ def record(
         config=dict(choice.config) if choice is not None else {},
         macs=sum(macs_of(op) for op in region.ops),
         sparsity=zeros / total if total else 0.0,
+        pattern=structure.pattern if structure is not None else _unknown_pattern(zeros, total),
+        units={f"{r}x{d}": share for (r, d), share in structure.units} if structure else {},
         inputs=tuple(v.shape for v in region.inputs),
         outputs=tuple(v.shape for v in region.outputs),
         choice=choice,
         considered=len(others) + (choice is not None),
         measured=sum(c is not None and c.seconds is not None for c in (choice, *others)),
         alternatives=tuple(others[:MAX_ALTERNATIVES]),
+        rivals=tuple(rivals.values()),
         refused=tuple(sorted((refused or {}).items())),
         key=region.key,
     )
+
+
+def _unknown_pattern(zeros: int, total: int) -> str:
+    """Of weights that no sparse kernel takes."""
+    return "unstructured" if zeros > LEAST_ZEROS * total else "dense"

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from effc.link import LinkReport
     from effc.verify import Verification
 
-__all__ = ["SPARSE_FROM", "build_manifest", "library_path"]
-
-SPARSE_FROM = 0.05
-"""Share of zeros from which weights are called sparse; fewer are chance."""
+__all__ = ["build_manifest", "library_path"]
 
 _TOOLS = ("apache-tvm", "ziglang", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
@@ -127,7 +124,8 @@ def _layer(record: LayerRecord) -> dict[str, Any]:
         "kernel": record.kernel,
         "macs": record.macs,
         "sparsity": round(record.sparsity, 4),
-        "pattern": "unstructured" if record.sparsity >= SPARSE_FROM else "dense",
+        "pattern": record.pattern,
+        "units": dict(record.units),
         "config": dict(record.config),
         "why": _why(record),
         "seconds": None if record.choice is None else record.choice.seconds,
@@ -148,10 +146,23 @@ def _why(record: LayerRecord) -> str:
     if record.considered == 1:
         return "the only kernel and configuration for this layer"
     if record.choice.seconds is None:
-        return f"lowest predicted cost of {record.considered} configurations, none measured"
+        return (
+            f"lowest predicted cost of {record.considered} configurations, none measured"
+            + "".join(
+                f"; {rival.template.name} is predicted to take "
+                f"{rival.cost / max(record.choice.cost, 1e-9):.2f} times as long"
+                for rival in record.rivals
+            )
+        )
     return (
         f"fastest of {record.measured} measured configurations "
         f"({record.considered} are possible): {record.choice.seconds * 1e6:.3g} us"
+        + "".join(
+            f"; the best {rival.template.name} takes {rival.seconds / record.choice.seconds:.2f} "
+            "times as long"
+            for rival in record.rivals
+            if rival.seconds is not None
+        )
     )
 
 

@@ -33,6 +33,7 @@ _LAYER: dict[str, Any] = {
     "macs": int,
     "sparsity": _NUMBER,
     "pattern": str,
+    "units": {},
     "config": {},
     "why": str,
     "seconds": _OPTIONAL_NUMBER,

@@ -98,10 +98,13 @@ def vstore(buffer: Any, offset: Expr, value: Expr, lanes: int) -> None:
 
 
 def prefetch(buffer: Any, offset: Expr, elements: int, *, write: bool) -> None:
-    """Ask for the cache lines of ``elements`` 4-byte elements; may point past the buffer."""
-    for start in (*range(0, elements, _LINE // 4), elements - 1):
+    """Ask for the cache lines of ``elements`` 4-byte elements; may point past the buffer.
+
+    One line per 64 bytes from ``offset`` on: an unaligned end is left to the next request.
+    """
+    for start in range(0, elements, _LINE // 4):
         address = T.address_of(buffer[offset + start])
-        flags = [tirx.const(v, "int32") for v in (int(write), 3 if write else 2, 1)]
+        flags = [tirx.const(v, "int32") for v in (int(write), 3, 1)]
         T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *flags))
 
 

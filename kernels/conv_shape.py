@@ -24,6 +24,7 @@ from effc.kernels.region import Op, Region
 __all__ = ["ConvShape", "Source", "conv_refusal", "source_layout"]
 
 Axes = tuple[int, ...]
+_ALIGN = 4  # elements
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,17 @@ def source_layout(shape: ConvShape) -> Source:
     phases = tuple(sorted(set(of_tap)))
     extent = tuple(out + max(axes[i][0] for axes in split) for i, out in enumerate(shape.output))
     strides = [prod(extent[i + 1 :]) for i in range(len(extent))]
+    flat = _contiguous(shape.output, extent)
+    if not flat:
+        # Rows and channels at multiples of 16 bytes, which Arm's loads can have as constants.
+        extent = (*extent[:-1], -(-extent[-1] // _ALIGN) * _ALIGN)
+        strides = [prod(extent[i + 1 :]) for i in range(len(extent))]
     plane = prod(extent)
     taps = tuple(
         phases.index(phase) * plane
         + sum(shift * step for (shift, _), step in zip(axes, strides, strict=True))
         for phase, axes in zip(of_tap, split, strict=True)
     )
-    flat = _contiguous(shape.output, extent)
     direct = flat and phases == ((0,) * len(extent),) and extent == shape.input
     direct = direct and not any(shape.pads) and set(shape.strides) == {1}
     return Source(not direct, phases, extent, taps, flat)

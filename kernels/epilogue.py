@@ -117,9 +117,8 @@ class Epilogue:
     @property
     def streamed(self) -> tuple[int, ...]:
         """Positions among the buffers of operands with an element for each of the result's."""
-        full = [self._view[i + 1 :] for i in range(len(self._view))]
         strides = tuple(
-            prod(rest) if size > 1 else 0 for size, rest in zip(self._view, full, strict=True)
+            prod(self._view[i + 1 :]) if size > 1 else 0 for i, size in enumerate(self._view)
         )
         return tuple(o.index for o in self._operands.values() if o.strides == strides)
 

@@ -34,12 +34,13 @@ from effc.kernels.builder import (
     vstore,
 )
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import concat, dtype_lanes, pick, pieces, store_partial
+from effc.kernels.lanes import concat, dtype_lanes, pick, pieces
+from effc.kernels.matmul_operands import Scalars, Store
 from effc.kernels.matmul_problem import Problem, problem_of
 from effc.kernels.region import Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 
-__all__ = ["MatMulTemplate"]
+__all__ = ["MatMulTemplate", "streamed"]
 
 Expr = Any
 
@@ -132,7 +133,7 @@ class MatMulTemplate(Template):
             *buffers, begin, end = arguments
             scratch = buffers.pop() if tile.scratch else None
             y = buffers.pop()
-            store = _Store(tile, epilogue, y, buffers[own:], buffers[2] if own > 2 else None)
+            store = Store(problem, epilogue, y, buffers[own:], buffers[2] if own > 2 else None)
             _Code(tile, buffers[0], buffers[1], scratch, store).emit(begin, end)
 
         stage = Stage(
@@ -204,50 +205,6 @@ class _Tiling:
 
 
 @dataclass(frozen=True)
-class _Store:
-    """Scales, adds the bias, applies the epilogue and stores."""
-
-    tile: _Tiling
-    epilogue: Epilogue
-    y: Any
-    operands: list[Any]
-    c: Any
-
-    def vector(self, b: Expr, m: Expr, n: Expr, value: Expr, valid: int) -> None:
-        """Store ``valid`` lanes of the results of row ``m`` from column ``n`` on."""
-        problem, lanes = self.tile.problem, self.tile.lanes
-
-        def finish(piece: Expr, start: int, width: int) -> Expr:
-            if problem.scale != 1:
-                piece = piece * splat(tirx.const(problem.scale, problem.dtype), width)
-            if problem.c is not None:
-                piece = piece + self._bias(m, n + start, width)
-            coords, axis = problem.coordinates(b, m, n + start)
-            return self.epilogue.apply(piece, coords, self.operands, axis=axis, lanes=width)
-
-        offset = bind((b * problem.m + m) * problem.n + n)
-        exact = problem.c is not None and problem.c.const is None
-        if self.epilogue.params or exact:
-            store_partial(self.y, offset, value, valid, lanes, finish)
-        else:
-            store_partial(self.y, offset, finish(value, 0, lanes), valid, lanes)
-
-    def _bias(self, m: Expr, n: Expr, width: int) -> Expr:
-        problem = self.tile.problem
-        c = problem.c
-        assert c is not None
-        offset = m * c.row + n * c.column
-        found = (
-            splat(self.c[offset], width)
-            if c.column == 0
-            else vload(self.c, offset, width, c.column)
-        )
-        if c.const is None and problem.beta != 1:
-            found = found * splat(tirx.const(problem.beta, problem.dtype), width)
-        return found
-
-
-@dataclass(frozen=True)
 class _Code:
     """Emits the body of the stage function."""
 
@@ -255,7 +212,7 @@ class _Code:
     a: Any
     b: Any
     scratch: Any
-    store: _Store
+    store: Store
 
     def emit(self, begin: Expr, end: Expr) -> None:
         tile, problem = self.tile, self.tile.problem
@@ -364,22 +321,20 @@ class _Code:
             for v in range(count):
                 column = n + v * lanes
                 valid = min(lanes, columns - v * lanes)
-                self.store.vector(batch, row, column, sums.total(i, v), valid)
+                self.store.vector(batch, row, column, sums.total(i, v), valid, lanes)
 
-    def _scalars(self, t: Expr, a: Expr, rows: int) -> _Scalars:
+    def _scalars(self, t: Expr, a: Expr, rows: int) -> Scalars:
         """Access to the scalars of row tile ``t``; ``a`` is the offset of the batch item."""
         tile, problem = self.tile, self.tile.problem
         simd = tile.target.arch in ("aarch64", "arm") and problem.dtype == "float32"
         if problem.a.const is not None:
             base = bind((a * tile.row_tiles + t) * (problem.k * tile.rows))
-            return _Scalars(self.a, base, 1, tile.rows, rows, simd)
+            return Scalars(self.a, base, 1, tile.rows, rows, simd)
         row, column = problem.a.row, problem.a.column
         base = bind(a + t * (tile.rows * row))
-        return _Scalars(self.a, base, row, column, rows, simd)
+        return Scalars(self.a, base, row, column, rows, simd)
 
-    def _steps(
-        self, k: Expr, count: int, sums: _Sums, scalars: _Scalars, vectors: _Vectors
-    ) -> None:
+    def _steps(self, k: Expr, count: int, sums: _Sums, scalars: Scalars, vectors: _Vectors) -> None:
         """Add the products of ``count`` consecutive k."""
         lanes = self.tile.lanes
         block = scalars.load(k, count)
@@ -399,46 +354,6 @@ class _Vectors:
     buffer: Any
     base: Expr
     pitch: int
-
-
-@dataclass(frozen=True)
-class _Scalars:
-    """The rows of A of one tile: ``A[i, k]`` is at ``base + i * row + k * column``.
-
-    Arm multiplies by one lane of a vector register (``simd``), so there scalars
-    that lie next to each other are loaded four at a time.
-    """
-
-    buffer: Any
-    base: Expr
-    row: int
-    column: int
-    rows: int
-    simd: bool
-
-    @property
-    def step(self) -> int:
-        """Values of k that should be loaded together."""
-        return 4 if self.simd and self.row != 1 and self.column == 1 else 1
-
-    def load(self, k: Expr, count: int) -> list[list[Expr]]:
-        """``[i][u]`` for the rows and ``count`` consecutive k."""
-        found: list[list[Expr]] = [[None] * count for _ in range(self.rows)]
-        along_k = self.step > 1
-        outer, inner = (self.rows, count) if along_k else (count, self.rows)
-        for o in range(outer):
-            run = self.simd and (along_k or self.row == 1)
-            for start, width in pieces(inner, 4 if run else 1):
-                i, u = (o, start) if along_k else (start, o)
-                offset = self.base + i * self.row + (k + u) * self.column
-                loaded = bind(vload(self.buffer, offset, width))
-                for lane in range(width):
-                    value = pick(loaded, [lane], width)
-                    if along_k:
-                        found[o][start + lane] = value
-                    else:
-                        found[start + lane][o] = value
-        return found
 
 
 class _Sums:
@@ -493,7 +408,8 @@ def _cost(
     live = rows * vectors * chains + vectors + (held if simd else 1)
     if live > target.vector_registers:
         return None
-    multiply = rows * vectors * 0.5
+    rate = 1.0 if lanes >= 16 else 0.5  # cycles of a multiply-add
+    multiply = rows * vectors * rate
     loads = (vectors + (rows / 4 if simd else rows)) * 0.5
     latency = 4.0 / chains
     per_k = max(multiply, loads, latency) + 0.15 * loads
@@ -511,4 +427,16 @@ def _cost(
         copied = problem.n if problem.b.column != 1 else ragged
         copies = problem.k * copied * (1.0 if problem.b.column != 1 else 1.0 / lanes)
     narrow = 1.05 if lanes < target.lanes else 1.0
-    return problem.batch * (tile * used * row_tiles * narrow + partial + copies)
+    work = problem.batch * (tile * used * row_tiles * narrow + partial + copies)
+    weights = 0 if problem.b.const is None else problem.b.const.nbytes
+    return streamed(work, weights, 1, target)
+
+
+def streamed(work: float, weights: float, passes: int, target: Target) -> float:
+    """Cycles of ``work`` that reads ``weights`` bytes ``passes`` times from beyond the first cache.
+
+    The shorter of both is mostly hidden behind the other.
+    """
+    pace = 8.0 if weights > 0.75 * target.l2_bytes else 32.0  # bytes per cycle
+    traffic = weights * passes / pace
+    return max(work, traffic) + 0.3 * min(work, traffic)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from effc.devices.target import Target
-from effc.kernels.builder import bind, local, loop, splat, vload, vstore
+from effc.kernels.builder import bind, local, loop, prefetch, splat, vload, vstore
 from effc.kernels.lanes import load_scalars, pieces
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "contract",
     "pieces",
     "split_widths",
+    "weights_ahead",
 ]
 
 Expr = Any
@@ -127,6 +128,7 @@ class Listed:
         depth: Steps per entry.
         unroll: Entries per iteration of the loop.
         vectors: Whether the listed operand is the one with vectors, or the broadcast one.
+        ahead: Prefetch weights this many elements ahead (0: not), see ``weights_ahead``.
     """
 
     offsets: Any
@@ -135,27 +137,49 @@ class Listed:
     depth: int
     unroll: int
     vectors: bool
+    ahead: int = 0
 
     def emit(self, step: Callable[[Expr, Expr], None], a: Operand, b: Operand) -> None:
         listed, weights = (b, a) if self.vectors else (a, b)
 
-        def entry(e: Expr) -> None:
+        def entry(e: Expr, _: int) -> None:
             at = bind(listed.base + self.offsets[e])
             for j in range(self.depth):
                 pair = (weights.base + (e * self.depth + j) * weights.step, at + j * listed.step)
                 step(*(pair if self.vectors else pair[::-1]))
 
+        self.each(entry, weights)
+
+    def each(self, entry: Callable[[Expr, int], None], weights: Operand) -> None:
+        """``entry(e, u)`` for every entry ``e``, which is number ``u`` of its iteration."""
         unroll = self.unroll
-        if unroll == 1:
-            with loop(self.begin, self.end) as e:
-                entry(e)
-            return
-        trips = bind((self.end - self.begin) // unroll)
-        with loop(trips) as trip:
-            for u in range(unroll):
-                entry(bind(self.begin + trip * unroll + u))
-        with loop(bind(self.begin + trips * unroll), self.end) as e:
-            entry(e)
+        if unroll > 1:
+            trips = bind((self.end - self.begin) // unroll)
+            with loop(trips) as trip:
+                first = bind(self.begin + trip * unroll)
+                self._fetch(first, unroll, weights)
+                for u in range(unroll):
+                    entry(bind(first + u), u)
+        rest = self.begin if unroll == 1 else bind(self.begin + trips * unroll)
+        with loop(rest, self.end) as e:
+            if unroll == 1:
+                self._fetch(e, 1, weights)
+            entry(e, 0)
+
+    def _fetch(self, first: Expr, entries: int, weights: Operand) -> None:
+        if self.ahead:
+            size = self.depth * weights.step
+            at = weights.base + first * size + self.ahead
+            prefetch(weights.buffer, at, entries * size, write=False)
+
+
+def weights_ahead(target: Target) -> int:
+    """How far ahead of their use listed weights are worth a prefetch, in elements.
+
+    Weights are read once, from far, between loads at scattered offsets: on x86 a stream that
+    hardware follows badly. Elsewhere instructions are what counts.
+    """
+    return 512 if target.arch == "x86_64" else 0
 
 
 class Accumulators:

@@ -31,6 +31,7 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.reduce import ReduceTemplate
     from effc.kernels.softmax import SoftmaxTemplate
     from effc.kernels.sparse_conv import SparseConv
+    from effc.kernels.sparse_matmul import SparseMatMul
     from effc.kernels.winograd import Winograd
 
     return (
@@ -41,6 +42,7 @@ def templates() -> tuple[Template, ...]:
         DepthwiseConv(),
         ConvTranspose(),
         MatMulTemplate(),
+        SparseMatMul(),
         PoolTemplate(),
         GlobalPoolTemplate(),
         SoftmaxTemplate(),

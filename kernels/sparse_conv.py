@@ -3,9 +3,10 @@
 ``Y[co][s] = bias[co] + sum_k W[co][k] * X[k][s]`` as in ``conv``, but ``k`` runs over a list of
 the kernel positions and input channels that a tile of filters keeps (``sparse_pack``). Any zeros
 will do: unstructured ones are tiles of one filter, block-punched ones tiles of as many filters
-as share a mask. The register tile reads the activations where they are (a padded copy split into
-stride phases, or the input itself), at the flat offset of each entry, or from a panel packed in
-``scratch`` that holds only what some filter needs.
+as share a mask; filters that need nearly the same inputs may first be sorted together. The
+register tile reads the activations where they are (a padded copy split into stride phases, or the
+input itself), at the flat offset of each entry, or from a panel packed in ``scratch`` that holds
+only what some filter needs.
 
 ``space`` tiles have vectors along positions and broadcast weights; ``channel`` tiles have vectors
 along filters and broadcast activations, which wastes no lanes on short rows.
@@ -31,7 +32,7 @@ from effc.kernels.region import Region
 from effc.kernels.sparse_cost import sparse_candidates
 from effc.kernels.sparse_pack import pack_tiles
 from effc.kernels.sparse_product import SparseConfig, SparseProduct
-from effc.kernels.sparsity import LEAST_ZEROS, filters_of
+from effc.kernels.sparsity import LEAST_ZEROS, filters_of, similar_order
 from effc.kernels.template import Config, Kernel, Stage, Template
 
 __all__ = ["SparseConv"]
@@ -71,6 +72,11 @@ class SparseConv(Template):
         epilogue = conv_epilogue(region, shape)
         knobs = SparseConfig.of(config)
         bias = conv_bias(region, shape)
+        order = None
+        if knobs.sort:
+            order = similar_order(filters != 0, (knobs.rows, knobs.depth))
+            filters = np.take_along_axis(filters, order[:, :, None, None], axis=1)
+            order = (order + np.arange(shape.groups)[:, None] * shape.cout).reshape(-1)
         packed = pack_tiles(filters, knobs.rows, knobs.depth)
 
         size = shape.batch * shape.groups * shape.cin * source.channel
@@ -86,8 +92,10 @@ class SparseConv(Template):
             input_ref = "t:source"
         stage = SparseProduct(shape, source, knobs, target, epilogue, bias is not None, size)
         weights: dict[str, np.ndarray] = stage.weights(packed)
+        if order is not None:
+            weights["order"] = order.astype(np.int32)
         if bias is not None:
-            weights["bias"] = bias
+            weights["bias"] = bias if order is None else bias[order]
         args = [input_ref, *(f"w:{name}" for name in weights), *epilogue.args]
         args.append(region.outputs[0].name)
         if stage.scratch_elements:

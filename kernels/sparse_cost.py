@@ -31,10 +31,12 @@ def sparse_candidates(
 ) -> list[tuple[Config, float]]:
     """Configurations with predicted cycles, best first."""
     found: dict[SparseConfig, float] = {}
-    for (rows, depth), share in zeros.units:
+    natural = [(unit, share, False) for unit, share in zeros.units]
+    ordered = [(unit, share, True) for unit, share in zeros.sorted_units]
+    for (rows, depth), share, sort in natural + ordered:
         if depth > shape.cin or (rows > shape.cout and rows > 1):
             continue
-        for knobs in _configurations(shape, source, rows, depth, target):
+        for knobs in _configurations(shape, source, (rows, depth), sort, target):
             if knobs not in found:
                 found[knobs] = _cost(shape, source, knobs, share, target)
     ranked = sorted(found.items(), key=lambda item: (item[1], str(item[0])))
@@ -42,8 +44,9 @@ def sparse_candidates(
 
 
 def _configurations(
-    shape: ConvShape, source: Source, rows: int, depth: int, target: Target
+    shape: ConvShape, source: Source, unit: tuple[int, int], sort: bool, target: Target
 ) -> Iterator[SparseConfig]:
+    rows, depth = unit
     wide = [target.lanes] + ([8] if target.lanes >= 16 else [])
     for lanes in wide:
         for along, height, columns in _tiles(shape, source, lanes, rows, target):
@@ -64,7 +67,7 @@ def _configurations(
                     for fetch in (False, True) if streams else (False,):
                         yield SparseConfig(
                             along, lanes, rows, depth, height, columns, pack, panels, splits,
-                            unroll, fetch,
+                            unroll, fetch, sort,
                         )  # fmt: skip
 
 
@@ -91,27 +94,28 @@ def _tiles(
         most = max(
             (v for v in range(1, 25) if tile_fits(Tile(rows, (lanes,) * v), target)), default=0
         )
-        for vectors in {most, most - 1, (most + 1) // 2, 3, 4} & set(range(1, most + 1)):
-            if (vectors - 1) * lanes < shape.positions:
+        needed = ceil(shape.positions / lanes)
+        for vectors in {
+            min(v, needed) for v in (most, most - 1, (most + 1) // 2, 3, 4) if v <= most
+        }:
+            if vectors > 0:
                 yield "space", 0, min(vectors * lanes, shape.positions)
         if not source.flat and len(shape.output) <= 2:
-            width = shape.output[-1]
-            for columns in {width, ceil(width / 2)}:
-                for height in range(1, 9):
+            high = shape.output[0] if len(shape.output) == 2 else 1
+            for columns in _row_parts(shape.output[-1], most * lanes):
+                for height in range(1, min(high, 8) + 1):
                     tile = Tile(rows, row_widths(columns, lanes, source.copied) * height)
-                    if height <= shape.output[0] and tile_fits(tile, target):
+                    if tile_fits(tile, target):
                         yield "space", height, columns
     if rows < 4 or rows > 2 * lanes or shape.cout < rows or rows % min(rows, lanes):
         return
     widths = split_widths(rows, lanes)
     most = max((n for n in range(1, 29) if tile_fits(Tile(n, widths), target)), default=0)
     if not source.flat and len(shape.output) <= 2:
-        width = shape.output[-1]
         high = shape.output[0] if len(shape.output) == 2 else 1
-        for parts in range(1, 5):
-            columns = ceil(width / parts)
+        for columns in _row_parts(shape.output[-1], most):
             for height in {most // columns, max(most // columns - 1, 1)}:
-                if height and columns > 1:
+                if columns > 1:
                     yield "channel", min(height, high), columns
     if shape.positions <= 1024:
         for parts in range(1, 1 + ceil(shape.positions / max(most, 1))):
@@ -122,58 +126,109 @@ def _tiles(
         yield "channel", 0, min(most, shape.positions)
 
 
+def _row_parts(width: int, most: int) -> list[int]:
+    """Columns of register tiles that cut a row into equal parts, or into ``most`` and a rest."""
+    found = {min(width, most)}
+    found |= {ceil(width / parts) for parts in range(1, 9) if ceil(width / parts) <= most}
+    return sorted(found, reverse=True)[:5]
+
+
 def _cost(
     shape: ConvShape, source: Source, knobs: SparseConfig, share: float, target: Target
 ) -> float:
     positions = Positions.of(shape, source, knobs)
-    steps = share * shape.reduction  # per filter tile
-    arm = uses_lanes(target)
+    steps = max(share * shape.reduction, 1.0)  # of a tile of filters
+    tile_cost = _arm_tile if uses_lanes(target) else _x86_tile
     work = 0.0
     for height, bands in _parts(positions.height, positions.tile[0]):
         for columns, panels in _parts(positions.width, positions.tile[1]):
             for filters, tiles in _parts(shape.cout, knobs.rows):
-                if not bands or not panels or not tiles:
-                    continue
-                if knobs.along == "space":
-                    padded = knobs.height > 0 and source.copied
-                    tile = Tile(filters, row_widths(columns, knobs.lanes, padded) * height)
-                else:
-                    tile = Tile(height * columns, split_widths(filters, knobs.lanes))
-                once = tile_cycles(tile, max(steps, 1.0), knobs.depth * knobs.unroll, target)
-                once += steps / knobs.depth * (2.0 if arm else 0.7)
-                if knobs.along == "channel":
-                    if not arm:  # a broadcast load for every multiply-add
-                        once *= 1.35
-                    once += 3.0 * tile.rows * len(tile.widths) + 2.0 * filters * ceil(
-                        height * columns / 8
-                    )
-                work += bands * panels * tiles * (once + 10)
-    rows_read = 4.0 * shape.reduction * positions.tile[1]
+                if bands and panels and tiles:
+                    once = tile_cost(source, knobs, (filters, height, columns), steps, target)
+                    work += bands * panels * tiles * once
     if knobs.pack:
-        panels = ceil(positions.width / knobs.columns)
-        used = 1 - (1 - share) ** ceil(shape.cout / knobs.rows)
-        cycles = pack_cycles(shape, source, knobs.columns, knobs.lanes)
-        work += panels * shape.reduction * used * cycles * knobs.splits
-        size = rows_read * used * (knobs.panels or panels)
-        read = rows_read * share * knobs.splits * panels * ceil(shape.cout / knobs.rows)
-        if size > 0.75 * target.l2_bytes:
-            work += 0.3 * read / 14
-        elif size > target.l1_bytes:
-            work += 0.25 * read / 32
+        work += _packing(shape, source, knobs, share, target)
     weights = 4.0 * shape.cout * shape.reduction * share
-    units = 1
+    blocks = 1
     if knobs.panels:
-        units = ceil(positions.width / (knobs.columns * knobs.panels)) * ceil(
+        blocks = ceil(positions.width / (knobs.columns * knobs.panels)) * ceil(
             positions.height / positions.tile[0]
         )
     pace = 32.0 if weights < target.l2_bytes // 2 else 12.0
-    work += 0.5 * weights * units / pace
+    if not uses_lanes(target):
+        work += 0.5 * weights * blocks / pace
     if _streams(shape, source, target):
         moved = 4.0 * shape.positions * (shape.cin + shape.cout)
         work += moved / (8.0 if knobs.fetch else 4.0)
     if source.copied:
         work += 3.0 * shape.cin * source.channel / target.lanes
     return shape.batch * shape.groups * work
+
+
+def _x86_tile(
+    source: Source,
+    knobs: SparseConfig,
+    size: tuple[int, int, int],
+    steps: float,
+    target: Target,
+) -> float:
+    """Cycles of one register tile of (filters, height, columns)."""
+    filters, height, columns = size
+    if knobs.along == "space":
+        widths = row_widths(columns, knobs.lanes, knobs.height > 0 and source.copied)
+        tile = Tile(filters, widths * height)
+        once = tile_cycles(tile, steps, knobs.depth * knobs.unroll, target)
+    else:
+        tile = Tile(height * columns, split_widths(filters, knobs.lanes))
+        # A broadcast load for every multiply-add.
+        once = 1.35 * tile_cycles(tile, steps, knobs.depth * knobs.unroll, target)
+        once += 3.0 * tile.rows * len(tile.widths) + 2.0 * filters * ceil(height * columns / 8)
+    return once + 0.7 * steps / knobs.depth + 10
+
+
+def _arm_tile(
+    source: Source,
+    knobs: SparseConfig,
+    size: tuple[int, int, int],
+    steps: float,
+    target: Target,
+) -> float:
+    """Instructions of one register tile of (filters, height, columns)."""
+    filters, height, columns = size
+    if knobs.along == "space":
+        loads = height * len(row_widths(columns, 4, knobs.height > 0 and source.copied))
+        products, last = filters * loads, 3.5
+    else:
+        loads = height * len(split_widths(columns, 4))
+        products, last = height * columns * -(-filters // 4), 6.0
+    weights = -(-filters // 4)
+    if knobs.pack:
+        loads = -(-loads // 2)
+    elif source.channel % 4:
+        loads += 1  # the address of every step
+    each = products + -(-weights // 2) + loads + (3 + 3 / knobs.unroll) / knobs.depth
+    return steps * max(each, 4) + last * products + 14
+
+
+def _packing(
+    shape: ConvShape, source: Source, knobs: SparseConfig, share: float, target: Target
+) -> float:
+    """Cycles to make panels, and to read them where they do not fit the first cache."""
+    panels = ceil(shape.positions / knobs.columns)
+    tiles = ceil(shape.cout / knobs.rows)
+    used = 1 - (1 - share) ** tiles
+    cycles = pack_cycles(shape, source, knobs.columns, knobs.lanes)
+    work = panels * shape.reduction * used * cycles * knobs.splits
+    if uses_lanes(target):
+        return work
+    panel = 4.0 * shape.reduction * knobs.columns
+    read = panel * share * knobs.splits * panels * tiles
+    size = panel * used * (knobs.panels or panels)
+    if size > 0.75 * target.l2_bytes:
+        work += 0.3 * read / 14
+    elif size > target.l1_bytes:
+        work += 0.25 * read / 32
+    return work
 
 
 def _parts(total: int, tile: int) -> list[tuple[int, int]]:

@@ -1,8 +1,8 @@
 """The product stage of a sparse convolution, see ``sparse_conv``.
 
-A unit takes a block of output positions and walks over the tiles of filters, or, where weights
-are larger than activations, all positions; each visit of a tile covers the whole block. A register tile
-adds up the entries of one tile of filters (``sparse_pack``) at a few output positions. The
+A unit takes a block of output positions, or all of them where weights are larger than
+activations, and walks over the tiles of filters; each visit of a tile covers the whole block. A
+register tile adds up the entries of one tile of filters (``sparse_pack``) at a few positions. The
 positions of a register tile form a small rectangle: ``height`` output rows of ``columns``
 positions, or one run of positions where rows follow each other in memory (``height`` 0).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,15 @@ from effc.kernels.conv_pack import pack_row, panel_slack
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import pick, pieces
-from effc.kernels.register_tile import Accumulators, Listed, Operand, Tile, contract, split_widths
+from effc.kernels.register_tile import (
+    Accumulators,
+    Listed,
+    Operand,
+    Tile,
+    contract,
+    split_widths,
+    weights_ahead,
+)
 from effc.kernels.shuffles import store_transposed
 from effc.kernels.sparse_pack import SparseTiles, cut_evenly
 from effc.kernels.template import Config
@@ -51,6 +59,7 @@ class SparseConfig:
         splits: Units that share a block of positions, each with some tiles of filters.
         unroll: Entries per loop iteration.
         fetch: Prefetch what the next block reads, and what a tile will write.
+        sort: Filters are in the order of ``sparsity.similar_order``.
     """
 
     along: str
@@ -64,6 +73,7 @@ class SparseConfig:
     splits: int
     unroll: int
     fetch: bool
+    sort: bool
 
     @staticmethod
     def of(config: Config) -> SparseConfig:
@@ -185,7 +195,7 @@ class SparseProduct:
             return None
         entries = (np.diff(packed.starts) + _TILE_OVERHEAD).reshape(self.shape.groups, self.tiles)
         cuts = self.cuts(packed)
-        parts = [entries[:, a:b].sum(axis=1) for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [entries[:, a:b].sum(axis=1) for a, b in pairwise(cuts)]
         of_image = np.stack(parts, axis=1).reshape(-1)  # [groups * splits]
         work = np.repeat(np.tile(of_image, self.shape.batch), self.bands * self.blocks)
         return tuple(int(b) for b in np.concatenate([[0], np.cumsum(work)]))
@@ -211,6 +221,8 @@ class SparseProduct:
             params.append(("slots", "int32", entries + shape.groups + 1))
         if self.splits > 1:
             params.append(("cuts", "int32", self.splits + 1))
+        if knobs.sort:
+            params.append(("order", "int32", cout))
         if self.has_bias:
             params.append(("bias", "float32", cout))
         params += self.epilogue.params
@@ -229,8 +241,10 @@ class SparseProduct:
     def _bind_buffers(self, named: dict[str, Any]) -> None:
         self.x, self.w, self.y = named["x"], named["w"], named["y"]
         self.starts, self.offsets = named["starts"], named["offsets"]
-        self.slots, self.cut_at = named.get("slots"), named.get("cuts")
+        self.slots: Any = named.get("slots")
+        self.cut_at: Any = named.get("cuts")
         self.bias, self.scratch = named.get("bias"), named.get("scratch")
+        self.order: Any = named.get("order")
         self.extra = [named[name] for name, *_ in self.epilogue.params]
 
     def _unit(self, unit: Expr) -> None:
@@ -356,6 +370,7 @@ class SparseProduct:
             knobs.depth,
             knobs.unroll if filters == knobs.rows else 1,
             space,
+            weights_ahead(self.target),
         )
         channel = bind(self.group * self.shape.cout + number * knobs.rows)
         position = bind(top * positions.width + left)
@@ -387,12 +402,11 @@ class SparseProduct:
 
     def _fetch_results(self, channel: Expr, position: Expr, filters: int, columns: int) -> None:
         """Where a register tile's results go, and the operands of the epilogue beside them."""
-        row = bind(self.batch * (self.shape.groups * self.shape.cout) + channel)
-        at = bind(row * self.shape.positions + position)
         for i in range(filters):
-            prefetch(self.y, at + i * self.shape.positions, columns, write=True)
+            at = bind(self._row(self._filter(channel + i)) * self.shape.positions + position)
+            prefetch(self.y, at, columns, write=True)
             for index in self.epilogue.streamed:
-                prefetch(self.extra[index], at + i * self.shape.positions, columns, write=False)
+                prefetch(self.extra[index], at, columns, write=False)
 
     def _bias(self, channel: Expr) -> Expr:
         return bind(self.bias[channel]) if self.bias is not None else T.float32(0)
@@ -407,6 +421,7 @@ class SparseProduct:
     ) -> None:
         """Vectors along positions go straight to the result."""
         across = len(acc.tile.widths) // rows
+        channels = [self._filter(channel + i) for i in range(acc.tile.rows)]
         for i, (v, (start, lanes)) in product(range(acc.tile.rows), enumerate(acc.tile.vectors)):
             row, first = v // across, start - acc.tile.starts[v // across * across]
             place = position + (row * self.positions.width + first)
@@ -414,7 +429,7 @@ class SparseProduct:
             value = acc.get(i, v)
             for at, width in pieces(valid, lanes):
                 part = pick(value, range(at, at + width), lanes)
-                self._store(part, channel + i, place + at, width)
+                self._store(part, channels[i], place + at, width)
 
     def _store_columns(
         self,
@@ -441,15 +456,25 @@ class SparseProduct:
                 self.room_at,
                 self.target.lanes,
                 lambda value, c, p, lanes, part=part: self._store(  # type: ignore[misc]
-                    value, channel + c, position + part * self.positions.width + p, lanes
+                    value,
+                    self._filter(channel + c),
+                    position + part * self.positions.width + p,
+                    lanes,
                 ),
             )
 
+    def _filter(self, channel: Expr) -> Expr:
+        """Output channel of a filter, given its place in the packed weights."""
+        return bind(channel if self.order is None else self.order[channel])
+
+    def _row(self, channel: Expr) -> Expr:
+        return self.batch * (self.shape.groups * self.shape.cout) + channel
+
     def _store(self, value: Expr, channel: Expr, position: Expr, lanes: int) -> None:
+        """Store at an output channel."""
         coords = (self.batch, channel, position)
         result = self.epilogue.apply(value, coords, self.extra, axis=2, lanes=lanes)
-        row = self.batch * (self.shape.groups * self.shape.cout) + channel
-        vstore(self.y, row * self.shape.positions + position, result, lanes)
+        vstore(self.y, self._row(channel) * self.shape.positions + position, result, lanes)
 
 
 def _kinds(kinds: list[tuple[Expr, int]], full: int, rest: int) -> list[tuple[Expr, int]]:

@@ -3,8 +3,8 @@
 The mask is the weights: a pruned model is an ordinary one with zeros in it, pruned here or
 elsewhere. Weights are seen as ``[groups, Cout, Cin, taps]``. A *unit* of ``rows x depth`` is one
 kernel position of ``rows`` adjacent filters and ``depth`` adjacent input channels (block-punched
-sparsity, YOLObile, section 3; with one tap it is plain block sparsity). A sparse kernel
-computes every unit that holds any non-zero, so the fraction of such units is what a unit size costs.
+sparsity, YOLObile, section 3; with one tap it is plain block sparsity). A sparse kernel computes
+every unit that holds any non-zero: the fraction of such units is what a unit size costs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ import numpy as np
 if TYPE_CHECKING:
     from effc.kernels.region import Op
 
-__all__ = ["LEAST_ZEROS", "UNITS", "Structure", "covered", "filters_of", "occupied", "structure"]
+__all__ = [
+    "LEAST_ZEROS",
+    "UNITS",
+    "Structure",
+    "covered",
+    "filters_of",
+    "occupied",
+    "similar_order",
+    "structure",
+]
 
 Unit = tuple[int, int]
 
@@ -30,6 +39,8 @@ LEAST_ZEROS = 0.05
 
 _STEPS = 64  # shares are told apart in steps of 1/64
 _LOSS = 1.02  # a larger unit is the pattern if it covers at most this many times the non-zeros
+_SORTED_ROWS = (4, 8)  # filters per unit for which sorting is tried
+_SORTED_GAIN = 0.9  # sorting has to leave at most this share of what a unit covers
 _RATIOS = ((1, 8), (1, 4), (2, 8), (2, 4), (4, 8))  # N:M that are looked for, scarcest first
 _PATTERN_LIBRARY = 16  # most distinct 4-entry patterns of one layer
 
@@ -43,37 +54,54 @@ class Structure:
         pattern: ``8x4`` (block-punched), ``2:4``, ``pattern``, ``channel``, ``unstructured``;
             a block behind a blank says which filters and channels share it (``2:4 8x1``).
         units: Per unit size, the fraction of weights in units with any non-zero, in 1/64.
+        sorted_units: The same with filters sorted by ``similar_order``, where that helps.
     """
 
     density: float
     pattern: str
     units: tuple[tuple[Unit, float], ...]
+    sorted_units: tuple[tuple[Unit, float], ...] = ()
 
     @property
     def text(self) -> str:
         """What a measured time of a layer depends on (part of a region's signature)."""
-        return " ".join(f"{r}x{d}={share:.4f}" for (r, d), share in self.units)
+        parts = [f"{r}x{d}={share:.4f}" for (r, d), share in self.units]
+        parts += [f"sorted {r}x{d}={share:.4f}" for (r, d), share in self.sorted_units]
+        return " ".join(parts)
 
 
 def filters_of(op: Op) -> np.ndarray | None:
     """Constant weights as ``[groups, Cout, Cin, taps]``, filters first; ``None`` without any.
 
-    ``Conv`` by its attributes; ``Gemm`` and ``MatMul`` by their constant right-hand
-    matrix, whose columns are the filters (batched matrices are not looked at).
+    ``Conv`` by its attributes; ``Gemm`` and ``MatMul`` by their constant matrix: the columns of the
+    right-hand one or the rows of the left-hand one (batched matrices are not looked at).
     """
-    weight = op.inputs[1] if len(op.inputs) > 1 else None
-    if weight is None or weight.const is None or op.domain:
+    if op.domain:
         return None
-    array = weight.const
-    if array.size == 0 or not np.issubdtype(array.dtype, np.floating):
-        return None
-    if op.op_type == "Conv" and array.ndim >= 3:
+    if op.op_type == "Conv":
+        array = _weights(op, 1)
+        if array is None or array.ndim < 3:
+            return None
         groups = int(op.attrs.get("group", 1))
         return array.reshape(groups, array.shape[0] // groups, array.shape[1], -1)
-    if op.op_type in ("Gemm", "MatMul") and array.ndim == 2:
-        matrix = array if op.op_type == "Gemm" and op.attrs.get("transB", 0) else array.T
-        return matrix.reshape(1, *matrix.shape, 1)
+    if op.op_type not in ("Gemm", "MatMul"):
+        return None
+    for index, flag in ((1, "transB"), (0, "transA")):
+        array = _weights(op, index)
+        if array is not None and array.ndim == 2:
+            transposed = bool(op.op_type == "Gemm" and op.attrs.get(flag, 0))
+            matrix = array if transposed == (index == 1) else array.T
+            return matrix.reshape(1, *matrix.shape, 1)
     return None
+
+
+def _weights(op: Op, index: int) -> np.ndarray | None:
+    """A constant operand, if it holds floats."""
+    value = op.inputs[index] if len(op.inputs) > index else None
+    if value is None or value.const is None:
+        return None
+    array = value.const
+    return array if array.size and np.issubdtype(array.dtype, np.floating) else None
 
 
 def structure(op: Op) -> Structure | None:
@@ -85,8 +113,56 @@ def structure(op: Op) -> Structure | None:
     density = np.count_nonzero(mask) / mask.size
     if density > 1 - LEAST_ZEROS:
         return None
-    units = tuple((unit, round(covered(mask, unit) * _STEPS) / _STEPS) for unit in UNITS)
-    return Structure(density, _recognize(mask, density), units)
+    units = tuple((unit, _rounded(covered(mask, unit))) for unit in UNITS)
+    return Structure(density, _recognize(mask, density), units, _sorted_units(mask, units))
+
+
+def similar_order(mask: np.ndarray, unit: Unit) -> np.ndarray:
+    """Filters sorted so that those of a unit need nearly the same inputs: int ``[groups, Cout]``.
+
+    Greedy: the filter with most entries, and those that share most entries with it, make the first
+    ``rows`` filters, and so on with what is left.
+    """
+    wanted = occupied(mask, (1, unit[1]))
+    rows, cout = unit[0], mask.shape[1]
+    found = np.empty(mask.shape[:2], np.int64)
+    for order, group in zip(found, wanted, strict=True):
+        entries = group.reshape(cout, -1).astype(np.float32)
+        shared = entries @ entries.T
+        # More entries of its own make a filter a worse companion.
+        score = shared - 0.5 * np.diag(shared)
+        left = np.ones(cout, bool)
+        seeds = np.argsort(-np.diag(shared), kind="stable")
+        place = 0
+        for seed in seeds:
+            if not left[seed]:
+                continue
+            left[seed] = False
+            near = np.flatnonzero(left)
+            near = near[np.argsort(-score[seed, near], kind="stable")][: rows - 1]
+            left[near] = False
+            order[place : place + 1 + len(near)] = [seed, *near]
+            place += 1 + len(near)
+    return found
+
+
+def _sorted_units(
+    mask: np.ndarray, units: tuple[tuple[Unit, float], ...]
+) -> tuple[tuple[Unit, float], ...]:
+    found = []
+    for unit, share in units:
+        least = share if unit[0] not in _SORTED_ROWS else float(occupied(mask, (1, unit[1])).mean())
+        if least <= _SORTED_GAIN * share:
+            order = similar_order(mask, unit)
+            ordered = np.take_along_axis(mask, order[:, :, None, None], axis=1)
+            after = _rounded(covered(ordered, unit))
+            if after <= _SORTED_GAIN * share:
+                found.append((unit, after))
+    return tuple(found)
+
+
+def _rounded(share: float) -> float:
+    return round(share * _STEPS) / _STEPS
 
 
 def occupied(mask: np.ndarray, unit: Unit) -> np.ndarray:
@@ -112,10 +188,9 @@ def covered(mask: np.ndarray, unit: Unit) -> float:
 def _recognize(mask: np.ndarray, density: float) -> str:
     """Name of the pattern, the most specific one that holds."""
     zeros = mask.size * (1 - density)
-    alive = [mask.any(axis=axes) for axes in ((2, 3), (1, 3))]  # filters, input channels
-    if (~(alive[0][:, :, None, None] & alive[1][:, None, :, None])).sum() * mask.shape[3] > (
-        0.98 * zeros
-    ):
+    filters, channels = np.any(mask, axis=(2, 3)), np.any(mask, axis=(1, 3))
+    dead = ~(filters[:, :, None] & channels[:, None, :])
+    if np.count_nonzero(dead) * mask.shape[3] > 0.98 * zeros:
         return "channel"
     block = _largest_block(mask, density)
     suffix = "" if block == (1, 1) else f" {block[0]}x{block[1]}"

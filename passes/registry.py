@@ -17,6 +17,7 @@ from effc.passes.fuse_layer_norm import FuseLayerNorm
 from effc.passes.make_pads_explicit import MakePadsExplicit
 from effc.passes.merge_common_subexpressions import MergeCommonSubexpressions
 from effc.passes.merge_pad import MergePad
+from effc.passes.pruning.remove_dead_channels import RemoveDeadChannels
 from effc.passes.recognize_activations import RecognizeActivations
 from effc.passes.remove_dead_code import RemoveDeadCode
 from effc.passes.remove_no_ops import RemoveNoOps
@@ -43,6 +44,7 @@ PASSES: dict[str, Pass] = {
         UseGlobalPooling(),
         FuseLayerNorm(),
         RecognizeActivations(),
+        RemoveDeadChannels(),
         MergeCommonSubexpressions(),
         RemoveDeadCode(),
     )

@@ -69,12 +69,17 @@ Prune = Annotated[
     typer.Option(
         "--prune",
         metavar="SCHEME",
-        help="Make weights zero: block-punched, unstructured, 2:4 (any n:m), pattern.",
+        help="Make weights zero: block-punched, unstructured, 2:4 (any n:m), pattern; "
+        "or remove whole channels: channel.",
     ),
 ]
 Sparsity = Annotated[
     Optional[float],  # noqa: UP045
-    typer.Option("--sparsity", metavar="S", help="Fraction of zeros in every pruned layer."),
+    typer.Option(
+        "--sparsity",
+        metavar="S",
+        help="Fraction of zeros, or of channels removed, in every pruned layer.",
+    ),
 ]
 Speedup = Annotated[
     Optional[float],  # noqa: UP045

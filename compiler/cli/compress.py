@@ -44,12 +44,13 @@ def compress_command(console: Console, model: Path, output: Path, options: Compr
         }
     )
     console.table(
-        ["layer", "op", "zeros", "scheme", "block", "method", "loss", "why not"],
+        ["layer", "op", "zeros", "channels", "scheme", "block", "method", "loss", "why not"],
         [
             [
                 layer.name,
                 layer.op,
                 f"{layer.sparsity:.1%}",
+                layer.channels,
                 layer.scheme,
                 layer.block,
                 layer.method,
@@ -58,7 +59,7 @@ def compress_command(console: Console, model: Path, output: Path, options: Compr
             ]
             for layer in done.layers
         ],
-        right=["zeros", "loss"],
+        right=["zeros", "channels", "loss"],
     )
     console.say(f"{output}: {zeros / max(weights, 1):.1%} of {weights} weights are zero")
     for note in done.notes:

@@ -58,7 +58,7 @@ def _show_artifact(console: Console, facts: Mapping[str, Any]) -> None:
     console.say(f"needs {', '.join(facts['needed_libraries']) or 'no library'}")
     _show_ports(console, facts)
     console.table(
-        ["layer", "op", "kernel", "MACs", "zeros", "output", "config", "nodes"],
+        ["layer", "op", "kernel", "MACs", "zeros", "pattern", "output", "config", "nodes"],
         [
             [
                 layer["name"],
@@ -66,6 +66,7 @@ def _show_artifact(console: Console, facts: Mapping[str, Any]) -> None:
                 layer["kernel"],
                 human_count(layer["macs"]) if layer["macs"] else "",
                 f"{100 * layer['sparsity']:.1f} %" if layer["sparsity"] else "",
+                layer["pattern"] if layer["sparsity"] else "",
                 _shapes(layer["outputs"]),
                 _config(layer["config"]),
                 _shortened(layer["nodes"], 3 if not console.verbose else 99),
@@ -100,13 +101,14 @@ def _show_model(console: Console, facts: Mapping[str, Any]) -> None:
         return
     console.say(f"{human_count(facts['macs'])} multiply-accumulates per inference")
     console.table(
-        ["node", "op", "MACs", "zeros", "output"],
+        ["node", "op", "MACs", "zeros", "pattern", "output"],
         [
             [
                 layer["name"],
                 layer["op"],
                 human_count(layer["macs"]) if layer["macs"] else "",
                 f"{100 * layer['sparsity']:.1f} %" if layer["sparsity"] else "",
+                layer["pattern"] if layer["sparsity"] else "",
                 _shapes(layer["outputs"]),
             ]
             for layer in facts["layers"]
@@ -136,6 +138,9 @@ def explain_command(console: Console, path: Path, layer: str) -> None:
         f"{human_count(facts['macs'])} multiply-accumulates, "
         f"{100 * facts['sparsity']:.1f} % zeros ({facts['pattern']})"
     )
+    if facts["units"]:
+        shares = ", ".join(f"{share:.1%} in {unit}" for unit, share in facts["units"].items())
+        console.say(f"weights that a sparse kernel computes, by unit: {shares}")
     console.say(f"kernel {facts['kernel']} {_config(facts['config'])}: {facts['why']}")
     if facts["alternatives"]:
         console.table(

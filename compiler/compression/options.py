@@ -30,8 +30,8 @@ class CompressOptions:
     What is None is decided by the recipe, or else by default.
 
     Attributes:
-        prune: Scheme: ``block-punched``, ``unstructured``, ``n:m``, ``pattern``.
-        sparsity: Fraction of zeros in every pruned layer.
+        prune: Scheme: ``block-punched``, ``unstructured``, ``n:m``, ``pattern``, ``channel``.
+        sparsity: Fraction of zeros, or of channels removed, in every pruned layer.
         speedup, latency_ms: Instead of a sparsity: how fast the network shall be, see
             ``effc.compression.goal``.
         block: ``"8x4"``: filters x input channels.

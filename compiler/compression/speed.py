@@ -74,11 +74,16 @@ def plan_levels(
 
 
 def _levels(plan: LayerPlan) -> list[Setting]:
-    """The settings that a layer may get."""
+    """The settings that a layer may get.
+
+    Raises:
+        UsageError: Its scheme makes no zeros.
+    """
     assert plan.setting is not None
+    levels = levels_of(plan.setting.scheme)[1:]
     if plan.setting.sparsity is not None:
         return [plan.setting]
-    return [Setting(plan.setting.scheme, s) for s in levels_of(plan.setting.scheme)[1:]]
+    return [Setting(plan.setting.scheme, sparsity) for sparsity in levels]
 
 
 def _fitting(plan: LayerPlan) -> LayerPlan:

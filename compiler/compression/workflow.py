@@ -24,6 +24,7 @@ import onnx
 import onnx_ir as ir
 
 from effc.compiled import PassRecord
+from effc.compression.channels import prune_channels_step
 from effc.compression.goal import Goal
 from effc.compression.options import CompressOptions
 from effc.compression.recipe import LayerPlan, Recipe, plan_layers, read_recipe
@@ -74,6 +75,7 @@ class LayerResult:
         scheme, block, method: How it was pruned; empty if it was not.
         loss: Relative error by the measure of the method, see docs/COMPRESSION.md.
         why: Why it was not pruned.
+        channels: Output channels left of those it had, ``"16 of 32"``; empty if all are.
     """
 
     name: str
@@ -85,6 +87,7 @@ class LayerResult:
     method: str = ""
     loss: float | None = None
     why: str = ""
+    channels: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ class Work:
         methods: How layers were pruned, by name.
         refused: Why layers were not pruned, by name.
         passes: Records of what was done.
+        kept: By layer, which output channels of the dense model are left; empty for all.
+        refitted: Layers that were fitted to the dense model, which leaves nothing to correct.
     """
 
     model: ir.Model
@@ -133,6 +138,8 @@ class Work:
     methods: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     passes: list[PassRecord] = field(default_factory=list)
+    kept: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    refitted: set[str] = field(default_factory=set)
 
     def report(self, phase: str, done: int, total: int, detail: str = "") -> None:
         """Tell the user where things are."""
@@ -270,8 +277,10 @@ def _prune(work: Work, plans: Sequence[LayerPlan]) -> None:
             raise UsageError(
                 "this scheme cannot be applied here", where=kind, expected=", ".join(STEPS)
             )
-    for step in dict.fromkeys(STEPS[kind] for kind in by_kind):
-        step(work, [p for kind, chosen in by_kind.items() if STEPS[kind] is step for p in chosen])
+    for step in dict.fromkeys(STEPS.values()):
+        own = [p for kind, chosen in by_kind.items() if STEPS[kind] is step for p in chosen]
+        if own:
+            step(work, own)
 
 
 def prune_weights_step(work: Work, plans: Sequence[LayerPlan]) -> None:
@@ -329,8 +338,10 @@ STEPS: dict[Kind, Step] = {
     "block-punched": prune_weights_step,
     "n:m": prune_weights_step,
     "pattern": prune_weights_step,
+    "channel": prune_channels_step,
 }
-"""What applies each kind of scheme; kinds with the same step are handed over together."""
+"""What applies each kind of scheme, in the order of steps; kinds with the same step are handed over
+together."""
 
 
 def _regroup(work: Work) -> None:
@@ -353,7 +364,12 @@ def _correct(work: Work) -> None:
         return
     tick = partial(work.report, "correct")
     task = CorrectStatistics(
-        work.dense, work.samples, bias_only=work.recipe.correct == "bias", tick=tick
+        work.dense,
+        work.samples,
+        kept=work.kept,
+        skip=work.refitted,
+        bias_only=work.recipe.correct == "bias",
+        tick=tick,
     )
     result = task.run(work.model)
     settings = {"match": work.recipe.correct, "samples": len(task.samples)}
@@ -407,6 +423,8 @@ def _results(
             scheme, block = "block-punched", work.recipe.regroup or ""
         elif pruned is not None and setting is not None:
             scheme, block = setting.scheme.name, "x".join(map(str, setting.scheme.block))
+            block = "" if scheme == "channel" else block
+        kept = work.kept.get(layer.name)
         results.append(
             LayerResult(
                 layer.name,
@@ -418,6 +436,7 @@ def _results(
                 work.methods.get(layer.name, ""),
                 None if pruned is None else pruned.loss,
                 "" if pruned is not None else work.refused.get(layer.name, ""),
+                "" if kept is None or kept.all() else f"{kept.sum()} of {len(kept)}",
             )
         )
     results += [LayerResult(name, "", 0, 0.0, why=why) for name, why in unfit]

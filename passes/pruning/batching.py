@@ -153,16 +153,27 @@ class SampleRunner:
         values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
         self.types = {v.name or "": v.dtype for v in values if v.dtype is not None}
 
-    def values(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+    def batch_size(self, names: Sequence[str]) -> int:
+        """Samples that :meth:`values` runs together for these values; 1 if they run alone."""
+        if not self.batched:
+            return 1
+        each = sum(self._bytes[name] for name in dict.fromkeys(names) if name in self._made)
+        return max(1, min(_BATCH, _BATCH_BYTES // max(each, 1)))
+
+    def values(self, names: Sequence[str], size: int | None = None) -> Iterator[dict[str, Array]]:
         """Arrays by name, batch by batch; a model input may be named as well.
 
         Only the part of the model that they need is run.
+
+        Args:
+            names: Values or inputs of the model.
+            size: Samples per batch, at most :meth:`batch_size`.
         """
         inputs = [name for name in names if name not in self._made]
         computed = [name for name in dict.fromkeys(names) if name in self._made]
         session = open_session(self._beginning(computed)) if computed else None
         wanted = {v.name for v in session.get_inputs()} if session is not None else set()
-        for batch in self._batches(computed):
+        for batch in self._batches(size or self.batch_size(computed)):
             found = {name: batch[name] for name in inputs}
             if session is not None:
                 feeds = {name: array for name, array in batch.items() if name in wanted}
@@ -171,13 +182,9 @@ class SampleRunner:
 
     def inputs(self) -> Iterator[dict[str, Array]]:
         """The model's own inputs, batch by batch."""
-        return self._batches(())
+        return self._batches(self.batch_size(()))
 
-    def _batches(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
-        size = 1
-        if self.batched:
-            each = sum(self._bytes[name] for name in names)
-            size = max(1, min(_BATCH, _BATCH_BYTES // max(each, 1)))
+    def _batches(self, size: int) -> Iterator[dict[str, Array]]:
         for start in range(0, len(self.samples), size):
             yield _stack(self.samples[start : start + size])
 

@@ -33,7 +33,9 @@ MEMORY = 1 << 30
 """Bytes of all Hessians that are collected in one run of the model."""
 
 COLUMNS = 1 << 16
-_COLUMNS_PER_ROW = 16
+"""Columns that are enough whatever the size of the Hessian."""
+
+COLUMNS_PER_ROW = 16
 
 
 def hessian_bytes(layer: Layer) -> int:
@@ -99,7 +101,7 @@ class _Moments:
         self.sum = np.zeros((layer.groups, width, width))
         self.columns = 0
         total = samples * columns_of(layer)
-        self.share = min(1.0, max(COLUMNS, _COLUMNS_PER_ROW * width) / total)
+        self.share = min(1.0, max(COLUMNS, COLUMNS_PER_ROW * width) / total)
         self.rng = np.random.default_rng(zlib.crc32(layer.name.encode()))
 
     def add(self, inputs: Array) -> None:
@@ -132,7 +134,7 @@ def unfold(
     inputs = inputs.astype(np.float32, copy=False)
     if layer.node.op_type != "Conv":
         rows = inputs.reshape(-1, inputs.shape[-1])
-        return rows[_choose(len(rows), share, rng)][None]
+        return rows[choose(len(rows), share, rng)][None]
     kernel = layer.kernel
     rank = len(kernel)
     strides = attribute(layer.node, "strides", [1] * rank)
@@ -144,7 +146,7 @@ def unfold(
         for a in range(rank)
     ]
     last = np.ascontiguousarray(np.moveaxis(padded, 1, -1))  # channels together: faster to gather
-    chosen = _choose(len(inputs) * prod(output), share, rng)
+    chosen = choose(len(inputs) * prod(output), share, rng)
     sample, *place = np.unravel_index(chosen, (len(inputs), *output))
     gathered = np.empty((len(chosen), prod(kernel), inputs.shape[1]), np.float32)
     for index, offset in enumerate(product(*map(range, kernel))):
@@ -154,7 +156,8 @@ def unfold(
     return np.ascontiguousarray(columns.transpose(1, 0, 2))
 
 
-def _choose(count: int, share: float, rng: np.random.Generator | None) -> Array:
+def choose(count: int, share: float, rng: np.random.Generator | None) -> Array:
+    """Which of ``count`` positions to take: ``share`` of them at random, in order."""
     if share >= 1 or rng is None:
         return np.arange(count)
     wanted = max(1, round(count * share))

@@ -15,7 +15,7 @@ Nagel et al. 2019 for the bias alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,6 +51,8 @@ class CorrectStatistics(Pass):
     Args:
         dense: The model before pruning, with the same nodes.
         samples: Inputs of each run, in the model's shapes.
+        kept: By layer, which output channels of the dense model are left; absent for all.
+        skip: Layers to leave as they are, because they were fitted already.
         bias_only: Match means only.
         tick: Called with (layers done, all layers, name).
     """
@@ -62,16 +64,22 @@ class CorrectStatistics(Pass):
         dense: ir.Model,
         samples: Sequence[Mapping[str, Array]],
         *,
+        kept: Mapping[str, Array] | None = None,
+        skip: Collection[str] = (),
         bias_only: bool = False,
         tick: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self.dense = dense
         self.samples = samples[: enough_samples(dense, len(samples))]
+        self.kept = kept or {}
+        self.skip = skip
         self.bias_only = bias_only
         self.tick = tick
 
     def call(self, model: ir.Model, log: Log) -> None:
         layers = _from_first_change(self.dense, model)
+        while layers and layers[-1].name in self.skip:
+            layers.pop()
         stops = [_output(layer) for layer in layers]
         before = Walk(SampleRunner(self.dense, self.samples), stops)
         after = Walk(SampleRunner(model, self.samples), stops)
@@ -79,12 +87,18 @@ class CorrectStatistics(Pass):
             stop = before.advance()
             after.advance()
             bias = layer.bias()
+            if layer.name in self.skip:
+                continue
             if bias is None:
                 log.refused.append((layer.name, "its bias is no constant per output channel"))
             else:
-                target = channel_moments(layer, before.values[stop])
+                left = self.kept.get(layer.name, ...)
+                mean, std = channel_moments(layer, before.values[stop])
                 factor, offset = match_moments(
-                    layer, target, after.values[stop], bias_only=self.bias_only
+                    layer,
+                    (mean[left], std[left]),
+                    after.values[stop],
+                    bias_only=self.bias_only,
                 )
                 column = factor.reshape(-1, *[1] * (len(layer.shape) - 1))
                 layer.set_weight(layer.weight() * column)
@@ -134,17 +148,17 @@ def _from_first_change(dense: ir.Model, model: ir.Model) -> list[Layer]:
 def _columns(layer: Layer, array: Array) -> Array:
     """A view ``[any, channels, positions]`` of a contiguous output."""
     if layer.node.op_type == "Conv":
-        return array.reshape(len(array), layer.shape[0], -1)
-    return array.reshape(-1, layer.shape[0], 1)
+        return array.reshape(*array.shape[:2], -1)
+    return array.reshape(-1, array.shape[-1], 1)
 
 
 def channel_moments(layer: Layer, batches: Sequence[Array]) -> Moments:
     """Mean and standard deviation of each channel, float64."""
-    count, total, square = 0, np.zeros(layer.shape[0]), np.zeros(layer.shape[0])
+    count, total, square = 0, np.zeros(()), np.zeros(())
     for batch in batches:
         columns = _columns(layer, batch).astype(np.float64)
-        count += columns.size // layer.shape[0]
-        total += columns.sum(axis=(0, 2))
-        square += np.einsum("acp,acp->c", columns, columns)
+        count += columns.size // columns.shape[1]
+        total = total + columns.sum(axis=(0, 2))
+        square = square + np.einsum("acp,acp->c", columns, columns)
     mean = total / count
     return mean, np.sqrt(np.maximum(square / count - np.square(mean), 0))

@@ -24,6 +24,7 @@ NEON = replace(host(), arch="aarch64", vector_bits=128, vector_registers=32)
 
 def knobs(along: str, lanes: int, rows: int, depth: int, columns: int, **more: int) -> Config:
     base = {"height": 0, "pack": True, "panels": 2, "splits": 1, "unroll": 1, "fetch": False}
+    base["sort"] = False
     tile = {"along": along, "lanes": lanes, "rows": rows, "depth": depth, "columns": columns}
     return tile | base | more
 
@@ -82,7 +83,7 @@ def test_empty_and_full_groups(density: float, group: int) -> None:
         check_conv(SPARSE, region, host(), {**config, "depth": min(config["depth"], 9 // group)})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_generated_shapes(data: st.DataObject) -> None:
     draw = data.draw
@@ -137,3 +138,24 @@ def test_infinities_behind_zeros_stay_out() -> None:
     inputs["x"][0, 3] = np.inf
     found = run_kernel(kernel, region, inputs, host())[region.outputs[0].name]
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("along", ["space", "channel"])
+@pytest.mark.parametrize("group", [1, 2])
+def test_sorted_filters(along: str, group: int) -> None:
+    """Filters that share a mask but lie apart: sorting finds them, results go where they belong."""
+    region = conv_region((1, 32, 6, 7), 64, (3, 3), group=group, pads=(1,) * 4, residual=True)
+    apart = np.random.default_rng(0).permutation(64 // group)
+    masks = [
+        block_mask((64 // group, 32 // group, 3, 3), 0.3, (8, 4), g)[apart] for g in range(group)
+    ]
+    region = with_zeros(region, np.concatenate(masks))
+    assert region.anchor is not None
+    zeros = region.anchor.zeros
+    assert zeros is not None
+    assert dict(zeros.sorted_units)[8, 4] == pytest.approx(zeros.density, abs=0.05)
+    config = {**knobs(along, 8, 8, 4, 7), "sort": True}
+    check_conv(SPARSE, region, host(), config)
+    best = SPARSE.candidates(region, host())[0][0]
+    assert best["sort"]
+    check_conv(SPARSE, region, host(), best)
