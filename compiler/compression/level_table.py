@@ -49,10 +49,25 @@ def levels_of(scheme: Scheme) -> tuple[float, ...]:
 
 
 class LevelTable:
-    """Times and errors of all layers at all levels."""
+    """Times and errors of all layers at all levels.
+
+    Args:
+        layers: Layers that may be pruned.
+        settings: Their schemes; those without a sparsity are free.
+        regions: What the dense network is compiled as.
+        compiled: Layers of that network by name; passes before compilation may have made them
+            smaller (dead channels).
+
+    Raises:
+        UnsupportedError: A layer is not the anchor of a region.
+    """
 
     def __init__(
-        self, layers: Sequence[Layer], settings: Mapping[str, Setting], regions: Sequence[Region]
+        self,
+        layers: Sequence[Layer],
+        settings: Mapping[str, Setting],
+        regions: Sequence[Region],
+        compiled: Mapping[str, Layer],
     ) -> None:
         self.layers = layers
         self.schemes = [settings[layer.name].scheme for layer in layers]
@@ -65,26 +80,33 @@ class LevelTable:
         self.times = np.full(self.shape, np.inf)
         self.errors = np.zeros(self.shape)
         self.rest = 0.0
-        computed = {op.name: region for region in regions for op in region.ops}
+        anchored = {r.anchor.name: r for r in regions if r.anchor is not None}
         members: dict[tuple[str, Scheme, float | None], list[int]] = {}
         for index, layer in enumerate(layers):
-            region = computed.get(layer.name)
-            if region is None or region.anchor is None or region.anchor.name != layer.name:
+            region = anchored.get(layer.name)
+            if region is None or layer.name not in compiled:
                 raise UnsupportedError(
                     "the layer is not computed on its own, so it has no time of its own",
                     where=layer.name,
-                    hint="set dense = true or a sparsity for it in the recipe",
+                    hint="set dense = true for it in a recipe",
                 )
             kind = (region.key, self.schemes[index], self.fixed[index])
             members.setdefault(kind, []).append(index)
         self.members = list(members.values())
-        self.families = [self._family(computed, indices) for indices in self.members]
+        self.families = [self._family(anchored, compiled, indices) for indices in self.members]
 
-    def _family(self, computed: Mapping[str, Region], indices: Sequence[int]) -> Family:
+    def _family(
+        self,
+        anchored: Mapping[str, Region],
+        compiled: Mapping[str, Layer],
+        indices: Sequence[int],
+    ) -> Family:
         """Layers that share their times; the first one stands for all."""
         index = indices[0]
-        layer = self.layers[index]
-        regions = _at_levels(computed[layer.name], layer, self.schemes[index], self.levels[index])
+        name = self.layers[index].name
+        regions = _at_levels(
+            anchored[name], compiled[name], self.schemes[index], self.levels[index]
+        )
         return Family(tuple(regions), len(indices))
 
     def set_times(self, found: Sequence[LevelTimes], network: float) -> None:

@@ -130,15 +130,19 @@ def choose_levels(
     base = _measure(model, settings, goal, options, progress)
     table = base.table
     first = goal.seconds(base.seconds)
-    fastest = Allocation(table.times, np.zeros_like(table.times)).fastest + table.rest
-    if first < fastest * (1 - 1e-9):
-        raise _out_of_reach(goal, first, fastest, base)
+    fastest = float(table.times.min(axis=1).sum()) + table.rest
+    probe = replace(options, tune="none", tuning_db=base.store.path)
+    if first < fastest:  # by sums of times: only a measurement can refuse
+        levels = table.times.argmin(axis=1).tolist()
+        dense, fastest = _measure_network(base, model, probe, levels)
+        if goal.seconds(dense) * (1 + TOLERANCE) < fastest:
+            raise _out_of_reach(goal, goal.seconds(dense), fastest, dense, table)
 
     library.fill()
     table.set_errors(library)
     found = _search(base, model, library, samples, first, progress) if samples else None
     errors = table.errors if found is None else found.errors
-    search = _Rounds(base, errors, goal, model, options)
+    search = _Rounds(base, errors, goal, model, probe)
     point, rounds = search.run(first, progress)
     taken = search.seconds[point.levels]
     if goal.hard and taken > goal.seconds(base.seconds) * (1 + TOLERANCE):
@@ -198,10 +202,12 @@ def _measure(
     layers = [layer for layer in find_layers(model)[0] if layer.name in settings]
     proto = ir.to_proto(model)
     dense = compile_model(proto, options, progress)
-    regions = regions_of(import_and_simplify(proto, options).model, target)
+    simplified = import_and_simplify(proto, options).model
+    regions = regions_of(simplified, target)
+    compiled = {layer.name: layer for layer in find_layers(simplified)[0]}
     store = Database(options.tuning_db or default_path())
     context = context_of(regions, target, options.threads)
-    table = LevelTable(layers, settings, regions)
+    table = LevelTable(layers, settings, regions, compiled)
 
     def report(done: int, total: int, text: str) -> None:
         if progress is not None:
@@ -251,8 +257,7 @@ class _Rounds:
     ) -> None:
         self.base, self.table, self.goal, self.model = base, base.table, goal, model
         self.allocation = Allocation(self.table.times, errors)
-        # nothing is tuned: the network that is measured has the kernels whose times were added up
-        self.options = replace(options, tune="none", tuning_db=base.store.path)
+        self.options = options
         self.seconds: dict[tuple[int, ...], float] = {}
 
     def run(
@@ -269,7 +274,7 @@ class _Rounds:
             assert point is not None
             if point.levels in self.seconds:
                 break
-            dense, seconds = self._measure(point)
+            dense, seconds = _measure_network(self.base, self.model, self.options, point.levels)
             self.seconds[point.levels] = seconds
             wanted = self.goal.seconds(dense)
             miss = seconds / wanted - 1
@@ -288,14 +293,19 @@ class _Rounds:
             progress("probe", _ROUNDS, _ROUNDS)
         return min(tried, key=lambda item: item[:2])[2], records
 
-    def _measure(self, point: Point) -> list[float]:
-        """Seconds of the dense network and of one with these levels, in one run."""
-        import onnx_ir as ir
 
-        pruned = PruneWeights(self.table.settings(point.levels)).run(self.model.clone()).model
-        hints = self.table.hints(point.levels)
-        probe = compile_model(ir.to_proto(pruned), self.options, None, hints)
-        return network_seconds([self.base.dense, probe], self.base.store, self.base.context)
+def _measure_network(
+    base: _Measured, model: ir.Model, options: CompileOptions, levels: Sequence[int]
+) -> list[float]:
+    """Seconds of the dense network and of one with these levels, in one run.
+
+    Nothing is tuned: the network has the kernels whose times were added up.
+    """
+    import onnx_ir as ir
+
+    pruned = PruneWeights(base.table.settings(levels)).run(model.clone()).model
+    probe = compile_model(ir.to_proto(pruned), options, None, base.table.hints(levels))
+    return network_seconds([base.dense, probe], base.store, base.context)
 
 
 def _search(
@@ -316,7 +326,8 @@ def _search(
     evaluations = int(np.clip(_SEARCH_MACS / (macs * count), 24, 80))
 
     def solve(errors: Array) -> tuple[int, ...]:
-        point = Allocation(table.times, errors, 2000).best(seconds - table.rest)
+        solved = Allocation(table.times, errors, 2000)
+        point = solved.best(max(seconds - table.rest, solved.fastest))
         assert point is not None
         return point.levels
 
@@ -333,8 +344,9 @@ def _search(
     return search_coefficients(table.errors, offered, solve, stitcher.score, evaluations, tick)
 
 
-def _out_of_reach(goal: Goal, wanted: float, fastest: float, base: _Measured) -> QualityError:
-    dense, table = base.seconds, base.table
+def _out_of_reach(
+    goal: Goal, wanted: float, fastest: float, dense: float, table: LevelTable
+) -> QualityError:
     limit = (
         f"layers that stay dense take {table.rest * 1e3:.4g} ms"
         if table.rest > 0.5 * fastest
