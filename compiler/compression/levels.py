@@ -17,7 +17,7 @@ removes a tenth, with 40 levels), up to 95 %. All times are kept in the tuning d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -322,11 +322,12 @@ def _search(
     """
     table = base.table
     macs = max(sum(layer.macs for layer in base.dense.layers), 1)
-    count = min(int(np.clip(_SEARCH_MACS / (100 * macs), 32, 384)), len(samples))
+    most = max(min(384, len(samples) // 2), 1)
+    count = min(int(np.clip(_SEARCH_MACS / (100 * macs), 32, 384)), most)
     evaluations = int(np.clip(_SEARCH_MACS / (macs * count), 24, 80))
 
     def solve(errors: Array) -> tuple[int, ...]:
-        solved = Allocation(table.times, errors, 2000)
+        solved = Allocation(table.times, errors)
         point = solved.best(max(seconds - table.rest, solved.fastest))
         assert point is not None
         return point.levels
@@ -338,10 +339,21 @@ def _search(
     def weight(index: int, level: int) -> Array:
         return library(table.layers[index], table.setting(index, level)).weight
 
-    runner = SampleRunner(model, samples[: enough_samples(model, count)])
-    stitcher = Stitcher(model, runner, table.layers, weight, library.correct)
-    offered = np.isfinite(table.times)
-    return search_coefficients(table.errors, offered, solve, stitcher.score, evaluations, tick)
+    count = enough_samples(model, count)
+
+    def score(part: Sequence[Mapping[str, Array]]) -> Callable[[Sequence[int]], float]:
+        runner = SampleRunner(model, part)
+        return Stitcher(model, runner, table.layers, weight, library.correct).score
+
+    return search_coefficients(
+        table.errors,
+        np.isfinite(table.times),
+        solve,
+        score(samples[:count]),
+        score(samples[-count:]),
+        evaluations,
+        tick,
+    )
 
 
 def _out_of_reach(

@@ -10,6 +10,10 @@ the measured errors of the layers themselves, and the sum of both, each over its
 First random coefficients for all priors, within a factor of e of 1, then from the best ones on
 local search: a third of the coefficients is changed a little, a better network is kept, and fewer
 are changed the longer nothing improves. Every network is scored once. No labels are needed.
+
+A search fits its samples: the better of many networks is in part the luckier one. So in the end
+the best networks found and those of the plain priors are scored on samples that the search has not
+seen, and the best there is taken.
 """
 
 from __future__ import annotations
@@ -32,6 +36,9 @@ _RANDOM = 0.3
 _STEP = 0.5
 """Standard deviation of a change of a coefficient's logarithm."""
 
+_CONFIRMED = 5
+"""Best networks of a search that are scored again on other samples."""
+
 _PATIENCE = 8
 """Fruitless evaluations after which one coefficient fewer is drawn again."""
 
@@ -48,11 +55,12 @@ class Coefficients:
 
     Attributes:
         errors: Error of every layer and level.
-        score: Divergence of the network with the levels that follow from them.
+        score: Divergence of the network with the levels that follow from them, on samples that
+            the search has not seen.
         plain_score: The same for the errors of layers as they are, without coefficients.
         prior: ``quadratic``, ``layer errors`` or ``quadratic + layer errors``.
         values: One coefficient per layer.
-        evaluations: Networks that were scored.
+        evaluations: Networks that were scored while searching.
     """
 
     errors: Array
@@ -68,6 +76,7 @@ def search_coefficients(
     offered: Array,
     solve: Callable[[Array], Levels],
     score: Callable[[Levels], float],
+    confirm: Callable[[Levels], float],
     evaluations: int,
     tick: Callable[[int, int], None] | None = None,
 ) -> Coefficients:
@@ -77,8 +86,9 @@ def search_coefficients(
         layer_errors: Measured errors ``[layers, levels]``.
         offered: Which levels exist, of the same shape.
         solve: Levels that errors lead to.
-        score: Divergence of a network with these levels.
-        evaluations: Most networks to score; distinct ones, so usually fewer are.
+        score: Divergence of a network with these levels on samples to search with.
+        confirm: The same on other samples.
+        evaluations: Most networks to score while searching; distinct ones, so usually fewer are.
         tick: Called with (tries done, all tries).
     """
     layers = len(layer_errors)
@@ -99,21 +109,32 @@ def search_coefficients(
             tick(done, max(evaluations, done))
         return scores[levels], prior, values
 
-    best = plain = attempt("layer errors", np.ones(layers))
-    tries = [attempt(name, np.ones(layers)) for name in list(priors)[1:]]
+    tries = [attempt(name, np.ones(layers)) for name in priors]
+    plain = list(tries)
     while done < evaluations * _RANDOM:
         tries.append(attempt(list(priors)[done % 3], np.exp(rng.uniform(-1, 1, layers))))
-    best = min([best, *tries], key=lambda item: item[0])
+    best = min(tries, key=lambda item: item[0])
     drawn, fruitless = ceil(layers / 3), 0
     while done < evaluations:
         values = best[2].copy()
         values[rng.choice(layers, drawn, replace=False)] *= np.exp(_STEP * rng.normal(size=drawn))
         new = attempt(best[1], values)
+        tries.append(new)
         if new[0] < best[0]:
             best, fruitless = new, 0
         else:
             fruitless += 1
         if fruitless >= _PATIENCE:
             drawn, fruitless = max(1, drawn - 1), 0
-    errors = priors[best[1]] * best[2][:, None]
-    return Coefficients(errors, best[0], plain[0], best[1], best[2], len(scores))
+    tries.sort(key=lambda item: item[0])
+    results = []
+    confirmed: dict[Levels, float] = {}
+    for _, prior, values in [*plain, *tries]:
+        errors = priors[prior] * values[:, None]
+        levels = solve(errors)
+        if levels not in confirmed and len(confirmed) < len(plain) + _CONFIRMED:
+            confirmed[levels] = confirm(levels)
+        if levels in confirmed:
+            results.append((confirmed[levels], errors, prior, values))
+    best_score, errors, prior, values = min(results, key=lambda item: item[0])
+    return Coefficients(errors, best_score, results[0][0], prior, values, len(scores))

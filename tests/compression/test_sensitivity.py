@@ -41,13 +41,22 @@ def test_search_finds_the_layer_that_matters() -> None:
         scored.append(chosen)
         return 10.0 * chosen[0] + sum(chosen[1:])
 
-    found = search_coefficients(errors, np.isfinite(times), solve, score, 60)
+    def confirm(chosen: tuple[int, ...]) -> float:
+        return 10.0 * chosen[0] + sum(chosen[1:])
+
+    found = search_coefficients(errors, np.isfinite(times), solve, score, confirm, 60)
     assert found.evaluations == len(scored) == len(set(scored)) <= 60
-    assert found.score == score(solve(found.errors)) <= found.plain_score
+    assert found.score == confirm(solve(found.errors)) <= found.plain_score
     assert found.score < found.plain_score
     assert solve(found.errors)[0] < solve(errors)[0]
-    again = search_coefficients(errors, np.isfinite(times), solve, score, 60)
+    again = search_coefficients(errors, np.isfinite(times), solve, score, confirm, 60)
     assert np.array_equal(again.errors, found.errors)
+    # what only looked good on the samples of the search is not taken
+    plain = search_coefficients(
+        errors, np.isfinite(times), solve, score, lambda chosen: -confirm(chosen), 60
+    )
+    assert plain.score <= plain.plain_score
+    assert solve(plain.errors)[0] >= solve(found.errors)[0]
 
 
 @given(st.integers(0, 1000))
