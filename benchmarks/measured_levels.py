@@ -98,7 +98,9 @@ def main() -> None:
         one = compile_model(uniform.model, timing)
         seconds, same = network_seconds([dense, one], store, context)
         start = time.perf_counter()
-        levels = compress_model(path, replace(base, sparsity=None, speedup=seconds / same))
+        levels = compress_model(
+            path, replace(base, sparsity=None, speedup=max(seconds / same, 1.0))
+        )
         spent = time.perf_counter() - start
         assert levels.levels is not None
         other = compile_model(levels.model, timing, None, levels.levels.hints)
