@@ -52,6 +52,9 @@ class Moments:
         layer: Conv, Gemm or MatMul.
         samples: Runs of the model that will be added; of large feature maps a random part is taken.
         target: The layer as it was, if it is to be imitated.
+
+    Attributes:
+        columns: How many were added.
     """
 
     def __init__(self, layer: Layer, samples: int, target: Target | None = None) -> None:
@@ -61,7 +64,7 @@ class Moments:
         total = samples * columns_of(layer)
         self._share = min(1.0, max(COLUMNS, COLUMNS_PER_ROW * width) / total)
         self._seed = zlib.crc32(layer.name.encode())
-        self._columns = 0
+        self.columns = 0
         self._inputs = np.zeros((layer.groups, width + 1, width + 1))
         outputs = layer.shape[0] // layer.groups if target is not None else 0
         self._outputs = np.zeros((layer.groups, outputs, width + 1))
@@ -83,7 +86,7 @@ class Moments:
         one = np.ones((groups, count, 1), np.float32)
         extended = np.concatenate([columns, one], axis=2)
         self._inputs += np.matmul(extended.transpose(0, 2, 1), extended)
-        self._columns += count
+        self.columns += count
         if self.target is not None and original is not None:
             same = np.random.default_rng(self._seed)
             values = self.target.values(original, self._share, same)
@@ -95,6 +98,13 @@ class Moments:
             values = values.reshape(count, groups, -1)
             self._outputs += np.matmul(values.transpose(1, 2, 0), extended)
             self._squares += float(np.square(values, dtype=np.float64).sum())
+
+    def merge(self, other: Moments) -> None:
+        """Add what another object saw of the same layer."""
+        self.columns += other.columns
+        self._inputs += other._inputs
+        self._outputs += other._outputs
+        self._squares += other._squares
 
     @property
     def mean(self) -> Array:
@@ -114,7 +124,7 @@ class Moments:
     @property
     def target_variance(self) -> float:
         """Variance of y, summed over all outputs."""
-        return self._squares / max(self._columns, 1) - float(np.square(self.target_mean).sum())
+        return self._squares / max(self.columns, 1) - float(np.square(self.target_mean).sum())
 
     @property
     def target_covariance(self) -> Array:
@@ -123,9 +133,9 @@ class Moments:
 
     def _centre(self, sums: Array) -> Array:
         biased = self.layer.bias() is not None
-        return np.asarray(sums / max(self._columns, 1)) if biased else np.zeros(sums.shape)
+        return np.asarray(sums / max(self.columns, 1)) if biased else np.zeros(sums.shape)
 
     def _centred(self, sums: Array) -> Array:
         """``E[a x^T] - E[a] E[x]^T`` from sums of ``a (x, 1)^T``."""
-        second = sums / max(self._columns, 1)
+        second = sums / max(self.columns, 1)
         return np.asarray(second[:, :, :-1] - second[:, :, -1:] * self.mean[:, None])

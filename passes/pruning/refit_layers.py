@@ -6,9 +6,11 @@ it reads in the original model, for the same samples,
     W' = W + (cov(y, x) - W cov(x)) (cov(x) + d I)^-1,    b' = b0 + E[y] - W' E[x]
 
 are the weights and bias of least squared error, regularized (d) towards the weights W that the
-layer has. Inputs are those of the pruned model with the layers before already refitted, so each
-layer makes up for what was lost before it, too. Where the result is added to another value r
-(a residual), the sum is what has to be right: y becomes y + r0 - r.
+layer has. How strongly is decided by the error on a quarter of the samples that the rest is fitted
+without (a classifier may have more inputs than there are samples); then all are used. Inputs are
+those of the pruned model with the layers before already refitted, so each layer makes up for what
+was lost before it, too. Where the result is added to another value r (a residual), the sum is what
+has to be right: y becomes y + r0 - r.
 
 Every *round* runs both models once, up to the layers of the round. One layer per round is exact;
 where that would take too long a round has several consecutive layers.
@@ -19,6 +21,7 @@ sections 3.2 and 3.3; here with bias, and for all layers behind the first remove
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +44,9 @@ Tick = Callable[[int, int, str], None]
 
 LARGEST = MEMORY // 2
 """Bytes of the covariance of the largest layer that is refitted."""
+
+DAMPINGS = (0.01, 0.1, 1.0, 10.0, math.inf)
+"""Regularizations to try, as fractions of the covariance's mean diagonal."""
 
 BUDGET = 5e13
 """Multiply-accumulates of the original model over all rounds and samples: minutes."""
@@ -96,10 +102,10 @@ def refit_layers(
         fits = [
             _Fit(x, Target(before[x.name], kept[x.name]), _beside(x, part[0], places)) for x in part
         ]
-        for moments in _collect(SampleRunner(model, samples), reference, fits):
+        for moments, held_out in _collect(SampleRunner(model, samples), reference, fits):
             if tick is not None:
                 tick(len(errors), len(layers), moments.layer.name)
-            errors[moments.layer.name] = _refit(moments)
+            errors[moments.layer.name] = _refit(moments, held_out)
     return errors
 
 
@@ -121,20 +127,28 @@ def _beside(layer: Layer, first: Layer, places: Mapping[ir.Node, int]) -> str | 
     return other.name if ready else None
 
 
-def _collect(runner: SampleRunner, reference: SampleRunner, fits: Sequence[_Fit]) -> list[Moments]:
-    found = [Moments(fit.layer, len(runner.samples), fit.target) for fit in fits]
+def _collect(
+    runner: SampleRunner, reference: SampleRunner, fits: Sequence[_Fit]
+) -> list[tuple[Moments, Moments]]:
+    """Moments of each layer, of three quarters of the batches and of the fourth."""
+    count = len(runner.samples)
+    found = [
+        (Moments(fit.layer, count, fit.target), Moments(fit.layer, count, fit.target))
+        for fit in fits
+    ]
     extra = [fit.beside for fit in fits if fit.beside is not None]
     ours = [_input(fit.layer) for fit in fits] + extra
     theirs = [_input(fit.target.layer) for fit in fits] + extra
-    size = min(runner.batch_size(ours), reference.batch_size(theirs))
+    size = min(runner.batch_size(ours), reference.batch_size(theirs), max(1, count // 8))
     pairs = zip(runner.values(ours, size), reference.values(theirs, size), strict=True)
-    for here, there in pairs:
-        for moments, fit in zip(found, fits, strict=True):
+    for index, (here, there) in enumerate(pairs):
+        for parts, fit in zip(found, fits, strict=True):
             missing = None
             if fit.beside is not None:
                 axis = 1 if fit.layer.kernel else -1
                 left = np.compress(fit.target.kept, there[fit.beside], axis)
                 missing = left - here[fit.beside]
+            moments = parts[index % 4 == 3]
             moments.add(here[_input(fit.layer)], there[_input(fit.target.layer)], missing)
     return found
 
@@ -145,21 +159,50 @@ def _input(layer: Layer) -> str:
     return value.name or ""
 
 
-def _refit(moments: Moments) -> float:
+def _refit(moments: Moments, held_out: Moments) -> float:
     """Give the layer its best weights; the relative error that is left."""
     layer, target = moments.layer, moments.target
     assert target is not None
     shape = (layer.groups, layer.shape[0] // layer.groups, -1)
     weight = layer.weight().reshape(shape).astype(np.float64)
-    covariance, wanted = moments.covariance, moments.target_covariance
-    for group, exact in enumerate(map(damped, covariance)):
-        change = wanted[group] - weight[group] @ covariance[group]
-        weight[group] += linalg.solve(exact, change.T, assume_a="pos").T
+    best, least = math.inf, math.inf
+    if held_out.columns:
+        for damping in DAMPINGS:
+            candidate = _solve(moments, weight, damping)
+            error = _error(held_out, candidate, _shift(moments, candidate))
+            if error < least:
+                best, least = damping, error
+    moments.merge(held_out)
+    weight = _solve(moments, weight, best)
+    shift = _shift(moments, weight)
     layer.set_weight(weight.reshape(layer.shape))
     bias = target.layer.bias()
     if bias is not None and layer.bias() is not None:
-        shift = moments.target_mean - np.einsum("gok,gk->go", weight, moments.mean)
         layer.set_bias(bias[target.kept] + shift.reshape(-1))
     variance = moments.target_variance
-    explained = 2 * (weight * wanted).sum() - ((weight @ covariance) * weight).sum()
-    return max(0.0, 1 - float(explained) / variance) if variance > 0 else 0.0
+    return _error(moments, weight, shift) / variance if variance > 0 else 0.0
+
+
+def _solve(moments: Moments, weight: Array, damping: float) -> Array:
+    """Weights of least squared error; infinite damping leaves them as they are."""
+    if math.isinf(damping):
+        return weight
+    covariance = moments.covariance
+    change = moments.target_covariance - weight @ covariance
+    solved = [
+        linalg.solve(damped(own, damping), part.T, assume_a="pos").T
+        for own, part in zip(covariance, change, strict=True)
+    ]
+    return np.asarray(weight + np.stack(solved))
+
+
+def _shift(moments: Moments, weight: Array) -> Array:
+    """What the bias has to be beyond the original's, ``[groups, Cout / groups]``."""
+    return np.asarray(moments.target_mean - np.einsum("gok,gk->go", weight, moments.mean))
+
+
+def _error(moments: Moments, weight: Array, shift: Array) -> float:
+    """Mean squared error, summed over outputs."""
+    missed = moments.target_covariance - 0.5 * (weight @ moments.covariance)
+    error = moments.target_variance - 2 * float((weight * missed).sum())
+    return max(0.0, error) + float(np.square(_shift(moments, weight) - shift).sum())
