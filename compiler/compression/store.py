@@ -108,6 +108,7 @@ class TraceStore:
         }
         if trace.patterns is not None:
             arrays["patterns"] = trace.patterns
+        self.folder.mkdir(parents=True, exist_ok=True)  # caches may be emptied at any time
         handle, name = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as stream:
