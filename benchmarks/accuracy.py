@@ -15,6 +15,8 @@ import argparse
 import io
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,28 +27,68 @@ import effc
 from effc.errors import EffcError
 
 Samples = Callable[[Path, int], tuple[np.ndarray, np.ndarray]]
+"""Of (data folder, how many): stacked inputs and labels."""
 
 
-def cifar(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Classifier:
+    """Labelled samples for a model, preprocessed as it expects them.
+
+    Attributes:
+        test: To judge it by.
+        training: Of the training part; None where the folder has none.
+    """
+
+    test: Samples
+    training: Samples | None = None
+
+
+def cifar_test(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     data = np.load(folder / "data/cifar10_test.npz")
     return data["x"][:count], data["y"][:count]
 
 
-def cifar_normalized(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    x, y = cifar(folder, count)
+def cifar_training(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    images, y = decode(folder / "data/cifar10_train20k_webp.npz", count)
+    return np.array([np.asarray(image).transpose(2, 0, 1) for image in images]), y
+
+
+def cifar(prepare: Callable[[np.ndarray], np.ndarray]) -> Classifier:
+    """CIFAR-10, ``prepare`` makes inputs of uint8 images [N, 3, 32, 32]."""
+
+    def prepared(source: Samples) -> Samples:
+        def load(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+            x, y = source(folder, count)
+            return np.ascontiguousarray(prepare(x), np.float32), y
+
+        return load
+
+    return Classifier(prepared(cifar_test), prepared(cifar_training))
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.float32(255)
+
+
+def normalized(x: np.ndarray) -> np.ndarray:
     mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
     std = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
-    return ((x / np.float32(255) - mean) / std).astype(np.float32), y
+    return (unit(x) - mean) / std
 
 
-def cifar_unit(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    x, y = cifar(folder, count)
-    return (x / np.float32(255)).astype(np.float32), y
+def raw_nhwc(x: np.ndarray) -> np.ndarray:
+    return x.transpose(0, 2, 3, 1)
 
 
-def cifar_raw_nhwc(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    x, y = cifar(folder, count)
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1), np.float32), y
+def decode(path: Path, count: int) -> tuple[list[Image.Image], np.ndarray]:
+    """The first images of a file of packed ones, and their labels."""
+    packed = np.load(path)
+    data, offsets = packed["data"].tobytes(), packed["offsets"]
+    images = [
+        Image.open(io.BytesIO(data[begin:end])).convert("RGB")
+        for begin, end in pairwise(offsets[: count + 1])
+    ]
+    return images, packed["y"][:count]
 
 
 def keywords(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,21 +97,17 @@ def keywords(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     return x.astype(np.float32), data["y"][:count]
 
 
-def imagenet(size: int, scale: Callable[[np.ndarray], np.ndarray], offset: int) -> Samples:
+def imagenet(size: int, scale: Callable[[np.ndarray], np.ndarray], offset: int) -> Classifier:
     """ImageNet crops resized to ``size``; labels shifted by ``offset``."""
 
     def load(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-        packed = np.load(folder / "data/imagenet1000_224_jpeg.npz")
-        data, offsets = packed["data"].tobytes(), packed["offsets"]
-        images = []
-        for i in range(count):
-            image = Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]])).convert("RGB")
-            if size != 224:
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            images.append(scale(np.asarray(image, np.float32)).transpose(2, 0, 1))
-        return np.ascontiguousarray(images, np.float32), packed["y"][:count] + offset
+        images, y = decode(folder / "data/imagenet1000_224_jpeg.npz", count)
+        if size != 224:
+            images = [image.resize((size, size), Image.Resampling.BILINEAR) for image in images]
+        arrays = [scale(np.asarray(image, np.float32)).transpose(2, 0, 1) for image in images]
+        return np.ascontiguousarray(arrays, np.float32), y + offset
 
-    return load
+    return Classifier(load)
 
 
 def centred(image: np.ndarray) -> np.ndarray:
@@ -80,12 +118,12 @@ def caffe(image: np.ndarray) -> np.ndarray:
     return image[..., ::-1] - np.array([104, 117, 123], np.float32)
 
 
-CLASSIFIERS: dict[str, Samples] = {
-    "cifar10_resnet20_fp32": cifar_normalized,
-    "cifar10_resnet32_bn_fp32": cifar_normalized,
-    "cifar10_tiniest_fp32": cifar_unit,
-    "mlperf_tiny_ic01_resnet8_fp32": cifar_raw_nhwc,
-    "mlperf_tiny_kws01_dscnn_fp32": keywords,
+CLASSIFIERS: dict[str, Classifier] = {
+    "cifar10_resnet20_fp32": cifar(normalized),
+    "cifar10_resnet32_bn_fp32": cifar(normalized),
+    "cifar10_tiniest_fp32": cifar(unit),
+    "mlperf_tiny_ic01_resnet8_fp32": cifar(raw_nhwc),
+    "mlperf_tiny_kws01_dscnn_fp32": Classifier(keywords),
     "imagenet_mobilenet_v2_1.0_224_fp32deq": imagenet(224, centred, 1),
     "imagenet_mobilenet_v1_0.25_128_fp32deq": imagenet(128, centred, 1),
     "imagenet_squeezenet_v1.0_deepcompressed_fp32": imagenet(227, caffe, 0),
@@ -144,7 +182,7 @@ def compare(path: Path, folder: Path, target: str, count: int, out: Path) -> str
     ports = [p for p in session.get_inputs() if p.name not in constants]
     fixed = {name: np.array(value, np.int64) for name, value in constants.items()}
     if path.stem in CLASSIFIERS:
-        x, y = CLASSIFIERS[path.stem](folder, count)
+        x, y = CLASSIFIERS[path.stem].test(folder, count)
     else:
         shape = shapes.get(ports[0].name, tuple(ports[0].shape))
         x, y = generator.random((8, *shape[1:]), np.float32), None

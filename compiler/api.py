@@ -154,7 +154,7 @@ def compress(
         method: ``obs`` or ``magnitude``; by default ``obs`` if there is calibration data.
         calibration: ``.npz`` file or arrays by name: ``x`` stacked samples, or one per input.
         samples: Calibration samples to use at most, by default 1,024.
-        correct: ``statistics`` (default with data), ``bias`` or ``none``.
+        correct: ``refit`` (default with data), ``statistics``, ``bias`` or ``none``.
         regroup: Block shape to turn masks made elsewhere into.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results; by default in the user's cache.

@@ -119,8 +119,8 @@ Correct = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--correct",
-        metavar="statistics|bias|none",
-        help="What layer outputs keep of the dense model's; with data: statistics.",
+        metavar="refit|statistics|bias|none",
+        help="What makes up for the zeros; with data: a refit to the dense model.",
     ),
 ]
 Regroup = Annotated[

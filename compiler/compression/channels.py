@@ -1,7 +1,7 @@
 """The step of a compression that removes whole channels.
 
-By magnitude, or by Optimal Brain Surgeon with a refit of all following layers to the dense model.
-The refit makes up for means as well; matching statistics afterwards would undo what it gains.
+By magnitude or by Optimal Brain Surgeon; what makes up for them comes later
+(``effc.compression.corrections``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from effc.passes.pruning.channel_surgeon import ChannelSurgeon
 from effc.passes.pruning.layers import find_layers
 from effc.passes.pruning.prune_channels import PruneChannels, by_magnitude
 from effc.passes.pruning.prune_weights import Pruned
-from effc.passes.pruning.refit_layers import refit_layers
 
 if TYPE_CHECKING:
     from effc.compression.recipe import LayerPlan
@@ -41,21 +40,9 @@ def prune_channels_step(work: Work, plans: Sequence[LayerPlan]) -> None:
     task = PruneChannels(settings, chooser)
     result = task.run(work.model)
     work.kept |= task.kept
-    errors: dict[str, float] = {}
-    if method == "obs" and result.modified:
-        masked = {name for name, pruned in work.pruned.items() if pruned.sparsity}
-        errors = refit_layers(
-            work.model,
-            work.dense,
-            work.samples,
-            task.kept,
-            skip=masked,
-            tick=partial(work.report, "refit"),
-        )
-        work.refitted |= errors.keys()
     layers = {layer.name: layer for layer in find_layers(work.model)[0]}
     for name in result.applied:
-        work.pruned[name] = Pruned(layers[name].weight(), errors.get(name, task.losses[name]))
+        work.pruned[name] = Pruned(layers[name].weight(), task.losses[name])
         work.methods[name] = method
     work.refused |= {name: why for name, why in result.refused if name in settings}
     applied = tuple(

@@ -31,7 +31,7 @@ class LevelLibrary:
     Layers that were not added are pruned by magnitude, on demand.
 
     Args:
-        correct: What will be corrected in the pruned model: ``statistics``, ``bias`` or ``none``.
+        correct: What makes up for the zeros in the pruned model, see ``CompressOptions``.
         compute: Adds layers; called once, when the library is needed.
     """
 

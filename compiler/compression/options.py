@@ -18,7 +18,7 @@ from effc.passes.pruning.scheme import check_sparsity, parse_block, parse_scheme
 __all__ = ["CORRECTIONS", "METHODS", "CompressOptions"]
 
 METHODS = ("obs", "magnitude")
-CORRECTIONS = ("statistics", "bias", "none")
+CORRECTIONS = ("refit", "statistics", "bias", "none")
 
 _WITHOUT_DATA = "magnitude"
 
@@ -38,7 +38,7 @@ class CompressOptions:
         method: ``obs`` or ``magnitude``; by default ``obs`` if there is calibration data.
         calibration: ``.npz`` file, or arrays by name as in one.
         samples: How many calibration samples to use at most.
-        correct: ``statistics``, ``bias`` or ``none``: what is matched with the dense model.
+        correct: ``refit``, ``statistics``, ``bias`` or ``none``: what makes up for the zeros.
         regroup: Block shape to turn masks made elsewhere into.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results, to continue an interrupted run.

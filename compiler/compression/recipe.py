@@ -141,7 +141,7 @@ def read_recipe(options: CompressOptions) -> Recipe:
         | {"method": merged.get("method", "obs" if data else "magnitude")},
         layers,
         merged.get("samples", _DEFAULT_SAMPLES),
-        merged.get("correct", "statistics" if data else "none"),
+        merged.get("correct", "refit" if data else "none"),
         merged.get("regroup"),
         parse_goal(*(_float(merged.get(key)) for key in _HOW_MUCH)),
         where,

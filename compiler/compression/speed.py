@@ -49,7 +49,7 @@ def plan_levels(
         options: What the network will be compiled with.
         samples: Calibration samples, possibly none.
         store: Where removal traces are kept; needed with samples.
-        correct: What will be corrected after pruning: ``statistics``, ``bias`` or ``none``.
+        correct: What makes up for the zeros afterwards, see ``CompressOptions``.
         progress: Called as the phases advance.
 
     Returns:

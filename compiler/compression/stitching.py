@@ -36,7 +36,7 @@ class Stitcher:
         runner: The same with calibration samples, few enough for memory.
         layers: Layers that are pruned, in the order of the levels.
         weight: Weights of a layer (by index) at a level (by index), in the layer's shape.
-        correct: ``statistics``, ``bias`` or ``none``.
+        correct: ``refit`` and ``statistics`` (scored alike), ``bias`` or ``none``.
     """
 
     def __init__(

@@ -4,7 +4,8 @@
    BatchNormalization in the weights, dense layers as Gemm).
 2. *plan*: which layers get what (``effc.compression.recipe``).
 3. *prune*: zeros by magnitude or by Optimal Brain Surgeon, then blocks from masks made elsewhere.
-4. *correct*: means and deviations of layer outputs, from the calibration samples.
+4. *correct*: all layers refitted to the dense model, or means and deviations of their outputs, from
+   the calibration samples.
 5. *finish*: an ONNX model with the names and shapes of the original; a free leading dimension stays
    free where the graph allows it.
 
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from effc.compiled import PassRecord
 from effc.compression.channels import prune_channels_step
+from effc.compression.corrections import correct_step, refit_step
 from effc.compression.goal import Goal
 from effc.compression.options import CompressOptions
 from effc.compression.recipe import LayerPlan, Recipe, plan_layers, read_recipe
@@ -37,7 +38,6 @@ from effc.options import ProgressCallback
 from effc.passes.base import PassResult
 from effc.passes.graph import shape_of
 from effc.passes.pruning.batching import SampleRunner, free_batch
-from effc.passes.pruning.correct_statistics import CorrectStatistics
 from effc.passes.pruning.layers import Layer, find_layers
 from effc.passes.pruning.prune_weights import Pruned, PruneWeights, Setting, magnitude, misfit
 from effc.passes.pruning.regroup_masks import RegroupMasks
@@ -185,7 +185,8 @@ def compress_model(
     work.refused |= {plan.layer.name: plan.why for plan in plans if plan.setting is None}
     _prune(work, plans)
     _regroup(work)
-    _correct(work)
+    refit_step(work)
+    correct_step(work)
     notes = [] if levels is None else levels.notes()
     result = _finish(work, free, notes)
     results = _results(work, plans, unfit)
@@ -357,23 +358,6 @@ def _regroup(work: Work) -> None:
     work.methods |= dict.fromkeys(task.results, "regroup")
     work.refused |= dict(result.refused)
     work.passes.append(_record(task.name, result, details, {"block": work.recipe.regroup}))
-
-
-def _correct(work: Work) -> None:
-    if work.recipe.correct == "none" or not work.samples or not work.pruned:
-        return
-    tick = partial(work.report, "correct")
-    task = CorrectStatistics(
-        work.dense,
-        work.samples,
-        kept=work.kept,
-        skip=work.refitted,
-        bias_only=work.recipe.correct == "bias",
-        tick=tick,
-    )
-    result = task.run(work.model)
-    settings = {"match": work.recipe.correct, "samples": len(task.samples)}
-    work.passes.append(_record(task.name, result, {}, settings))
 
 
 def _record(

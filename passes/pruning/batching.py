@@ -180,9 +180,9 @@ class SampleRunner:
                 found |= zip(computed, session.run(computed, feeds), strict=True)
             yield found
 
-    def inputs(self) -> Iterator[dict[str, Array]]:
-        """The model's own inputs, batch by batch."""
-        return self._batches(self.batch_size(()))
+    def inputs(self, size: int | None = None) -> Iterator[dict[str, Array]]:
+        """The model's own inputs, batch by batch of at most :meth:`batch_size`."""
+        return self._batches(size or self.batch_size(()))
 
     def _batches(self, size: int) -> Iterator[dict[str, Array]]:
         for start in range(0, len(self.samples), size):

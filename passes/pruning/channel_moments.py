@@ -54,7 +54,7 @@ class Moments:
         target: The layer as it was, if it is to be imitated.
 
     Attributes:
-        columns: How many were added.
+        columns: How many there are so far.
     """
 
     def __init__(self, layer: Layer, samples: int, target: Target | None = None) -> None:
@@ -100,7 +100,7 @@ class Moments:
             self._squares += float(np.square(values, dtype=np.float64).sum())
 
     def merge(self, other: Moments) -> None:
-        """Add what another object saw of the same layer."""
+        """Add the samples of other moments of the same layer."""
         self.columns += other.columns
         self._inputs += other._inputs
         self._outputs += other._outputs
@@ -115,6 +115,12 @@ class Moments:
     def covariance(self) -> Array:
         """cov(x), ``[groups, K, K]``."""
         return self._centred(self._inputs[:, :-1])
+
+    @property
+    def power(self) -> Array:
+        """E[x^2], mean over the columns' entries, ``[groups]``."""
+        squares = np.einsum("gkk->gk", self._inputs)[:, :-1]
+        return np.asarray(squares.mean(axis=1) / max(self.columns, 1))
 
     @property
     def target_mean(self) -> Array:

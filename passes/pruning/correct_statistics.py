@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from effc.passes.base import Log, Pass
 from effc.passes.pruning.batching import SampleRunner
-from effc.passes.pruning.layers import Layer, find_layers
+from effc.passes.pruning.layers import Layer, from_first_change
 from effc.passes.pruning.walk import Walk, live_bytes
 
 __all__ = ["CorrectStatistics", "channel_moments", "enough_samples", "match_moments"]
@@ -42,7 +42,7 @@ _SMALLEST_STD = 1e-3
 
 def enough_samples(model: ir.Model, available: int, memory: int = MEMORY) -> int:
     """How many samples fit into memory at once, of those available; 16 at least."""
-    return min(available, max(16, memory // (2 * max(live_bytes(model), 1))))
+    return min(available, max(16, memory // (2 * max(live_bytes(model), default=1))))
 
 
 class CorrectStatistics(Pass):
@@ -77,7 +77,7 @@ class CorrectStatistics(Pass):
         self.tick = tick
 
     def call(self, model: ir.Model, log: Log) -> None:
-        layers = _from_first_change(self.dense, model)
+        layers = from_first_change(self.dense, model)
         while layers and layers[-1].name in self.skip:
             layers.pop()
         stops = [_output(layer) for layer in layers]
@@ -133,16 +133,6 @@ def match_moments(
 
 def _output(layer: Layer) -> str:
     return layer.node.outputs[0].name or ""
-
-
-def _from_first_change(dense: ir.Model, model: ir.Model) -> list[Layer]:
-    """Layers from the first one on whose weights differ."""
-    old = {layer.name: layer for layer in find_layers(dense)[0]}
-    layers = find_layers(model)[0]
-    for index, layer in enumerate(layers):
-        if not np.array_equal(old[layer.name].weight(), layer.weight()):
-            return layers[index:]
-    return []
 
 
 def _columns(layer: Layer, array: Array) -> Array:

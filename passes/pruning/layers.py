@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from effc.passes.graph import add_constant, attribute, const, shape_of, single_user
 
-__all__ = ["Layer", "Role", "find_layers"]
+__all__ = ["Layer", "Role", "find_layers", "from_first_change"]
 
 Array = np.ndarray[Any, Any]
 Role = Literal["inner", "first", "output", "depthwise"]
@@ -134,6 +134,12 @@ class Layer:
             _drop_unused(graph, old)
 
     @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The nodes that hold the weights and, if it can be changed, the bias."""
+        place = self._bias_place()[0]
+        return (self.node,) if place in (None, self.node) else (self.node, place)
+
+    @property
     def _beta(self) -> float:
         return float(attribute(self.node, "beta", 1.0)) if self.node.op_type == "Gemm" else 1.0
 
@@ -169,6 +175,16 @@ def find_layers(model: ir.Model) -> tuple[list[Layer], list[tuple[str, str]]]:
             continue
         layers.append(_layer(node, first, last))
     return layers, refused
+
+
+def from_first_change(dense: ir.Model, model: ir.Model) -> list[Layer]:
+    """Layers from the first one on whose weights differ."""
+    old = {layer.name: layer for layer in find_layers(dense)[0]}
+    layers = find_layers(model)[0]
+    for index, layer in enumerate(layers):
+        if not np.array_equal(old[layer.name].weight(), layer.weight()):
+            return layers[index:]
+    return []
 
 
 def _layer(node: ir.Node, first: set[int], last: set[int]) -> Layer:

@@ -6,36 +6,38 @@ it reads in the original model, for the same samples,
     W' = W + (cov(y, x) - W cov(x)) (cov(x) + d I)^-1,    b' = b0 + E[y] - W' E[x]
 
 are the weights and bias of least squared error, regularized (d) towards the weights W that the
-layer has. How strongly is decided by the error on a quarter of the samples that the rest is fitted
-without (a classifier may have more inputs than there are samples); then all are used. Inputs are
-those of the pruned model with the layers before already refitted, so each layer makes up for what
-was lost before it, too. Where the result is added to another value r (a residual), the sum is what
-has to be right: y becomes y + r0 - r.
+layer has: of a few dampings the one whose solution on three quarters of the batches is best on the
+others; then all are used. Inputs are those of the pruned model with the layers before already
+refitted, so each layer makes up for what was lost before it, too. Where the result is added to
+another value r (a residual), the sum is what has to be right: y becomes y + r0 - r.
 
-Every *round* runs both models once, up to the layers of the round. One layer per round is exact;
-where that would take too long a round has several consecutive layers.
+Both models advance together from layer to layer (``effc.passes.pruning.walk``). What lies between
+is in memory for all samples; where values are large, fewer samples have room (and have more columns
+each), and once more have room the models start again with more.
 
 Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks" (ICCV 2017),
-sections 3.2 and 3.3; here with bias, and for all layers behind the first removed channel.
+sections 3.2 and 3.3; here with bias, with zeros that stay zeros, and for all layers behind the
+first changed one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from scipy import linalg
 
-from effc.passes.graph import const, shape_of, single_user
+from effc.passes.graph import shape_of, single_user
 from effc.passes.pruning.batching import SampleRunner
-from effc.passes.pruning.calibration import MEMORY, columns_of, hessian_bytes
+from effc.passes.pruning.calibration import MEMORY, hessian_bytes
 from effc.passes.pruning.channel_moments import Moments, Target
-from effc.passes.pruning.layers import Layer, find_layers
-from effc.passes.pruning.surgeon import damped
+from effc.passes.pruning.layers import Layer, find_layers, from_first_change
+from effc.passes.pruning.surgeon import DAMPING, damped, equal_rows
+from effc.passes.pruning.walk import Walk, live_bytes
 
 __all__ = ["refit_layers"]
 
@@ -45,30 +47,32 @@ Tick = Callable[[int, int, str], None]
 LARGEST = MEMORY // 2
 """Bytes of the covariance of the largest layer that is refitted."""
 
-DAMPINGS = (0.01, 0.001, 0.1)
-"""Regularizations to try, as fractions of the covariance's mean diagonal; the first is the default.
+_FEWEST = 16
+"""Samples, however large the values."""
 
-More than that lowers the error of single layers of few samples, but accuracy with it: what is
-fitted to noise shrinks from layer to layer.
-"""
+_ROUNDING = 1e-5
+"""Of a covariance, relative to the mean square: of inputs that hardly vary nothing else is left."""
 
-BUDGET = 5e13
-"""Multiply-accumulates of the original model over all rounds and samples: minutes."""
+_DENSE = 0.9
+"""Density from which on a layer's zeros are accidental."""
+
+_DAMPINGS = (DAMPING, 10 * DAMPING, 100 * DAMPING, 1000 * DAMPING)
+
+_TRIED = 8
+"""Bands, about, on which dampings are compared."""
+
+_BATCHES = 8
+"""At least, so that a quarter of them can be held out."""
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """One layer to refit.
+class _Band:
+    """Consecutive filters of a convolution group that keep the same columns."""
 
-    Attributes:
-        layer: In the pruned model.
-        target: In the original model.
-        beside: Name, in both models, of what is added to the layer's result, or None.
-    """
-
-    layer: Layer
-    target: Target
-    beside: str | None
+    group: int
+    begin: int
+    end: int
+    stays: Array
 
 
 def refit_layers(
@@ -77,84 +81,52 @@ def refit_layers(
     samples: Sequence[Mapping[str, Array]],
     kept: Mapping[str, Array],
     *,
-    skip: Collection[str] = (),
+    zeros: Collection[str] = (),
+    memory: int = MEMORY,
     tick: Tick | None = None,
 ) -> dict[str, float]:
-    """Refit all layers but the first ones (whose inputs are unchanged) and gigantic ones.
+    """Refit layers from the first changed one on, but no gigantic ones.
+
+    First layers have unchanged inputs: those that did not change themselves are right as they are.
 
     Args:
         model: Pruned; its weights change in place.
         original: The model before pruning, with the same names of nodes and values.
         samples: Inputs of both.
         kept: By layer, which output channels of the original are left.
-        skip: Layers to leave as they are, because their zeros have a pattern.
+        zeros: Layers of which zeros stay zeros, however few; others may lose accidental ones.
+        memory: Bytes of values between layers, of both models together.
         tick: Called with (layers done, all layers, name of the layer).
 
     Returns:
         Squared error of each layer's output relative to its variance, after the refit.
     """
     before = {layer.name: layer for layer in find_layers(original)[0]}
-    layers = [x for x in find_layers(model)[0] if x.name in before and _fits(x, skip)]
-    macs = sum(layer.size * columns_of(layer) for layer in before.values())
-    rounds = max(1, int(BUDGET / (macs * max(len(samples), 1))))
-    size = -(-len(layers) // rounds)
-    places = {node: index for index, node in enumerate(model.graph)}
-    reference = SampleRunner(original, samples)
+    layers = [x for x in from_first_change(original, model) if _fits(x, before[x.name])]
     errors: dict[str, float] = {}
-    for start in range(0, len(layers), size):
-        part = layers[start : start + size]
-        fits = [
-            _Fit(x, Target(before[x.name], kept[x.name]), _beside(x, part[0], places)) for x in part
-        ]
-        for moments, held_out in _collect(SampleRunner(model, samples), reference, fits):
+    start = 0
+    counts = _sample_counts(original, [before[x.name] for x in layers], len(samples), memory)
+    for count, group in groupby(counts):
+        ours, theirs = _walks((model, original), samples[:count], layers[start:])
+        for layer in layers[start : start + len(list(group))]:
+            for walk in (ours, theirs):
+                while _input(layer) not in walk.values:
+                    walk.advance()
+            target = Target(before[layer.name], kept[layer.name])
+            parts = _collect(layer, target, ours, theirs, count)
+            errors[layer.name] = _refit(*parts, zeros)
+            for node in layer.nodes:
+                ours.update(node)
             if tick is not None:
-                tick(len(errors), len(layers), moments.layer.name)
-            errors[moments.layer.name] = _refit(moments, held_out)
+                tick(len(errors), len(layers), layer.name)
+        start = len(errors)
     return errors
 
 
-def _fits(layer: Layer, skip: Collection[str]) -> bool:
-    return layer.role != "first" and layer.name not in skip and hessian_bytes(layer) <= LARGEST
-
-
-def _beside(layer: Layer, first: Layer, places: Mapping[ir.Node, int]) -> str | None:
-    """What is added to a layer's result, if all layers before it are refitted already."""
-    result = layer.node.outputs[0]
-    add = single_user(result)
-    if add is None or add.domain or add.op_type != "Add" or layer.bias() is None:
-        return None
-    other = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
-    producer = None if other is None else other.producer()
-    if other is None or producer is None or const(other) is not None:
-        return None
-    ready = places[producer] < places[first.node] and shape_of(other) == shape_of(result)
-    return other.name if ready else None
-
-
-def _collect(
-    runner: SampleRunner, reference: SampleRunner, fits: Sequence[_Fit]
-) -> list[tuple[Moments, Moments]]:
-    """Moments of each layer, of three quarters of the batches and of the fourth."""
-    count = len(runner.samples)
-    found = [
-        (Moments(fit.layer, count, fit.target), Moments(fit.layer, count, fit.target))
-        for fit in fits
-    ]
-    extra = [fit.beside for fit in fits if fit.beside is not None]
-    ours = [_input(fit.layer) for fit in fits] + extra
-    theirs = [_input(fit.target.layer) for fit in fits] + extra
-    size = min(runner.batch_size(ours), reference.batch_size(theirs), max(1, count // 8))
-    pairs = zip(runner.values(ours, size), reference.values(theirs, size), strict=True)
-    for index, (here, there) in enumerate(pairs):
-        for parts, fit in zip(found, fits, strict=True):
-            missing = None
-            if fit.beside is not None:
-                axis = 1 if fit.layer.kernel else -1
-                left = np.compress(fit.target.kept, there[fit.beside], axis)
-                missing = left - here[fit.beside]
-            moments = parts[index % 4 == 3]
-            moments.add(here[_input(fit.layer)], there[_input(fit.target.layer)], missing)
-    return found
+def _fits(layer: Layer, before: Layer) -> bool:
+    if hessian_bytes(layer) > LARGEST:
+        return False
+    return layer.role != "first" or not np.array_equal(layer.weight(), before.weight())
 
 
 def _input(layer: Layer) -> str:
@@ -163,48 +135,128 @@ def _input(layer: Layer) -> str:
     return value.name or ""
 
 
-def _refit(moments: Moments, held_out: Moments) -> float:
+def _walks(
+    models: tuple[ir.Model, ir.Model],
+    samples: Sequence[Mapping[str, Array]],
+    layers: Sequence[Layer],
+) -> Iterator[Walk]:
+    """Walks that halt where the layers' inputs are known."""
+    runners = [SampleRunner(model, samples) for model in models]
+    size = min(max(1, len(samples) // _BATCHES), *(runner.batch_size(()) for runner in runners))
+    inputs = {_input(layer) for layer in layers}
+    for model, runner in zip(models, runners, strict=True):
+        made = [value.name for node in model.graph for value in node.outputs if value.name]
+        # The last value is no halt: up to there Walk keeps what is still to be read.
+        yield Walk(runner, [name for name in made if name in inputs] + made[-1:], size)
+
+
+def _sample_counts(
+    model: ir.Model, layers: Sequence[Layer], available: int, memory: int
+) -> list[int]:
+    """How many samples each layer is refitted with; they at least double where they change."""
+    live = live_bytes(model)
+    places = {node: index for index, node in enumerate(model.graph)}
+    end = max((places[layer.node] for layer in layers), default=0)
+    counts: list[int] = []
+    for layer in layers:
+        largest = max(live[places[layer.node] : end + 1])
+        room = min(available, max(_FEWEST, memory // (2 * largest)))
+        grown = not counts or room >= 2 * counts[-1] or room == available
+        counts.append(room if grown else counts[-1])
+    return counts
+
+
+def _collect(
+    layer: Layer, target: Target, ours: Walk, theirs: Walk, samples: int
+) -> tuple[Moments, Moments]:
+    """Moments of three quarters of the batches, and of the others."""
+    parts = Moments(layer, samples, target), Moments(layer, samples, target)
+    beside = _beside(layer, ours)
+    name = _input(layer)
+    for index, (here, there) in enumerate(zip(ours.values[name], theirs.values[name], strict=True)):
+        missing = None
+        if beside is not None:
+            axis = 1 if layer.kernel else -1
+            left = np.compress(target.kept, theirs.values[beside][index], axis)
+            missing = left - ours.values[beside][index]
+        parts[index % 4 == 3].add(here, there, missing)
+    return parts
+
+
+def _beside(layer: Layer, walk: Walk) -> str | None:
+    """What is added to a layer's result, if it is known already."""
+    result = layer.node.outputs[0]
+    add = single_user(result)
+    if add is None or add.domain or add.op_type != "Add" or layer.bias() is None:
+        return None
+    other = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
+    if other is None or other.name not in walk.values or shape_of(other) != shape_of(result):
+        return None
+    return other.name
+
+
+def _refit(fit: Moments, check: Moments, zeros: Collection[str]) -> float:
     """Give the layer its best weights; the relative error that is left."""
-    layer, target = moments.layer, moments.target
+    layer, target = fit.layer, fit.target
     assert target is not None
     shape = (layer.groups, layer.shape[0] // layer.groups, -1)
     weight = layer.weight().reshape(shape).astype(np.float64)
-    best, least = DAMPINGS[0], math.inf
-    if held_out.columns:
-        for damping in DAMPINGS:
-            candidate = _solve(moments, weight, damping)
-            error = _error(held_out, candidate, _shift(moments, candidate))
-            if error < least:
-                best, least = damping, error
-    moments.merge(held_out)
-    weight = _solve(moments, weight, best)
-    shift = _shift(moments, weight)
+    kept = weight != 0
+    if layer.name not in zeros and kept.mean() >= _DENSE:
+        kept[:] = True
+    bands = [
+        _Band(group, begin, end, np.flatnonzero(kept[group, begin]))
+        for group in range(layer.groups)
+        for begin, end in equal_rows(kept[group])
+    ]
+    damping = _best_damping(fit, check, weight, bands)
+    fit.merge(check)
+    weight = _solve(fit, weight, bands, damping)
     layer.set_weight(weight.reshape(layer.shape))
     bias = target.layer.bias()
     if bias is not None and layer.bias() is not None:
+        shift = fit.target_mean - np.einsum("gok,gk->go", weight, fit.mean)
         layer.set_bias(bias[target.kept] + shift.reshape(-1))
-    variance = moments.target_variance
-    return _error(moments, weight, shift) / variance if variance > 0 else 0.0
+    variance = fit.target_variance
+    explained = _explained(fit, weight, bands)
+    return max(0.0, 1 - explained / variance) if variance > 0 else 0.0
 
 
-def _solve(moments: Moments, weight: Array, damping: float) -> Array:
-    """Weights of least squared error."""
-    covariance = moments.covariance
-    change = moments.target_covariance - weight @ covariance
-    solved = [
-        linalg.solve(damped(own, damping), part.T, assume_a="pos").T
-        for own, part in zip(covariance, change, strict=True)
-    ]
-    return np.asarray(weight + np.stack(solved))
+def _best_damping(fit: Moments, check: Moments, weight: Array, bands: Sequence[_Band]) -> float:
+    """The damping whose solution for ``fit`` explains most of ``check``, tried on some bands."""
+    if not check.columns:
+        return DAMPING
+    some = bands[:: max(1, len(bands) // _TRIED)]
+    return max(
+        _DAMPINGS, key=lambda damping: _explained(check, _solve(fit, weight, some, damping), some)
+    )
 
 
-def _shift(moments: Moments, weight: Array) -> Array:
-    """What the bias has to be beyond the original's, ``[groups, Cout / groups]``."""
-    return np.asarray(moments.target_mean - np.einsum("gok,gk->go", weight, moments.mean))
+def _solve(moments: Moments, weight: Array, bands: Sequence[_Band], damping: float) -> Array:
+    """Weights ``[groups, Cout / groups, K]`` with those of the bands refitted."""
+    result = weight.copy()
+    covariance, wanted, power = moments.covariance, moments.target_covariance, moments.power
+    for group, own in groupby(bands, key=lambda band: band.group):
+        exact = damped(covariance[group], damping)
+        exact[np.diag_indices(len(exact))] += _ROUNDING * power[group]
+        for band in own:
+            if len(band.stays):
+                rows = slice(band.begin, band.end)
+                change = wanted[group][rows] - weight[group][rows] @ covariance[group]
+                small = exact[np.ix_(band.stays, band.stays)]
+                found = linalg.cho_solve(
+                    linalg.cho_factor(small, overwrite_a=True), change[:, band.stays].T
+                )
+                result[group][rows, band.stays] += found.T
+    return result
 
 
-def _error(moments: Moments, weight: Array, shift: Array) -> float:
-    """Mean squared error, summed over outputs."""
-    missed = moments.target_covariance - 0.5 * (weight @ moments.covariance)
-    error = moments.target_variance - 2 * float((weight * missed).sum())
-    return max(0.0, error) + float(np.square(_shift(moments, weight) - shift).sum())
+def _explained(moments: Moments, weight: Array, bands: Sequence[_Band]) -> float:
+    """Variance of the targets that the weights of some bands explain."""
+    covariance, wanted = moments.covariance, moments.target_covariance
+    total = 0.0
+    for band in bands:
+        rows = weight[band.group, band.begin : band.end]
+        total += 2 * float(np.vdot(rows, wanted[band.group, band.begin : band.end]))
+        total -= float(np.vdot(rows @ covariance[band.group], rows))
+    return total

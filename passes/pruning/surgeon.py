@@ -36,7 +36,7 @@ from effc.passes.pruning.project import grid_of, mask_from_scores
 from effc.passes.pruning.scheme import Scheme
 from effc.passes.pruning.units import Grid
 
-__all__ = ["DAMPING", "Trace", "damped", "output_loss", "refit", "trace_layer"]
+__all__ = ["DAMPING", "Trace", "damped", "equal_rows", "output_loss", "refit", "trace_layer"]
 
 Array = np.ndarray[Any, Any]
 Tick = Callable[[int, int], None]
@@ -170,7 +170,7 @@ def refit(weight: Array, hessians: Array, mask: Array, damping: float = DAMPING)
     for group, hessian in enumerate(hessians):
         exact = damped(hessian, damping)
         start = group * per_group
-        for begin, end in _equal_rows(kept[start : start + per_group]):
+        for begin, end in equal_rows(kept[start : start + per_group]):
             band = slice(start + begin, start + end)
             stays = np.flatnonzero(kept[band.start])
             if 0 < len(stays) < kept.shape[1]:
@@ -193,7 +193,7 @@ def output_loss(weight: Array, new: Array, hessians: Array) -> float:
     return float(np.vdot(change @ hessians, change)) / energy if energy > 0 else 0.0
 
 
-def _equal_rows(kept: Array) -> Iterator[tuple[int, int]]:
+def equal_rows(kept: Array) -> Iterator[tuple[int, int]]:
     """Runs of equal rows, ``[begin, end)``."""
     changes = np.flatnonzero((kept[1:] != kept[:-1]).any(axis=1)) + 1
     edges = [0, *changes.tolist(), len(kept)]

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx import numpy_helper
 
-from effc.passes.graph import shape_of
+from effc.passes.graph import const, shape_of
 from effc.passes.pruning.batching import SampleRunner, open_session
 
 __all__ = ["Walk", "live_bytes"]
@@ -56,21 +57,21 @@ def _pieces(model: onnx.ModelProto, stops: Sequence[str]) -> list[_Piece]:
     return pieces
 
 
-def live_bytes(model: ir.Model) -> int:
-    """Bytes of values that are needed later, at the worst place of the graph, for one run."""
+def live_bytes(model: ir.Model) -> list[int]:
+    """Bytes of the values that are needed at each node or later, for one run."""
     last: dict[int, int] = {}
     nodes = list(model.graph)
     for index, node in enumerate(nodes):
         last |= {id(v): index for v in node.inputs if v is not None}
     live = {id(v): _bytes(v) for v in model.graph.inputs}
-    worst = 0
+    found = []
     for index, node in enumerate(nodes):
         live |= {id(v): _bytes(v) for v in node.outputs if id(v) in last}
-        worst = max(worst, sum(live.values()))
+        found.append(sum(live.values()))
         for value in node.inputs:
             if value is not None and last[id(value)] == index:
                 live.pop(id(value), None)
-    return worst
+    return found
 
 
 def _bytes(value: ir.Value) -> int:
@@ -82,17 +83,18 @@ class Walk:
 
     Args:
         runner: The model and its samples.
-        stops: Names of values behind which to halt, in the order of the graph.
+        stops: Names of computed values behind which to halt, in the order of the graph.
+        size: Samples per batch, at most what the runner runs together.
     """
 
-    def __init__(self, runner: SampleRunner, stops: Sequence[str]) -> None:
+    def __init__(self, runner: SampleRunner, stops: Sequence[str], size: int | None = None) -> None:
         self._model = runner.proto
         self._types = runner.types
         self._pieces = _pieces(runner.proto, stops)
         self._stops = list(stops)
         self._next = 0
         self.values: dict[str, list[Array]] = {}
-        for batch in runner.inputs():
+        for batch in runner.inputs(size):
             for name, array in batch.items():
                 self.values.setdefault(name, []).append(array)
 
@@ -118,6 +120,18 @@ class Walk:
         for name in set(self.values) - needed:
             del self.values[name]
         return stop
+
+    def update(self, node: ir.Node) -> None:
+        """Take over the constants of a node that is still to be run."""
+        here = next(n for n in self._model.graph.node if n.output[0] == node.outputs[0].name)
+        for index, value in enumerate(node.inputs):
+            array = const(value)
+            if array is None:
+                continue
+            name = f"{here.output[0]}/new{index}"
+            self._model.graph.initializer.append(numpy_helper.from_array(array, name))
+            here.input.extend([""] * (index + 1 - len(here.input)))
+            here.input[index] = name
 
     def _cut(self, piece: _Piece) -> onnx.ModelProto:
         model = self._model

@@ -38,7 +38,7 @@ def test_with_calibration(effc: Effc, tmp_path: Path) -> None:
     assert {layer["method"] for layer in pruned} == {"obs"}
     assert {layer["block"] for layer in pruned} == {"4x2"}
     assert all(abs(layer["sparsity"] - 0.5) < 0.05 and layer["loss"] > 0 for layer in pruned)
-    assert [entry["name"] for entry in result["passes"]] == ["prune_weights", "correct_statistics"]
+    assert [entry["name"] for entry in result["passes"]] == ["prune_weights", "refit_layers"]
     assert any(abs(share - 0.5) < 0.05 for share in zeros(tmp_path / "small.onnx"))
     assert {p.name for p in tmp_path.iterdir()} == {"small.onnx", "work", "r.toml"}
     accuracy = effc("compile", tmp_path / "small.onnx", "--target", "host", "-o", "a")

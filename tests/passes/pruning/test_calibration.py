@@ -145,4 +145,4 @@ def test_walk_computes_what_the_whole_model_does(batch: int) -> None:
             np.concatenate(walk.values[stop]), expected, rtol=1e-4, atol=1e-5
         )
     assert set(walk.values) == {stops[-1]}
-    assert live_bytes(net) >= 2 * 4 * 16 * 64 * batch
+    assert max(live_bytes(net)) >= 2 * 4 * 16 * 64 * batch

@@ -201,15 +201,10 @@ def test_refit_is_the_least_squares_solution() -> None:
     assert np.array_equal(pruned[0].weight(), original[0].weight())  # what is before stays
 
 
-def test_refit_of_an_unpruned_model_changes_little() -> None:
+def test_an_unpruned_model_is_not_refitted() -> None:
     model = chain()
-    dense = ir.from_proto(ir.to_proto(model))
     kept = {layer.name: np.ones(layer.shape[0], bool) for layer in find_layers(model)[0]}
-    errors = refit_layers(model, dense, samples(), kept)
-    assert max(errors.values()) < 1e-5
-    for sample in samples(8, seed=1):
-        expected = run(dense, sample)[0]
-        np.testing.assert_allclose(run(model, sample)[0], expected, atol=0.05 * expected.std())
+    assert refit_layers(model, ir.from_proto(ir.to_proto(model)), samples(), kept) == {}
 
 
 def test_channels_that_no_layer_reads_are_chosen_by_magnitude() -> None:
