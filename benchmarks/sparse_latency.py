@@ -6,13 +6,14 @@
 All convolutions but the first get the stated sparsity by magnitude (``--pointwise``: only those
 with 1x1 kernels; depthwise ones never), as ``effc compress`` does it with a recipe. Peers run the
 dense network: they are no faster on zeros. Every round times one inference of each engine in
-turn; printed are medians, and the medians of the per-round ratios to each pruned network. Pin the
-process (``taskset -c 1``) for figures worth quoting.
+turn; printed are medians, and the medians of the per-round ratios to each pruned network. With one
+thread the process stays on one core once everything is compiled.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -51,7 +52,11 @@ def measure(path: Path, args: argparse.Namespace, folder: Path) -> None:
         runs[f"{level:.1%}"] = effc_run(pruned, inputs, args, folder)
     for peer in filter(None, args.peers.split(",")):
         runs[peer] = PEERS[peer](path, inputs, args.threads)
+    every = os.sched_getaffinity(0)
+    if args.threads == 1:
+        os.sched_setaffinity(0, {max(every)})
     times = interleave(runs, args.rounds, args.threads)
+    os.sched_setaffinity(0, every)
     print(f"{path.stem}, blocks {args.block}, threads {args.threads}")
     for name, values in times.items():
         line = f"  {name:12s} {np.median(values):8.2f} ms"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
     from effc.compiled import CompiledModel, PassRecord
+    from effc.compression.levels import LevelPlan
     from effc.runtimes.loader import Runner
     from effc.verify import Verification
 
@@ -45,6 +46,8 @@ def compile(
     verify: bool = True,
     prune: str | None = None,
     sparsity: float | None = None,
+    speedup: float | None = None,
+    latency_ms: float | None = None,
     block: str | None = None,
     method: str | None = None,
     calibration: str | Path | Mapping[str, Any] | None = None,
@@ -70,8 +73,8 @@ def compile(
         tuning_db: Tuning database file.
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
-        prune, sparsity, block, method, calibration, samples, correct, regroup, recipe, work: As
-            for :func:`compress`.
+        prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
+            regroup, recipe, work: As for :func:`compress`. A missed ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
     Returns:
@@ -93,6 +96,8 @@ def compile(
     compression = CompressOptions(
         prune=prune,
         sparsity=sparsity,
+        speedup=speedup,
+        latency_ms=latency_ms,
         block=block,
         method=method,
         calibration=_path(calibration),
@@ -118,6 +123,8 @@ def compress(
     *,
     prune: str | None = None,
     sparsity: float | None = None,
+    speedup: float | None = None,
+    latency_ms: float | None = None,
     block: str | None = None,
     method: str | None = None,
     calibration: str | Path | Mapping[str, Any] | None = None,
@@ -128,6 +135,10 @@ def compress(
     work: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     constants: Mapping[str, Any] | None = None,
+    target: str = "host",
+    threads: int = 1,
+    tune: str | int = "quick",
+    tuning_db: str | Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> onnx.ModelProto:
     """Compress an ONNX model; the result is plain ONNX, see docs/COMPRESSION.md.
@@ -136,6 +147,9 @@ def compress(
         model: File, or a model in memory (not changed).
         prune: Scheme: ``block-punched``, ``unstructured``, ``2:4`` (any n:m), ``pattern``.
         sparsity: Fraction of zeros in every pruned layer.
+        speedup: Instead of a sparsity: times faster than dense, on the target, by levels per
+            layer from measured times.
+        latency_ms: Instead of a sparsity: milliseconds of one inference.
         block: Filters x input channels that are pruned together, ``"8x4"``.
         method: ``obs`` or ``magnitude``; by default ``obs`` if there is calibration data.
         calibration: ``.npz`` file or arrays by name: ``x`` stacked samples, or one per input.
@@ -146,6 +160,8 @@ def compress(
         work: Folder for intermediate results; by default in the user's cache.
         shapes: Shapes of inputs with dynamic dimensions; a free batch stays free by itself.
         constants: Inputs to fix to a value.
+        target, threads, tune, tuning_db: What times are measured for and how, as for
+            :func:`compile`; only with ``speedup`` or ``latency_ms``.
         progress: Called as the phases advance.
 
     Raises:
@@ -156,6 +172,8 @@ def compress(
     options = CompressOptions(
         prune=prune,
         sparsity=sparsity,
+        speedup=speedup,
+        latency_ms=latency_ms,
         block=block,
         method=method,
         calibration=_path(calibration),
@@ -166,6 +184,12 @@ def compress(
         work=None if work is None else Path(work),
         shapes=dict(shapes or {}),
         constants=dict(constants or {}),
+        timing=CompileOptions(
+            target=target,
+            threads=threads,
+            tune=tune,
+            tuning_db=None if tuning_db is None else Path(tuning_db),
+        ),
     )
     return compress_model(model, options, progress).model
 
@@ -196,10 +220,16 @@ def compile_to(
 
     with staging(output) as folder:
         records: tuple[PassRecord, ...] = ()
+        levels: LevelPlan | None = None
         if compression is not None and compression.active:
-            model, options, records = _compressed(model, options, compression, progress)
-        compiled = compile_model(model, options, progress)
+            compression = replace(compression, timing=options)
+            model, options, records, levels = _compressed(model, options, compression, progress)
+        compiled = compile_model(model, options, progress, levels.hints if levels else None)
         compiled.passes = (*records, *compiled.passes)
+        if levels is not None:
+            from effc.compression.levels import check_goal
+
+            compiled.levels = check_goal(levels, compiled)
         _write(folder, model, compiled, progress)
         if seconds is not None:
             seconds.update(compiled.phase_seconds)
@@ -211,14 +241,16 @@ def _compressed(
     options: CompileOptions,
     compression: CompressOptions,
     progress: ProgressCallback | None,
-) -> tuple[onnx.ModelProto, CompileOptions, tuple[PassRecord, ...]]:
+) -> tuple[onnx.ModelProto, CompileOptions, tuple[PassRecord, ...], LevelPlan | None]:
     """The compressed model, the options to compile it with, and what was done to it."""
     from effc.compression.workflow import compress_model
 
     source = Path(model) if isinstance(model, str | Path) else None
     done = compress_model(model, compression, progress)
     left = replace(options, name=options.model_name(source), constants={})
-    return done.model, left, done.passes
+    if done.levels is not None:
+        left = replace(left, tune=done.levels.options.tune)
+    return done.model, left, done.passes, done.levels
 
 
 def _write(

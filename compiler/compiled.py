@@ -70,6 +70,7 @@ class CompiledModel:
         source_sha256: Digest of the imported model, weights included.
         tuning: What the tuner did (mode, database digest, measured candidates).
         opset: Opset of the source model.
+        levels: How sparsities were chosen from measured times; empty if they were not.
     """
 
     program: Program
@@ -86,3 +87,4 @@ class CompiledModel:
     source_sha256: str = ""
     tuning: dict[str, Any] = field(default_factory=dict)
     opset: int = 0
+    levels: dict[str, Any] = field(default_factory=dict)

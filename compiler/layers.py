@@ -39,6 +39,7 @@ class LayerRecord:
         alternatives: The best of the others: measured ones by time, then by prediction.
         rivals: The best of each other kernel family.
         refused: Kernel families that could not compute it, and why.
+        key: ``Region.key``, what a measured time of the layer is kept under.
     """
 
     name: str
@@ -58,6 +59,7 @@ class LayerRecord:
     alternatives: tuple[Choice, ...] = ()
     rivals: tuple[Choice, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    key: str = ""
 
 
 def macs_of(op: Op) -> int:
@@ -121,6 +123,7 @@ def record(
         alternatives=tuple(others[:MAX_ALTERNATIVES]),
         rivals=tuple(rivals.values()),
         refused=tuple(sorted((refused or {}).items())),
+        key=region.key,
     )
 
 

@@ -86,6 +86,7 @@ def build_manifest(
             "constants": {name: _plain(v) for name, v in sorted(options.constants.items())},
         },
         "tuning": compiled.tuning,
+        "levels": compiled.levels or None,
         "source": {"sha256": compiled.source_sha256, "opset": compiled.opset},
         "verification": None if verification is None else verification.describe(),
         "tools": {name: _version(name) for name in _TOOLS},

@@ -32,8 +32,9 @@ class ProgressCallback(Protocol):
 
     ``done`` counts up to ``total`` within one ``phase`` (``import``, ``passes``,
     ``regions``, ``kernels``, ``tune``, ``storage``, ``lower``, ``link``,
-    ``verify``; when compressing before that ``calibrate``, ``prune``, ``refit``, ``correct``);
-    phases come one after another, ``calibrate`` more than once. ``detail`` names the current item.
+    ``verify``; when compressing before that ``calibrate``, ``prune``, ``refit``, ``correct``, and
+    with a goal ``levels``, ``sensitivity``, ``probe``); phases come one after another, some more
+    than once. ``detail`` names the current item.
     """
 
     def __call__(self, phase: str, done: int, total: int, detail: str = "") -> None: ...

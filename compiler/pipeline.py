@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from effc.storage import ViewPlan
+    from effc.tuning.tuner import Hints
 
-__all__ = ["Imported", "compile_model", "import_and_simplify"]
+__all__ = ["Imported", "compile_model", "import_and_simplify", "regions_of", "tune_model"]
 
 _OTHER_OPERATOR = ("the anchor is not", "is not element-wise", "has an epilogue")
 """Refusals that only say that a kernel is for other operators."""
@@ -65,6 +66,7 @@ def compile_model(
     source: str | Path | onnx.ModelProto,
     options: CompileOptions,
     progress: ProgressCallback | None = None,
+    hints: Hints | None = None,
 ) -> CompiledModel:
     """Compile a model; nothing is written to disk.
 
@@ -72,6 +74,7 @@ def compile_model(
         source: ONNX file or model.
         options: What to compile for.
         progress: Called as the phases advance.
+        hints: Kernels that are likely to be good, see ``effc.tuning.tuner.tune``.
 
     Returns:
         Objects and records, ready to be linked, verified and stored.
@@ -85,7 +88,7 @@ def compile_model(
 
     clock = _Clock(progress)
     target = get_target(options.target)
-    imported, graph, views, ranked, tuning = _select(source, target, options, clock)
+    imported, graph, views, ranked, tuning = _select(source, target, options, clock, hints)
     chosen = {key: choices[0] for key, choices in ranked.items()}
     with clock.phase("kernels"):
         built = _build(views.regions, chosen, target, options, source)
@@ -142,8 +145,26 @@ def tune_model(
     return _layers(graph, views, ranked, target), tuning
 
 
+def regions_of(model: ir.Model, target: Target) -> list[Region]:
+    """The regions that a simplified model is compiled as.
+
+    Raises:
+        UnsupportedError: As :func:`compile_model`.
+    """
+    from effc.storage import plan_views
+
+    graph = _partition(model, target)
+    regions = plan_views(graph.regions, graph.inputs, graph.outputs).regions
+    _require_kernels(regions, target)
+    return list(regions)
+
+
 def _select(
-    source: str | Path | onnx.ModelProto, target: Target, options: CompileOptions, clock: _Clock
+    source: str | Path | onnx.ModelProto,
+    target: Target,
+    options: CompileOptions,
+    clock: _Clock,
+    hints: Hints | None = None,
 ) -> tuple[Imported, Graph, ViewPlan, dict[str, list[Choice]], dict[str, Any]]:
     """From the model to the choices per distinct region."""
     from effc.storage import plan_views
@@ -155,7 +176,7 @@ def _select(
         views = plan_views(graph.regions, graph.inputs, graph.outputs)
         _require_kernels(views.regions, target)
     with clock.phase("tune"):
-        ranked, tuning = _rank(views.regions, target, options, clock)
+        ranked, tuning = _rank(views.regions, target, options, clock, hints)
     return imported, graph, views, ranked, tuning
 
 
@@ -253,7 +274,11 @@ def _require_kernels(regions: Sequence[Region], target: Target) -> None:
 
 
 def _rank(
-    regions: Sequence[Region], target: Target, options: CompileOptions, clock: _Clock
+    regions: Sequence[Region],
+    target: Target,
+    options: CompileOptions,
+    clock: _Clock,
+    hints: Hints | None,
 ) -> tuple[dict[str, list[Choice]], dict[str, Any]]:
     """All configurations per distinct region, the chosen one first."""
     from effc.tuning.tuner import tune
@@ -265,6 +290,7 @@ def _rank(
         database=options.tuning_db,
         threads=options.threads,
         progress=lambda done, total, detail: clock.report("tune", done, total, detail),
+        hints=hints,
     )
 
 

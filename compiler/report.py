@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from effc.cli.console import human_bytes, human_count, human_time
+from effc.report_levels import levels_section
 
 __all__ = ["render_report"]
 
@@ -28,9 +29,12 @@ def render_report(manifest: Mapping[str, Any]) -> str:
     """
     import jinja2
 
-    source = resources.files("effc").joinpath("templates/report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(_template),
     )
     environment.filters |= {
         "bytes": human_bytes,
@@ -40,14 +44,19 @@ def render_report(manifest: Mapping[str, Any]) -> str:
         "config": _config_text,
         "percent": lambda share: f"{100 * share:.1f} %",
     }
-    return environment.from_string(source).render(
+    return environment.get_template("report.html.j2").render(
         m=manifest,
         sizes=_sizes(manifest),
         layers=_layer_rows(manifest),
         timed=any(layer["seconds"] for layer in manifest["layers"]),
         kernels=_kernel_rows(manifest),
         plan=_plan_picture(manifest),
+        levels=levels_section(manifest["levels"]),
     )
+
+
+def _template(name: str) -> str:
+    return resources.files("effc").joinpath(f"templates/{name}").read_text("utf-8")
 
 
 def _config_text(config: Mapping[str, Any]) -> str:

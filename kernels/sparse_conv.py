@@ -31,7 +31,8 @@ from effc.kernels.conv_shape import ConvShape, conv_refusal, source_layout
 from effc.kernels.region import Region
 from effc.kernels.sparse_cost import sparse_candidates
 from effc.kernels.sparse_pack import pack_tiles
-from effc.kernels.sparse_product import SparseConfig, SparseProduct
+from effc.kernels.sparse_positions import SparseConfig
+from effc.kernels.sparse_product import SparseProduct
 from effc.kernels.sparsity import LEAST_ZEROS, filters_of, similar_order
 from effc.kernels.template import Config, Kernel, Stage, Template
 

@@ -14,7 +14,7 @@ from effc.devices.target import Target
 from effc.kernels.conv_cost import pack_cycles, tile_cycles, tile_fits, uses_lanes
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.register_tile import Tile, split_widths
-from effc.kernels.sparse_product import Positions, SparseConfig, row_widths
+from effc.kernels.sparse_positions import Positions, SparseConfig, row_widths
 from effc.kernels.sparsity import Structure
 from effc.kernels.template import Config
 

@@ -11,7 +11,7 @@ from effc.kernels.conv_cost import tile_fits, uses_lanes
 from effc.kernels.matmul import streamed
 from effc.kernels.register_tile import Tile, split_widths
 from effc.kernels.sparse_matmul_product import Roles, SparseMatMulConfig
-from effc.kernels.sparse_product import row_widths
+from effc.kernels.sparse_positions import row_widths
 from effc.kernels.sparsity import Structure
 from effc.kernels.template import Config
 

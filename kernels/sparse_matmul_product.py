@@ -38,7 +38,7 @@ from effc.kernels.register_tile import (
 )
 from effc.kernels.shuffles import store_transposed, transpose
 from effc.kernels.sparse_pack import SparseTiles, cut_evenly
-from effc.kernels.sparse_product import row_widths
+from effc.kernels.sparse_positions import row_widths
 from effc.kernels.template import Config
 
 __all__ = ["Roles", "SparseMatMulConfig", "SparseMatMulProduct"]

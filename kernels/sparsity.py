@@ -10,7 +10,7 @@ every unit that holds any non-zero: the fraction of such units is what a unit si
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +37,7 @@ UNITS: tuple[Unit, ...] = tuple((rows, depth) for depth in (1, 4) for rows in (1
 LEAST_ZEROS = 0.05
 """Weights with a smaller fraction of zeros are dense."""
 
+_ROWS, _DEPTHS = (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16)  # of blocks that are recognised
 _STEPS = 64  # shares are told apart in steps of 1/64
 _LOSS = 1.02  # a larger unit is the pattern if it covers at most this many times the non-zeros
 _SORTED_ROWS = (4, 8)  # filters per unit for which sorting is tried
@@ -113,8 +114,10 @@ def structure(op: Op) -> Structure | None:
     density = np.count_nonzero(mask) / mask.size
     if density > 1 - LEAST_ZEROS:
         return None
-    units = tuple((unit, _rounded(covered(mask, unit))) for unit in UNITS)
-    return Structure(density, _recognize(mask, density), units, _sorted_units(mask, units))
+    levels = _pyramid(mask)
+    units = tuple((unit, _rounded(_share(levels[unit], mask.shape, unit))) for unit in UNITS)
+    ordered = _sorted_units(mask, units)
+    return Structure(density, _recognize(mask, density, levels), units, ordered)
 
 
 def similar_order(mask: np.ndarray, unit: Unit) -> np.ndarray:
@@ -176,24 +179,38 @@ def occupied(mask: np.ndarray, unit: Unit) -> np.ndarray:
 
 def covered(mask: np.ndarray, unit: Unit) -> float:
     """Fraction of all weights that lie in units with any non-zero."""
-    found = occupied(mask, unit)
+    return _share(occupied(mask, unit), mask.shape, unit)
+
+
+def _share(found: np.ndarray, shape: tuple[int, ...], unit: Unit) -> float:
+    """``covered``, given which units are occupied; those at the edges are smaller."""
     rows, depth = (
         np.minimum(size, total - np.arange(0, total, size))
-        for size, total in zip(unit, mask.shape[1:3], strict=True)
+        for size, total in zip(unit, shape[1:3], strict=True)
     )
     weights = found.sum(axis=(0, 3))
-    return float(rows @ weights @ depth) / mask.size
+    return float(rows @ weights @ depth) / prod(shape)
 
 
-def _recognize(mask: np.ndarray, density: float) -> str:
+def _pyramid(mask: np.ndarray) -> dict[Unit, np.ndarray]:
+    """Occupied units of all sizes that are powers of two, each from the next smaller ones."""
+    found = {(1, 1): mask}
+    for depth in _DEPTHS:
+        if depth > 1:
+            found[1, depth] = occupied(found[1, depth // 2], (1, 2))
+        for rows in _ROWS[1:]:
+            found[rows, depth] = occupied(found[rows // 2, depth], (2, 1))
+    return found
+
+
+def _recognize(mask: np.ndarray, density: float, levels: dict[Unit, np.ndarray]) -> str:
     """Name of the pattern, the most specific one that holds."""
     zeros = mask.size * (1 - density)
-    alive = [mask.any(axis=axes) for axes in ((2, 3), (1, 3))]  # filters, input channels
-    if (~(alive[0][:, :, None, None] & alive[1][:, None, :, None])).sum() * mask.shape[3] > (
-        0.98 * zeros
-    ):
+    filters, channels = np.any(mask, axis=(2, 3)), np.any(mask, axis=(1, 3))
+    dead = ~(filters[:, :, None] & channels[:, None, :])
+    if np.count_nonzero(dead) * mask.shape[3] > 0.98 * zeros:
         return "channel"
-    block = _largest_block(mask, density)
+    block = _largest_block(levels, density)
     suffix = "" if block == (1, 1) else f" {block[0]}x{block[1]}"
     if _is_pattern(mask[:, :: block[0], :: block[1]]):
         return f"pattern{suffix}"
@@ -204,13 +221,14 @@ def _recognize(mask: np.ndarray, density: float) -> str:
     return suffix.strip() or "unstructured"
 
 
-def _largest_block(mask: np.ndarray, density: float) -> Unit:
+def _largest_block(levels: dict[Unit, np.ndarray], density: float) -> Unit:
     """The largest unit that covers hardly more than the non-zeros."""
-    found = (1, 1)
-    for unit in product((1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16)):
-        if unit[0] * unit[1] > found[0] * found[1] and covered(mask, unit) <= _LOSS * density:
-            found = unit
-    return found
+    best, shape = (1, 1), levels[1, 1].shape
+    for unit, found in levels.items():
+        larger = unit[0] * unit[1] > best[0] * best[1]
+        if larger and _share(found, shape, unit) <= _LOSS * density:
+            best = unit
+    return best
 
 
 def _keeps(mask: np.ndarray, n: int, m: int) -> bool:

@@ -77,6 +77,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
             {"name": "t1", "offset": 2048, "bytes": 1984, "first": 0, "last": 0},
         ],
         "tuning": {"mode": "none"},
+        "levels": None,
         "source": {"sha256": "ab" * 32, "opset": 17},
         "verification": {
             "ok": True,
@@ -166,3 +167,70 @@ def test_failed_outputs_are_named() -> None:
 
 def test_equal_manifests_give_equal_pages() -> None:
     assert render_report(manifest()) == render_report(manifest())
+
+
+def levels(**changes: Any) -> dict[str, Any]:
+    """A record of levels chosen from measured times."""
+    steps = [
+        {"sparsity": 0.0, "seconds": 4e-4},
+        {"sparsity": 0.5, "seconds": 3e-4},
+        {"sparsity": 0.75, "seconds": None},
+        {"sparsity": 0.9, "seconds": 1e-4},
+    ]
+    row = {
+        "name": "conv<1>",
+        "scheme": "block-punched 8x4",
+        "sparsity": 0.9,
+        "error": 0.5,
+        "seconds": 1e-4,
+        "dense_seconds": 4e-4,
+        "kernel": "conv_sparse",
+        "dense_kernel": "winograd",
+        "levels": steps,
+    }
+    same = {**row, "name": "conv2", "sparsity": 0.0, "seconds": 4e-4, "kernel": "winograd"}
+    return {
+        "goal": {"speedup": 1.5},
+        "dense_ms": 0.9,
+        "rest_ms": 0.1,
+        "fastest_ms": 0.3,
+        "probe_ms": 0.61,
+        "rounds": [{"predicted_ms": 0.6, "measured_ms": 0.61, "goal_ms": 0.6}],
+        "errors": {"method": "sum of the layers' own errors", "note": "no calibration data"},
+        "chosen": {"ms": 0.6, "error": 0.5},
+        "front": [{"ms": ms, "error": 0.9 - ms} for ms in (0.3, 0.6, 0.9)],
+        "uniform": [{"sparsity": s, "ms": 0.9 - s / 2, "error": s} for s in (0.0, 0.5, 0.9)],
+        "layers": [row, same],
+        "achieved": {"ms": 0.62, "dense_ms": 0.9, "goal_ms": 0.6, "speedup": 1.45, "reached": True},
+        **changes,
+    }
+
+
+def test_levels_are_plotted() -> None:
+    page = check(render_report(manifest(levels=levels())))
+    for text in (
+        "1.5 times faster than dense",
+        "0.62 ms",
+        "no calibration data",
+        "4.00x",
+        "90.0 %",
+    ):
+        assert text in page.text
+    assert "conv_sparse dense winograd" in page.text
+    assert "all layers at 50%: 0.65 ms" in page.text
+    assert "0%: 400 µs; 50%: 300 µs; 90%: 100 µs" in page.text
+    # three points of the front, the chosen one, one in the legend, one in the curve of each layer
+    assert page.seen.count("circle") == 3 + 1 + 1 + 2
+    assert page.seen.count("polyline") == 1 + 2
+    assert "was missed" not in page.text
+
+
+def test_missed_goals_and_levels_without_a_measured_artifact() -> None:
+    missed = {**levels()["achieved"], "reached": False}
+    page = check(render_report(manifest(levels=levels(achieved=missed))))
+    assert "the goal of 0.6 ms was missed" in page.text
+    record = levels(goal={"latency_ms": 0.6}, uniform=[])
+    del record["achieved"]
+    page = check(render_report(manifest(levels=record)))
+    assert "at most 0.6 ms" in page.text
+    assert "0.61 ms, 1.48 times faster" in page.text

@@ -81,6 +81,20 @@ Sparsity = Annotated[
         help="Fraction of zeros, or of channels removed, in every pruned layer.",
     ),
 ]
+Speedup = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        "--speedup",
+        metavar="X",
+        help="Instead of a sparsity: times faster than dense; levels per layer from measured time.",
+    ),
+]
+LatencyMs = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        "--latency-ms", metavar="L", help="Instead of a sparsity: most milliseconds per inference."
+    ),
+]
 Block = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
@@ -178,6 +192,8 @@ def compile_(
     ] = True,
     prune: Prune = None,
     sparsity: Sparsity = None,
+    speedup: Speedup = None,
+    latency_ms: LatencyMs = None,
     block: Block = None,
     method: Method = None,
     calibration: Calibration = None,
@@ -197,6 +213,8 @@ def compile_(
     compression = parse_compression(
         prune=prune,
         sparsity=sparsity,
+        speedup=speedup,
+        latency_ms=latency_ms,
         block=block,
         method=method,
         calibration=calibration,
@@ -232,6 +250,8 @@ def compress(
     ],
     prune: Prune = None,
     sparsity: Sparsity = None,
+    speedup: Speedup = None,
+    latency_ms: LatencyMs = None,
     block: Block = None,
     method: Method = None,
     calibration: Calibration = None,
@@ -242,17 +262,34 @@ def compress(
     work: WorkFolder = None,
     shape: Shapes = None,
     constant: Constants = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            metavar="TARGET",
+            help="What --speedup and --latency-ms are measured for.",
+        ),
+    ] = "host",
+    threads: Threads = None,
+    tune: Annotated[
+        str,
+        typer.Option("--tune", metavar="quick|full|N", help="How thoroughly they are measured."),
+    ] = "quick",
+    tuning_db: TuningDb = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Compress a model; the result is plain ONNX."""
-    from effc.cli.arguments import parse_compression
+    from effc.cli.arguments import parse_compression, parse_tune
     from effc.cli.compress import compress_command
+    from effc.options import CompileOptions
 
     options = parse_compression(
         prune=prune,
         sparsity=sparsity,
+        speedup=speedup,
+        latency_ms=latency_ms,
         block=block,
         method=method,
         calibration=calibration,
@@ -263,6 +300,9 @@ def compress(
         work=work,
         shapes=shape or [],
         constants=constant or [],
+        timing=CompileOptions(
+            target=target, threads=threads or 1, tune=parse_tune(tune), tuning_db=tuning_db
+        ),
     )
     compress_command(Console(as_json, quiet, verbose), model, output, options)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from effc.cli.arguments import parse_constants, parse_shapes, parse_tune
 from effc.cli.console import Console, human_bytes, human_count, human_time
@@ -72,6 +73,7 @@ def compile_command(
             "macs": manifest["macs"],
             "layers": len(manifest["layers"]),
             "verification": manifest["verification"],
+            "levels": manifest["levels"],
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
         }
     )
@@ -82,8 +84,20 @@ def compile_command(
         f"{human_count(manifest['macs'])} MACs in {len(manifest['steps'])} steps"
     )
     console.say(f"  {_verification_text(manifest['verification'])}")
+    if manifest["levels"]:
+        console.say(f"  {_speed_text(manifest['levels'])}")
     if console.verbose:
         _say_details(console, manifest["passes"], seconds)
+
+
+def _speed_text(levels: Mapping[str, Any]) -> str:
+    """What was reached of ``--speedup`` or ``--latency-ms``."""
+    achieved = levels["achieved"]
+    text = (
+        f"{achieved['ms']:.4g} ms measured, {achieved['speedup']:.3g} times faster than dense "
+        f"({achieved['dense_ms']:.4g} ms); the goal was {achieved['goal_ms']:.4g} ms"
+    )
+    return text if achieved["reached"] else f"{text} and was missed"
 
 
 def tune_command(

@@ -40,6 +40,7 @@ def compress_command(console: Console, model: Path, output: Path, options: Compr
             "layers": [asdict(layer) for layer in done.layers],
             "passes": [asdict(record) for record in done.passes],
             "notes": list(done.notes),
+            "levels": None if done.levels is None else done.levels.record,
         }
     )
     console.table(

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from effc.compression.goal import parse_goal
 from effc.errors import UsageError
+from effc.options import CompileOptions
 from effc.passes.pruning.scheme import check_sparsity, parse_block, parse_scheme
 
 __all__ = ["CORRECTIONS", "METHODS", "CompressOptions"]
@@ -30,6 +32,8 @@ class CompressOptions:
     Attributes:
         prune: Scheme: ``block-punched``, ``unstructured``, ``n:m``, ``pattern``, ``channel``.
         sparsity: Fraction of zeros, or of channels removed, in every pruned layer.
+        speedup, latency_ms: Instead of a sparsity: how fast the network shall be, see
+            ``effc.compression.goal``.
         block: ``"8x4"``: filters x input channels.
         method: ``obs`` or ``magnitude``; by default ``obs`` if there is calibration data.
         calibration: ``.npz`` file, or arrays by name as in one.
@@ -39,10 +43,13 @@ class CompressOptions:
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results, to continue an interrupted run.
         shapes, constants: As for ``compile``.
+        timing: What the network will be compiled with, for ``speedup`` and ``latency_ms``.
     """
 
     prune: str | None = None
     sparsity: float | None = None
+    speedup: float | None = None
+    latency_ms: float | None = None
     block: str | None = None
     method: str | None = None
     calibration: Path | Mapping[str, Any] | None = None
@@ -53,11 +60,13 @@ class CompressOptions:
     work: Path | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
+    timing: CompileOptions = field(default_factory=CompileOptions)
 
     def __post_init__(self) -> None:
+        goal = parse_goal(self.speedup, self.latency_ms, self.sparsity)
         if self.prune is not None:
             scheme = parse_scheme(self.prune, self.block)
-            if self.sparsity is not None or self.recipe is None:
+            if self.sparsity is not None or (self.recipe is None and goal is None):
                 check_sparsity(scheme, self.sparsity)
         elif self.block is not None:
             parse_block(self.block)
@@ -100,7 +109,8 @@ class CompressOptions:
             raise UsageError(
                 "nothing to do",
                 where="compress",
-                expected="--prune SCHEME --sparsity S, --recipe R.toml or --regroup BLOCK",
+                expected="--prune SCHEME with --sparsity S, --speedup X or --latency-ms L, "
+                "--recipe R.toml or --regroup BLOCK",
             )
 
 

@@ -27,6 +27,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from effc.compression.goal import Goal, parse_goal
 from effc.compression.options import CORRECTIONS, METHODS, CompressOptions
 from effc.errors import UsageError
 from effc.passes.pruning.layers import Layer
@@ -35,14 +36,25 @@ from effc.passes.pruning.scheme import check_sparsity, parse_scheme
 
 __all__ = ["LayerPlan", "Recipe", "plan_layers", "read_recipe"]
 
+_NUMBER = (int, float)
 _SHARED: dict[str, type | tuple[type, ...]] = {
     "prune": str,
-    "sparsity": (int, float),
+    "sparsity": _NUMBER,
     "block": str,
     "method": str,
 }
-_TOP = {**_SHARED, "samples": int, "correct": str, "regroup": str}
+_TOP = {
+    **_SHARED,
+    "speedup": _NUMBER,
+    "latency_ms": _NUMBER,
+    "samples": int,
+    "correct": str,
+    "regroup": str,
+}
 _LAYER = {**_SHARED, "match": str, "dense": bool}
+
+_HOW_MUCH = ("speedup", "latency_ms", "sparsity")
+"""Three ways to say how much is pruned; the command line's replaces the recipe's."""
 
 _DEFAULT_SAMPLES = 1024
 
@@ -63,6 +75,7 @@ class Recipe:
         samples: Calibration samples to use at most.
         correct: What is matched with the dense model.
         regroup: Block shape for masks made elsewhere, or None.
+        goal: How fast the network shall be; layers without a sparsity then get one from it.
         where: For messages.
     """
 
@@ -71,6 +84,7 @@ class Recipe:
     samples: int = _DEFAULT_SAMPLES
     correct: str = "none"
     regroup: str | None = None
+    goal: Goal | None = None
     where: str = "recipe"
 
 
@@ -80,7 +94,7 @@ class LayerPlan:
 
     Attributes:
         layer: The layer.
-        setting: Scheme and sparsity; None if it stays dense.
+        setting: Scheme and sparsity; None if it stays dense. Without a sparsity, a goal decides.
         method: ``obs`` or ``magnitude``.
         why: Why it stays dense.
     """
@@ -117,6 +131,8 @@ def read_recipe(options: CompressOptions) -> Recipe:
     for number, entry in enumerate(layers):
         _check_entry(entry, f"{where}: [[layer]] {number + 1}")
     given = {key: getattr(options, key) for key in _TOP if getattr(options, key) is not None}
+    if any(key in given for key in _HOW_MUCH):
+        document = {key: value for key, value in document.items() if key not in _HOW_MUCH}
     merged = {**document, **given}
     data = options.calibration is not None
     _check_choices(merged, where)
@@ -127,8 +143,13 @@ def read_recipe(options: CompressOptions) -> Recipe:
         merged.get("samples", _DEFAULT_SAMPLES),
         merged.get("correct", "refit" if data else "none"),
         merged.get("regroup"),
+        parse_goal(*(_float(merged.get(key)) for key in _HOW_MUCH)),
         where,
     )
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -200,7 +221,7 @@ def plan_layers(recipe: Recipe, layers: Sequence[Layer]) -> list[LayerPlan]:
     for layer in layers:
         merged = _merge(recipe, layer)
         matched.update(merged.used)
-        plans.append(_plan(layer, merged))
+        plans.append(_plan(layer, merged, recipe.goal))
     for number, entry in enumerate(recipe.overrides):
         if number not in matched:
             names = [layer.name for layer in layers]
@@ -239,7 +260,7 @@ def _has_own_sparsity(entry: Mapping[str, Any]) -> bool:
     return parse_scheme(entry["prune"], entry.get("block")).own_sparsity is not None
 
 
-def _plan(layer: Layer, merged: _Merged) -> LayerPlan:
+def _plan(layer: Layer, merged: _Merged, goal: Goal | None) -> LayerPlan:
     values = merged.values
     if merged.dense:
         return LayerPlan(layer, None, why=merged.why)
@@ -247,6 +268,8 @@ def _plan(layer: Layer, merged: _Merged) -> LayerPlan:
         return LayerPlan(layer, None, why="no scheme was asked for")
     scheme = parse_scheme(values["prune"], values.get("block"))
     sparsity = values.get("sparsity")
+    if sparsity is None and goal is not None:
+        return LayerPlan(layer, Setting(scheme), values["method"])
     sparsity = check_sparsity(scheme, None if sparsity is None else float(sparsity))
     if sparsity == 0:
         return LayerPlan(layer, None, why="its sparsity is 0")

@@ -20,7 +20,7 @@ from effc.passes.pruning.layers import Layer
 from effc.passes.pruning.prune_weights import Pruned, Setting
 from effc.passes.pruning.surgeon import Trace, output_loss, refit, trace_layer
 
-__all__ = ["HESSIAN_LIMIT", "refit_layers", "trace_layers", "unfit_for_surgeon"]
+__all__ = ["HESSIAN_LIMIT", "refit_layers", "refit_levels", "trace_layers", "unfit_for_surgeon"]
 
 Array = np.ndarray[Any, Any]
 
@@ -76,17 +76,26 @@ def refit_layers(
         traces: As :func:`trace_layers` gives them.
         progress: Called in the phases ``calibrate`` and ``refit``.
     """
-    found: dict[str, Pruned] = {}
-    wanted = {layer.name: setting.sparsity or 0.0 for layer, setting in settings}
+    each = [(layer, [setting]) for layer, setting in settings]
+    return {layer.name: pruned for layer, _, pruned in refit_levels(runner, each, traces, progress)}
+
+
+def refit_levels(
+    runner: SampleRunner,
+    settings: Sequence[tuple[Layer, Sequence[Setting]]],
+    traces: Mapping[str, Trace],
+    progress: ProgressCallback | None = None,
+) -> Iterator[tuple[Layer, Setting, Pruned]]:
+    """Like :func:`refit_layers`, each layer at several sparsities, one result after the other."""
     layers = [layer for layer, _ in settings]
-    for layer, moments in _hessians(runner, layers, progress):
+    wanted = {layer.name: chosen for layer, chosen in settings}
+    for number, (layer, moments) in enumerate(_hessians(runner, layers, progress)):
         weight = layer.weight()
-        mask = traces[layer.name].mask(wanted[layer.name])
-        new = refit(weight, moments, mask)
-        found[layer.name] = Pruned(new, output_loss(weight, new, moments))
+        for setting in wanted[layer.name]:
+            new = refit(weight, moments, traces[layer.name].mask(setting.sparsity or 0.0))
+            yield layer, setting, Pruned(new, output_loss(weight, new, moments))
         if progress is not None:
-            progress("refit", len(found), len(layers), layer.name)
-    return found
+            progress("refit", number + 1, len(layers), layer.name)
 
 
 def _hessians(

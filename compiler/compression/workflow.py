@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -26,6 +26,7 @@ import onnx_ir as ir
 from effc.compiled import PassRecord
 from effc.compression.channels import prune_channels_step
 from effc.compression.corrections import correct_step, refit_step
+from effc.compression.goal import Goal
 from effc.compression.options import CompressOptions
 from effc.compression.recipe import LayerPlan, Recipe, plan_layers, read_recipe
 from effc.compression.store import TraceStore, digest_of
@@ -43,6 +44,9 @@ from effc.passes.pruning.regroup_masks import RegroupMasks
 from effc.passes.pruning.scheme import Kind, parse_block
 from effc.passes.registry import simplify
 from effc.samples import Arrays, Tensor, generate, load_samples
+
+if TYPE_CHECKING:
+    from effc.compression.levels import LevelPlan
 
 __all__ = ["PREPARE", "STEPS", "Compressed", "LayerResult", "Work", "compress_model"]
 
@@ -95,12 +99,14 @@ class Compressed:
         layers: All layers with weights, in order.
         passes: Records for the manifest, with settings.
         notes: What the user should know.
+        levels: How sparsities were chosen from measured times, if they were.
     """
 
     model: onnx.ModelProto
     layers: tuple[LayerResult, ...]
     passes: tuple[PassRecord, ...]
     notes: tuple[str, ...] = ()
+    levels: LevelPlan | None = None
 
 
 @dataclass
@@ -173,14 +179,52 @@ def compress_model(
     work.report("import", 1, 1)
     layers, unfit = find_layers(model)
     plans = plan_layers(recipe, layers)
+    levels = None
+    if recipe.goal is not None:
+        plans, levels = _choose_levels(work, plans, recipe.goal)
     work.refused |= {plan.layer.name: plan.why for plan in plans if plan.setting is None}
     _prune(work, plans)
     _regroup(work)
     refit_step(work)
     correct_step(work)
-    notes: list[str] = []
+    notes = [] if levels is None else levels.notes()
     result = _finish(work, free, notes)
-    return Compressed(result, _results(work, plans, unfit), tuple(work.passes), tuple(notes))
+    results = _results(work, plans, unfit)
+    return Compressed(result, results, tuple(work.passes), tuple(notes), levels)
+
+
+def _choose_levels(
+    work: Work, plans: Sequence[LayerPlan], goal: Goal
+) -> tuple[list[LayerPlan], LevelPlan]:
+    """Sparsities from measured times, where layers have none of their own."""
+    from effc.compression.speed import plan_levels
+
+    store = None
+    if work.samples:
+        store = TraceStore(work.options.work, digest_of(work.dense, work.samples))
+    plans, levels = plan_levels(
+        work.dense,
+        plans,
+        goal,
+        work.options.timing,
+        work.samples,
+        store,
+        work.recipe.correct,
+        work.progress,
+    )
+    record = levels.record
+    work.passes.append(
+        PassRecord(
+            "choose_levels",
+            tuple(
+                f"{row['name']}: {row['sparsity']:.1%}, {row['dense_seconds'] * 1e6:.4g} us dense, "
+                f"{row['seconds'] * 1e6:.4g} us with {row['kernel']}"
+                for row in record["layers"]
+            ),
+            settings={**record["goal"], "errors": record["errors"]["method"]},
+        )
+    )
+    return plans, levels
 
 
 def _free_names(proto: onnx.ModelProto) -> str | None:

@@ -108,6 +108,18 @@ class Database:
             if record["kind"] == "done"
         }
 
+    def notes(self, context: str, kind: str) -> dict[str, dict[str, Any]]:
+        """Records of another kind (``levels``, ``network``) by their key; the first one counts."""
+        found: dict[str, dict[str, Any]] = {}
+        for record in self._records(context):
+            if record["kind"] == kind:
+                found.setdefault(record["key"], record)
+        return found
+
+    def note(self, context: str, kind: str, key: str, fields: Mapping[str, object]) -> None:
+        """Append a record that :meth:`notes` finds."""
+        self._append([{"kind": kind, "context": context, "key": key, **fields}])
+
     def add(self, measurements: Iterable[Measurement]) -> None:
         """Append measurements; they are on disk when this returns."""
         self._append({"kind": "time", **vars(m), "config": dict(m.config)} for m in measurements)

@@ -190,15 +190,21 @@ class Search:
         first = [
             (layer, layer.untried()[: max(_FIRST - len(layer.known), 0)]) for layer in by_weight
         ]
-        for batch in _batches(self._within(first)):
-            if self._late():
-                return
-            self._measure(batch)
+        if not self.spend(first):
+            return
         while not self._late():
             batch = self._next_batch()
             if not batch:
                 return
             self._measure(batch)
+
+    def spend(self, plan: list[tuple[Layer, list[Choice]]]) -> bool:
+        """Measure given candidates; False if the time was up before the last of them."""
+        for batch in _batches(self._within(plan)):
+            if self._late():
+                return False
+            self._measure(batch)
+        return True
 
     def _late(self) -> bool:
         """Whether the time is up, or would be long before the end of another batch."""

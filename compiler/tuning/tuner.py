@@ -12,20 +12,23 @@ a lesser mode replays them. An interrupted run keeps what it has measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
 from effc.kernels import registry
 from effc.kernels.region import Region
-from effc.kernels.template import Choice
+from effc.kernels.template import Choice, Config
 from effc.tuning.context import Context, device_name
-from effc.tuning.database import Database, default_path
+from effc.tuning.database import Database, candidate_name, default_path
 from effc.tuning.measure import last_cache_bytes, refusal
-from effc.tuning.search import Effort, Layer, Progress, Search
+from effc.tuning.search import Effort, Layer, Progress, Search, name_of
 
-__all__ = ["tune"]
+__all__ = ["Hints", "context_of", "tune"]
+
+Hints = Mapping[str, tuple[str, Config]]
+"""Template and configuration that are likely to be good, by the name of a region's anchor node."""
 
 
 def tune(
@@ -35,6 +38,7 @@ def tune(
     database: Path | None,
     threads: int,
     progress: Progress | None = None,
+    hints: Hints | None = None,
 ) -> tuple[dict[str, list[Choice]], dict[str, object]]:
     """Choose how each distinct layer is computed.
 
@@ -45,6 +49,7 @@ def tune(
         database: Tuning database; ``None`` means the user's default one.
         threads: Threads to optimise for.
         progress: Called with candidates done, candidates in total, and a text.
+        hints: What to try before anything else, and to take where nothing was measured.
 
     Returns:
         All choices per ``Region.key``, the chosen one first, and what was done (for the
@@ -54,11 +59,11 @@ def tune(
         UnsupportedError: No template computes one of the layers.
         UsageError: The database cannot be read or written.
     """
-    layers = _layers(regions, target)
+    layers = _layers(regions, target, hints or {})
     info: dict[str, object] = {"mode": str(mode), "layers": len(layers)}
     if mode != "none" or database is not None:
         store = Database(database or default_path())
-        context = Context(target, threads, _cold(layers), device_name())
+        context = context_of(regions, target, threads)
         for key, known in store.measurements(context.digest).items():
             if key in layers:
                 layers[key].known = known
@@ -70,7 +75,12 @@ def tune(
     return {key: layer.ranked() for key, layer in layers.items()}, info
 
 
-def _layers(regions: Sequence[Region], target: Target) -> dict[str, Layer]:
+def context_of(regions: Sequence[Region], target: Target, threads: int) -> Context:
+    """What measurements of a network's layers depend on."""
+    return Context(target, threads, _cold(regions), device_name())
+
+
+def _layers(regions: Sequence[Region], target: Target, hints: Hints) -> dict[str, Layer]:
     """Distinct layers by key."""
     layers: dict[str, Layer] = {}
     for region in regions:
@@ -78,17 +88,23 @@ def _layers(regions: Sequence[Region], target: Target) -> dict[str, Layer]:
             options = registry.choices(region, target)
             if not options:
                 raise UnsupportedError("no kernel computes this layer", where=region.name)
-            layers[region.key] = Layer(region, options)
+            layers[region.key] = Layer(region, _hinted_first(options, region, hints))
         layers[region.key].count += 1
     return layers
 
 
-def _cold(layers: dict[str, Layer]) -> bool:
+def _hinted_first(options: list[Choice], region: Region, hints: Hints) -> list[Choice]:
+    """Candidates by predicted cost, but a hinted one first."""
+    hint = hints.get(region.ops[0].name)
+    if hint is None:
+        return options
+    name = candidate_name(*hint)
+    return sorted(options, key=lambda choice: name_of(choice) != name)  # stable
+
+
+def _cold(regions: Sequence[Region]) -> bool:
     """Whether one inference reads more weights than the last cache keeps for the next one."""
-    total = sum(
-        layer.count * sum(value.type.nbytes for value in layer.region.constants)
-        for layer in layers.values()
-    )
+    total = sum(value.type.nbytes for region in regions for value in region.constants)
     return 2 * total > last_cache_bytes()
 
 

@@ -26,9 +26,11 @@ from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.layers import Layer, from_first_change
 from effc.passes.pruning.walk import Walk, live_bytes
 
-__all__ = ["CorrectStatistics", "enough_samples"]
+__all__ = ["CorrectStatistics", "channel_moments", "enough_samples", "match_moments"]
 
 Array = np.ndarray[Any, Any]
+Moments = tuple[Array, Array]
+"""Mean and standard deviation per channel."""
 
 MEMORY = 1 << 30
 """Bytes of activations, of both models together."""
@@ -91,13 +93,13 @@ class CorrectStatistics(Pass):
                 log.refused.append((layer.name, "its bias is no constant per output channel"))
             else:
                 left = self.kept.get(layer.name, ...)
-                mean, std = _moments(layer, before.values[stop])
-                factor, offset = self._correction(
-                    (mean[left], std[left]), _moments(layer, after.values[stop])
+                mean, std = channel_moments(layer, before.values[stop])
+                factor, offset = match_moments(
+                    layer,
+                    (mean[left], std[left]),
+                    after.values[stop],
+                    bias_only=self.bias_only,
                 )
-                for array in after.values[stop]:
-                    _along(layer, array)[...] *= factor
-                    _along(layer, array)[...] += offset
                 column = factor.reshape(-1, *[1] * (len(layer.shape) - 1))
                 layer.set_weight(layer.weight() * column)
                 inside = layer.node.op_type != "MatMul"  # whether its result has the bias
@@ -106,36 +108,47 @@ class CorrectStatistics(Pass):
             if self.tick is not None:
                 self.tick(index + 1, len(layers), layer.name)
 
-    def _correction(
-        self, dense: tuple[Array, Array], pruned: tuple[Array, Array]
-    ) -> tuple[Array, Array]:
-        """Factor and offset per channel."""
-        (mean, std), (new_mean, new_std) = dense, pruned
-        factor = np.ones(len(mean))
-        if not self.bias_only:
-            varies = np.minimum(std, new_std) > _SMALLEST_STD * std.max(initial=0.0)
-            np.divide(std, new_std, out=factor, where=varies)
-            factor = factor.clip(1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
-        return factor, mean - factor * new_mean
+
+def match_moments(
+    layer: Layer, target: Moments, batches: Sequence[Array], *, bias_only: bool = False
+) -> tuple[Array, Array]:
+    """Change outputs of a layer, in place, so that each channel has given moments.
+
+    Returns:
+        Factor and offset per channel that did it.
+    """
+    (mean, std), (new_mean, new_std) = target, channel_moments(layer, batches)
+    factor = np.ones(len(mean))
+    if not bias_only:
+        varies = np.minimum(std, new_std) > _SMALLEST_STD * std.max(initial=0.0)
+        np.divide(std, new_std, out=factor, where=varies)
+        factor = factor.clip(1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+    offset = mean - factor * new_mean
+    for array in batches:
+        columns = _columns(layer, array)
+        columns *= factor.astype(array.dtype)[:, None]
+        columns += offset.astype(array.dtype)[:, None]
+    return factor, offset
 
 
 def _output(layer: Layer) -> str:
     return layer.node.outputs[0].name or ""
 
 
-def _along(layer: Layer, array: Array) -> Array:
-    """A view with the channels last."""
-    return np.moveaxis(array, 1, -1) if layer.node.op_type == "Conv" else array
+def _columns(layer: Layer, array: Array) -> Array:
+    """A view ``[any, channels, positions]`` of a contiguous output."""
+    if layer.node.op_type == "Conv":
+        return array.reshape(*array.shape[:2], -1)
+    return array.reshape(-1, array.shape[-1], 1)
 
 
-def _moments(layer: Layer, batches: Sequence[Array]) -> tuple[Array, Array]:
+def channel_moments(layer: Layer, batches: Sequence[Array]) -> Moments:
     """Mean and standard deviation of each channel, float64."""
     count, total, square = 0, np.zeros(()), np.zeros(())
     for batch in batches:
-        last = _along(layer, batch)
-        rows = last.reshape(-1, last.shape[-1]).astype(np.float64)
-        count += len(rows)
-        total = total + rows.sum(axis=0)
-        square = square + np.square(rows).sum(axis=0)
+        columns = _columns(layer, batch).astype(np.float64)
+        count += columns.size // columns.shape[1]
+        total = total + columns.sum(axis=(0, 2))
+        square = square + np.einsum("acp,acp->c", columns, columns)
     mean = total / count
     return mean, np.sqrt(np.maximum(square / count - np.square(mean), 0))

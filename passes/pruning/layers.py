@@ -80,16 +80,22 @@ class Layer:
         assert array is not None
         return array.T if self._turned else array
 
+    def stored(self, weight: Array) -> Array:
+        """Weights of :attr:`shape` as the operator keeps them, in its dtype."""
+        value = self.node.inputs[1]
+        assert value is not None
+        assert value.dtype is not None
+        return np.ascontiguousarray(weight.T if self._turned else weight, dtype=value.dtype.numpy())
+
     def set_weight(self, weight: Array) -> None:
         """Give the node other weights of :attr:`shape`; the dtype stays."""
         old = self.node.inputs[1]
         graph = self.node.graph
         assert old is not None
-        assert old.dtype is not None
         assert isinstance(graph, ir.Graph)
-        array = weight.T if self._turned else weight
-        array = np.ascontiguousarray(array, dtype=old.dtype.numpy())
-        self.node.replace_input_with(1, add_constant(graph, array, old.name or "weight"))
+        self.node.replace_input_with(
+            1, add_constant(graph, self.stored(weight), old.name or "weight")
+        )
         _drop_unused(graph, old)
 
     def bias(self) -> Array | None:

@@ -1,0 +1,143 @@
+"""The report's part on levels from measured time: plots and rows as plain numbers and strings.
+
+Two pictures: the front (latency against predicted error, with uniform levels and the chosen
+point), and per layer the dense time beside the chosen one with a small curve of time over levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["levels_section"]
+
+_WIDTH, _HEIGHT = 960, 380
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 18, 48
+_SPARK_WIDTH, _SPARK_HEIGHT = 110, 26
+
+
+def levels_section(levels: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the template shows, or None if sparsities were not chosen from times.
+
+    Args:
+        levels: ``levels`` of the manifest.
+    """
+    if not levels:
+        return None
+    return {
+        "goal": _goal_text(levels["goal"]),
+        "achieved": levels.get("achieved"),
+        "plot": _front(levels),
+        "rows": [_row(row, levels["layers"]) for row in levels["layers"]],
+        "errors": levels["errors"],
+        "round": levels["rounds"][-1],
+        "dense_ms": levels["dense_ms"],
+        "rest_ms": levels["rest_ms"],
+        "fastest_ms": levels["fastest_ms"],
+        "speedup": levels["dense_ms"] / levels["probe_ms"],
+        "probe_ms": levels["probe_ms"],
+    }
+
+
+def _goal_text(goal: Mapping[str, float]) -> str:
+    if "speedup" in goal:
+        return f"{goal['speedup']:g} times faster than dense"
+    return f"at most {goal['latency_ms']:g} ms"
+
+
+class _Scale:
+    """From values to positions on an axis."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self.low, self.high = low, high if high > low else low + 1.0
+        self.start, self.end = start, end
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 2)
+
+    def ticks(self) -> list[dict[str, Any]]:
+        """About six round numbers with their positions."""
+        rough = (self.high - self.low) / 6
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+        count = math.floor(self.high / step + 1e-9)
+        values = [n * step for n in range(math.ceil(self.low / step - 1e-9), count + 1)]
+        return [{"at": self(value), "text": f"{value:g}"} for value in values]
+
+
+def _front(levels: Mapping[str, Any]) -> dict[str, Any]:
+    """Positions of everything in the plot of latency against error."""
+    front, uniform, chosen = levels["front"], levels["uniform"], levels["chosen"]
+    goal = levels["rounds"][-1]["goal_ms"]
+    points = [*front, *uniform, chosen]
+    x = _Scale(0.0, max(goal, *(p["ms"] for p in points)) * 1.03, _LEFT, _WIDTH - _RIGHT)
+    y = _Scale(0.0, max(p["error"] for p in points) * 1.05, _HEIGHT - _BOTTOM, _TOP)
+
+    def place(point: Mapping[str, float]) -> dict[str, float]:
+        return {"x": x(point["ms"]), "y": y(point["error"])}
+
+    return {
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "left": _LEFT,
+        "right": _WIDTH - _RIGHT,
+        "top": _TOP,
+        "bottom": _HEIGHT - _BOTTOM,
+        "x_ticks": x.ticks(),
+        "y_ticks": y.ticks(),
+        "line": " ".join(f"{x(p['ms'])},{y(p['error'])}" for p in front),
+        "front": [{**place(p), "label": _label(p)} for p in front],
+        "uniform": [
+            {**place(p), "label": f"all layers at {p['sparsity']:.0%}: {_label(p)}", "text": text}
+            for p, text in zip(uniform, _marks(uniform, x), strict=True)
+        ],
+        "chosen": {**place(chosen), "label": f"chosen: {_label(chosen)}"},
+        "goal": x(goal),
+    }
+
+
+def _marks(uniform: Sequence[Mapping[str, float]], x: _Scale) -> list[str]:
+    """Sparsities to write beside uniform points; only where there is room."""
+    marks = []
+    last = math.inf
+    for point in uniform:
+        at = x(point["ms"])
+        room = last - at >= 30
+        marks.append(f"{point['sparsity']:.0%}" if room else "")
+        last = at if room else last
+    return marks
+
+
+def _label(point: Mapping[str, float]) -> str:
+    return f"{point['ms']:.4g} ms, error {point['error']:.3g}"
+
+
+def _row(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A layer with its bars: dense and chosen time as shares of the slowest dense layer."""
+    longest = max(other["dense_seconds"] for other in rows)
+    return {
+        **row,
+        "dense_bar": row["dense_seconds"] / longest,
+        "bar": row["seconds"] / longest,
+        "ratio": row["dense_seconds"] / row["seconds"],
+        "spark": _spark(row),
+    }
+
+
+def _spark(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Time over levels, from dense on the left to the sparsest on the right."""
+    timed = [level for level in row["levels"] if level["seconds"] is not None]
+    top = max([row["dense_seconds"], *(level["seconds"] for level in timed)])
+    x = _Scale(0.0, 1.0, 3, _SPARK_WIDTH - 3)
+    y = _Scale(0.0, top, _SPARK_HEIGHT - 3, 3)
+    points = [(x(level["sparsity"]), y(level["seconds"])) for level in timed]
+    return {
+        "width": _SPARK_WIDTH,
+        "height": _SPARK_HEIGHT,
+        "line": " ".join(f"{at},{up}" for at, up in points),
+        "x": x(row["sparsity"]),
+        "y": y(row["seconds"]),
+        "label": "; ".join(f"{v['sparsity']:.0%}: {v['seconds'] * 1e6:.4g} µs" for v in timed),
+    }
