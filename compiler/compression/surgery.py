@@ -18,7 +18,7 @@ from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.calibration import hessian_bytes, hessians
 from effc.passes.pruning.layers import Layer
 from effc.passes.pruning.prune_weights import Pruned, Setting
-from effc.passes.pruning.surgeon import Trace, output_loss, refit, trace_layer
+from effc.passes.pruning.surgeon import Trace, occupied, output_loss, refit, trace_layer
 
 __all__ = ["HESSIAN_LIMIT", "refit_layers", "refit_levels", "trace_layers", "unfit_for_surgeon"]
 
@@ -92,7 +92,10 @@ def refit_levels(
     for number, (layer, moments) in enumerate(_hessians(runner, layers, progress)):
         weight = layer.weight()
         for setting in wanted[layer.name]:
-            new = refit(weight, moments, traces[layer.name].mask(setting.sparsity or 0.0))
+            trace = traces[layer.name]
+            # Of a layer with more zeros than asked for none are filled.
+            mask = trace.mask(setting.sparsity or 0.0) & occupied(weight, trace.grid)
+            new = refit(weight, moments, mask)
             yield layer, setting, Pruned(new, output_loss(weight, new, moments))
         if progress is not None:
             progress("refit", number + 1, len(layers), layer.name)

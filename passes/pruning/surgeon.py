@@ -36,7 +36,16 @@ from effc.passes.pruning.project import grid_of, mask_from_scores
 from effc.passes.pruning.scheme import Scheme
 from effc.passes.pruning.units import Grid
 
-__all__ = ["DAMPING", "Trace", "damped", "equal_rows", "output_loss", "refit", "trace_layer"]
+__all__ = [
+    "DAMPING",
+    "Trace",
+    "damped",
+    "equal_rows",
+    "occupied",
+    "output_loss",
+    "refit",
+    "trace_layer",
+]
 
 Array = np.ndarray[Any, Any]
 Tick = Callable[[int, int], None]
@@ -161,7 +170,7 @@ def refit(weight: Array, hessians: Array, mask: Array, damping: float = DAMPING)
         damping: As for the trace.
 
     Returns:
-        New weights in the shape and dtype of ``weight``; where a row keeps all, it is unchanged.
+        New weights in the shape and dtype of ``weight``; a row that loses nothing is unchanged.
     """
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     kept = mask.reshape(rows.shape)
@@ -173,11 +182,17 @@ def refit(weight: Array, hessians: Array, mask: Array, damping: float = DAMPING)
         for begin, end in equal_rows(kept[start : start + per_group]):
             band = slice(start + begin, start + end)
             stays = np.flatnonzero(kept[band.start])
-            if 0 < len(stays) < kept.shape[1]:
+            if len(stays) and rows[band][:, ~kept[band.start]].any():
                 target = rows[band] @ exact[:, stays]
                 factor = linalg.cho_factor(exact[np.ix_(stays, stays)], overwrite_a=True)
                 result[band, stays] = linalg.cho_solve(factor, target.T).T
     return result.reshape(weight.shape).astype(weight.dtype)
+
+
+def occupied(weight: Array, grid: Grid) -> Array:
+    """Weights ``[Cout, Cin / groups, positions]`` whose units are not zero as a whole."""
+    units = grid.sum(weight.reshape(grid.cout, grid.cin, -1) != 0)
+    return grid.spread(units > 0)
 
 
 def output_loss(weight: Array, new: Array, hessians: Array) -> float:

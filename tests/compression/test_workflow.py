@@ -203,6 +203,19 @@ def test_wrong_options(tmp_path: Path, options: dict[str, Any], message: str) ->
         compress(tmp_path, **options)
 
 
+def test_a_model_with_more_zeros_than_asked_for_keeps_them() -> None:
+    sparse = effc.compress(small_net(), prune="unstructured", sparsity=0.75)
+    again = effc.compress(sparse, prune="unstructured", sparsity=0.5, calibration=DATA)
+    before, after = (
+        {n.name: arrays[n.input[1]] for n in model.graph.node if n.op_type in ("Conv", "Gemm")}
+        for model in (sparse, again)
+        for arrays in [{t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}]
+    )
+    assert max(np.mean(weight == 0) for weight in before.values()) > 0.7
+    for name, weight in before.items():
+        assert not after[name][weight == 0].any()
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
