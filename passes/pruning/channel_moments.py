@@ -6,7 +6,8 @@ with x a column of the layer's unfolded input (``effc.passes.pruning.calibration
 original layer computes at the same place of the original model. Centred, because a layer's bias
 makes up for the mean of whatever is removed: only variance is lost. A layer that cannot have a bias
 (MatMul) has the plain second moments instead, with means 0. Products are float32 over one
-batch, sums float64.
+batch, sums float64. Inputs are taken relative to their means over the first batch: of what hardly
+varies (clipped activations) float32 squares would leave nothing but rounding.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Moments:
         outputs = layer.shape[0] // layer.groups if target is not None else 0
         self._outputs = np.zeros((layer.groups, outputs, width + 1))
         self._squares = 0.0
+        self._shift: Array | None = None
 
     def add(
         self, inputs: Array, original: Array | None = None, missing: Array | None = None
@@ -83,8 +85,12 @@ class Moments:
         self._seed += 1
         columns = unfold(self.layer, inputs, self._share, np.random.default_rng(self._seed))
         groups, count, _ = columns.shape
+        if self._shift is None:
+            means = self._centre(columns.sum(axis=1, dtype=np.float64), count)
+            self._shift = means.astype(np.float32).astype(np.float64)  # exact in both
         one = np.ones((groups, count, 1), np.float32)
-        extended = np.concatenate([columns, one], axis=2)
+        shifted = columns - self._shift[:, None].astype(np.float32)
+        extended = np.concatenate([shifted, one], axis=2)
         self._inputs += np.matmul(extended.transpose(0, 2, 1), extended)
         self.columns += count
         if self.target is not None and original is not None:
@@ -100,16 +106,23 @@ class Moments:
             self._squares += float(np.square(values, dtype=np.float64).sum())
 
     def merge(self, other: Moments) -> None:
-        """Add the samples of other moments of the same layer."""
+        """Add the samples of other moments of the same layer; both have some."""
+        assert self._shift is not None
+        assert other._shift is not None
+        move = other._shift - self._shift
+        inputs, outputs = other._inputs.copy(), other._outputs.copy()
+        inputs[:, :, :-1] += inputs[:, :, -1:] * move[:, None]
+        inputs[:, :-1] += inputs[:, -1:] * move[:, :, None]
+        outputs[:, :, :-1] += outputs[:, :, -1:] * move[:, None]
         self.columns += other.columns
-        self._inputs += other._inputs
-        self._outputs += other._outputs
+        self._inputs += inputs
+        self._outputs += outputs
         self._squares += other._squares
 
     @property
     def mean(self) -> Array:
         """E[x], ``[groups, K]``."""
-        return self._centre(self._inputs[:, -1, :-1])
+        return self._offset + (0.0 if self._shift is None else self._shift)
 
     @property
     def covariance(self) -> Array:
@@ -119,13 +132,13 @@ class Moments:
     @property
     def power(self) -> Array:
         """E[x^2], mean over the columns' entries, ``[groups]``."""
-        squares = np.einsum("gkk->gk", self._inputs)[:, :-1]
-        return np.asarray(squares.mean(axis=1) / max(self.columns, 1))
+        variance = np.einsum("gkk->gk", self.covariance)
+        return np.asarray((variance + np.square(self.mean)).mean(axis=1))
 
     @property
     def target_mean(self) -> Array:
         """E[y] without the original's bias, ``[groups, Cout / groups]``."""
-        return self._centre(self._outputs[:, :, -1])
+        return self._centre(self._outputs[:, :, -1], self.columns)
 
     @property
     def target_variance(self) -> float:
@@ -137,11 +150,16 @@ class Moments:
         """cov(y, x), ``[groups, Cout / groups, K]``."""
         return self._centred(self._outputs)
 
-    def _centre(self, sums: Array) -> Array:
+    @property
+    def _offset(self) -> Array:
+        """E[x] beyond the shift."""
+        return self._centre(self._inputs[:, -1, :-1], self.columns)
+
+    def _centre(self, sums: Array, columns: int) -> Array:
         biased = self.layer.bias() is not None
-        return np.asarray(sums / max(self.columns, 1)) if biased else np.zeros(sums.shape)
+        return np.asarray(sums / max(columns, 1)) if biased else np.zeros(sums.shape)
 
     def _centred(self, sums: Array) -> Array:
         """``E[a x^T] - E[a] E[x]^T`` from sums of ``a (x, 1)^T``."""
         second = sums / max(self.columns, 1)
-        return np.asarray(second[:, :, :-1] - second[:, :, -1:] * self.mean[:, None])
+        return np.asarray(second[:, :, :-1] - second[:, :, -1:] * self._offset[:, None])

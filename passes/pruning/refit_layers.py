@@ -210,7 +210,8 @@ def _refit(fit: Moments, check: Moments, zeros: Collection[str]) -> float:
         for begin, end in equal_rows(kept[group])
     ]
     damping = _best_damping(fit, check, weight, bands)
-    fit.merge(check)
+    if check.columns:
+        fit.merge(check)
     weight = _solve(fit, weight, bands, damping)
     layer.set_weight(weight.reshape(layer.shape))
     bias = target.layer.bias()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 from reference import run
@@ -116,3 +118,28 @@ def test_accidental_zeros_do_not_matter() -> None:
         layer.set_weight(weight)
     refit_layers(pruned, dense, DATA, whole(dense), zeros=["down"])
     assert layers_of(pruned)["fc"].weight()[0, :10].any()
+
+
+def test_channels_that_are_almost_constant() -> None:
+    """Clipped activations: variances far below the mean squares."""
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,4,24,24] x, float[32,4,1,1] a, float[32] b, float[32,1,3,3] d,
+           float[8,32,1,1] p) => (float[1,8,22,22] y) {
+          s = Conv(x, a, b)  c = Constant<value_float = 0.0>()  t = Constant<value_float = 5.9>()
+          r = Clip(s, c, t)  e = Conv<group = 32>(r, d)  q = Clip(e, c, t)  y = Conv(q, p) }"""
+    )
+    shapes = {"a": (32, 4, 1, 1), "b": (32,), "d": (32, 1, 3, 3), "p": (8, 32, 1, 1)}
+    constants = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    constants["b"] = np.linspace(4, 40, 32, dtype=np.float32)
+    dense = import_model(proto, constants=constants)
+    pruned = dense.clone()
+    layers = find_layers(pruned)[0]
+    layers[0].set_weight(layers[0].weight() * (np.arange(4) < 2)[:, None, None])
+    data = [{"x": rng.random((1, 4, 24, 24), np.float32)} for _ in range(64)]
+    errors = refit_layers(pruned, dense, data, whole(dense), zeros=[layers[0].name])
+    assert len(errors) == 3
+    for layer in find_layers(pruned)[0]:
+        assert np.isfinite(layer.weight()).all()
+        assert np.abs(layer.weight()).max() < 100
