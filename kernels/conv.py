@@ -24,12 +24,12 @@ from effc.devices.target import Target
 from effc.kernels.conv_cost import direct_candidates
 from effc.kernels.conv_pack import copy_stage, pack_weights, panel_slack
 from effc.kernels.conv_product import Product, ProductConfig
-from effc.kernels.conv_shape import ConvShape, conv_refusal, source_layout
+from effc.kernels.conv_shape import ConvShape, Source, conv_refusal, source_layout
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.region import Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 
-__all__ = ["DirectConv", "conv_bias", "conv_epilogue"]
+__all__ = ["CopiedSource", "DirectConv", "conv_bias", "conv_epilogue"]
 
 
 def conv_epilogue(region: Region, shape: ConvShape) -> Epilogue:
@@ -47,6 +47,36 @@ def conv_bias(region: Region, shape: ConvShape) -> np.ndarray | None:
         return None
     assert inputs[2].const is not None
     return np.ascontiguousarray(inputs[2].const, dtype=np.float32).reshape(-1)
+
+
+class CopiedSource:
+    """What a product kernel reads: the input itself, or a padded copy and the stage that makes it.
+
+    Args:
+        shape, source: The convolution, and the layout that its kernel reads.
+        data: Name of the input.
+        panel: Columns and lanes of the panels that are packed from the source.
+        target: Whose vectors copy.
+
+    Attributes:
+        ref: Stage argument of the source.
+        elements: Its size, with what panels may touch behind it.
+        stages, workspaces: Of the kernel; empty if the input is read in place.
+    """
+
+    def __init__(
+        self, shape: ConvShape, source: Source, data: str, panel: tuple[int, int], target: Target
+    ) -> None:
+        channels = shape.batch * shape.groups * shape.cin
+        self.ref, self.elements = data, channels * source.channel
+        self.stages: tuple[Stage, ...] = ()
+        self.workspaces: dict[str, int] = {}
+        if source.copied:
+            self.ref = "t:source"
+            self.elements += panel_slack(shape, source, *panel)[0]
+            copy = copy_stage(shape, source, target.lanes, self.elements)
+            self.stages = (Stage(copy, (data, self.ref), channels),)
+            self.workspaces = {"source": self.elements * 4}
 
 
 class DirectConv(Template):
@@ -83,20 +113,12 @@ class DirectConv(Template):
             weights["taps"] = np.array(source.taps, np.int32)
         if bias is not None:
             weights["bias"] = bias
-        size = shape.batch * shape.groups * shape.cin * source.channel
-        stages: list[Stage] = []
-        workspaces: dict[str, int] = {}
-        input_ref = data.name
-        if source.copied:
-            size += panel_slack(shape, source, knobs.columns, knobs.lanes)[0]
-            copy = copy_stage(shape, source, target.lanes, size)
-            channels = shape.batch * shape.groups * shape.cin
-            stages.append(Stage(copy, (data.name, "t:source"), channels))
-            workspaces["source"] = size * 4
-            input_ref = "t:source"
-        product = Product(shape, source, knobs, target, epilogue, bias is not None, size)
-        args = [input_ref, *(f"w:{name}" for name in weights), *epilogue.args]
+        copied = CopiedSource(shape, source, data.name, (knobs.columns, knobs.lanes), target)
+        product = Product(shape, source, knobs, target, epilogue, bias is not None, copied.elements)
+        args = [copied.ref, *(f"w:{name}" for name in weights), *epilogue.args]
         args += [region.outputs[0].name, "scratch"]
-        stages.append(Stage(product.function(), tuple(args), product.units, product.scratch_bytes))
+        stage = Stage(product.function(), tuple(args), product.units, product.scratch_bytes)
         inplace = tuple(pair for pair in epilogue.inplace if pair[0] != data.name)
-        return Kernel(tuple(stages), weights | epilogue.weights, workspaces, inplace)
+        return Kernel(
+            (*copied.stages, stage), weights | epilogue.weights, copied.workspaces, inplace
+        )

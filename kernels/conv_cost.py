@@ -16,10 +16,11 @@ from effc.devices.target import Target
 from effc.kernels.conv_pack import pack_runs
 from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source
+from effc.kernels.lanes import uses_lanes
 from effc.kernels.register_tile import Tile, split_widths
 from effc.kernels.template import Config
 
-__all__ = ["direct_candidates", "pack_cycles", "tile_cycles", "tile_fits", "uses_lanes"]
+__all__ = ["direct_candidates", "pack_cycles", "tile_cycles", "tile_fits", "tile_parts"]
 
 LIMIT = 24  # candidates offered to the tuner
 _LATENCY = 4  # cycles from one fused multiply-add to the next on the same register
@@ -83,10 +84,6 @@ def direct_candidates(
             found[knobs] = _cost(shape, source, knobs, target)
     ranked = sorted(found.items(), key=lambda item: (item[1], str(item[0])))
     return [(asdict(knobs), cost) for knobs, cost in ranked[:LIMIT]]
-
-
-def uses_lanes(target: Target) -> bool:
-    return target.arch in ("aarch64", "arm")
 
 
 def _configurations(shape: ConvShape, source: Source, target: Target) -> Iterator[ProductConfig]:
@@ -165,8 +162,8 @@ def _cost(shape: ConvShape, source: Source, knobs: ProductConfig, target: Target
     depth, passes = knobs.block * taps, shape.cin // knobs.block
     images = shape.batch * shape.groups
     work = 0.0
-    for columns, panels in _parts(shape.positions, knobs.columns):
-        for channels, tiles in _parts(shape.cout, knobs.channels):
+    for columns, panels in tile_parts(shape.positions, knobs.columns):
+        for channels, tiles in tile_parts(shape.cout, knobs.channels):
             rows, run = (channels, columns) if knobs.along == "space" else (columns, channels)
             tile = Tile(rows, split_widths(run, knobs.lanes))
             vectors = rows * len(tile.widths)
@@ -220,6 +217,7 @@ def _traffic(
     return cycles + 0.5 * weights * blocks / pace
 
 
-def _parts(total: int, tile: int) -> list[tuple[int, int]]:
-    """(size, count) of the full tiles and of the remainder."""
-    return [(tile, total // tile)] + ([(total % tile, 1)] if total % tile else [])
+def tile_parts(total: int, tile: int) -> list[tuple[int, int]]:
+    """(size, count) of the full tiles and of the remainder, as far as there are any."""
+    both = ((tile, total // tile), (total % tile, 1))
+    return [(size, count) for size, count in both if size and count]

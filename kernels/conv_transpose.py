@@ -38,7 +38,7 @@ from effc.kernels.builder import (
     vstore,
 )
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import interleave, load_scalars
+from effc.kernels.lanes import interleave, load_scalars, uses_lanes
 from effc.kernels.plane import Plane, PlaneOutput
 from effc.kernels.region import Op, Region
 from effc.kernels.template import Config, Kernel, Stage, Template
@@ -426,7 +426,7 @@ def _cost(shape: _Shape, target: Target, lanes: int, rows: int, vectors: int) ->
         return None
     tiles = -(-per_row // vectors)
     used = per_row * shape.cin
-    simd = target.arch in ("aarch64", "arm")
+    simd = uses_lanes(target)
     cost = 0.0
     for count in taps:
         inputs = min(count, len(range(shape.y.window.kernel * shape.x.window.kernel)))

@@ -18,7 +18,7 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.kernels.builder import Param, bind, loop, splat, stage_func, unravel
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import load_scalars
+from effc.kernels.lanes import load_scalars, uses_lanes
 from effc.kernels.plane import PlaneOutput
 from effc.kernels.region import Op, Region, Value
 from effc.kernels.stencil import Cut, RowReader, Span, Stencil, each_span
@@ -92,7 +92,7 @@ class DepthwiseConv(Template):
             shape.y,
             shape.x,
             int(config["lanes"]),
-            target.arch in ("aarch64", "arm"),
+            uses_lanes(target),
             tirx.const(0, "float32"),
         )
         epilogue = Epilogue(region, op.outputs[0], shape.view)
@@ -266,7 +266,7 @@ def _cost(shape: _Shape, target: Target, lanes: int, vectors: int, rows: int) ->
     row_tiles, column_tiles = -(-y.out // rows), -(-per_row // vectors)
     lines = row_tiles * min(y.extent(rows), rows * y.kernel)
     macs = y.out * taps * per_row
-    if target.arch in ("aarch64", "arm"):
+    if uses_lanes(target):
         cost = macs + _arm_overhead(shape, target, rows, vectors, lines, macs)
     else:
         live = rows * vectors + vectors + 3 + min(taps, target.vector_registers // 3)

@@ -27,9 +27,15 @@ __all__ = [
     "pieces",
     "reduce_lanes",
     "store_partial",
+    "uses_lanes",
 ]
 
 Expr = Any
+
+
+def uses_lanes(target: Target) -> bool:
+    """Whether scalars are multiplied from lanes of a vector register (Arm)."""
+    return target.arch in ("aarch64", "arm")
 
 
 def dtype_lanes(target: Target, dtype: str) -> int:
@@ -98,7 +104,7 @@ def load_scalars(buffer: Any, offset: Expr, count: int, target: Target) -> list[
     float32 share a load and a register; other processors broadcast from memory.
     """
     found: list[Expr] = []
-    for start, width in pieces(count, 4 if target.arch in ("aarch64", "arm") else 1):
+    for start, width in pieces(count, 4 if uses_lanes(target) else 1):
         loaded = bind(vload(buffer, offset + start, width))
         found += [pick(loaded, [lane], width) for lane in range(width)]
     return found

@@ -34,7 +34,7 @@ from effc.kernels.builder import (
     vstore,
 )
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import concat, dtype_lanes, pick, pieces
+from effc.kernels.lanes import concat, dtype_lanes, pick, pieces, uses_lanes
 from effc.kernels.matmul_operands import Scalars, Store
 from effc.kernels.matmul_problem import Problem, problem_of
 from effc.kernels.region import Region
@@ -326,7 +326,7 @@ class _Code:
     def _scalars(self, t: Expr, a: Expr, rows: int) -> Scalars:
         """Access to the scalars of row tile ``t``; ``a`` is the offset of the batch item."""
         tile, problem = self.tile, self.tile.problem
-        simd = tile.target.arch in ("aarch64", "arm") and problem.dtype == "float32"
+        simd = uses_lanes(tile.target) and problem.dtype == "float32"
         if problem.a.const is not None:
             base = bind((a * tile.row_tiles + t) * (problem.k * tile.rows))
             return Scalars(self.a, base, 1, tile.rows, rows, simd)
@@ -403,7 +403,7 @@ def _cost(
         return None
     if chains > 1 and (rows * vectors > 6 or chains > problem.k):
         return None
-    simd = target.arch in ("aarch64", "arm")
+    simd = uses_lanes(target)
     held = rows if simd and problem.a.const is None and problem.a.row != 1 else -(-rows // 4)
     live = rows * vectors * chains + vectors + (held if simd else 1)
     if live > target.vector_registers:

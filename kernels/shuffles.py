@@ -13,6 +13,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import bind, loop, vload, vstore
+from effc.kernels.lanes import uses_lanes
 from effc.kernels.register_tile import split_widths
 
 __all__ = ["load_strided", "store_transposed", "transpose"]
@@ -29,7 +30,7 @@ def load_strided(
     """
     if lanes == 1:
         return [bind(vload(buffer, offset + p, 1)) for p in range(phases)]
-    if target.arch in ("aarch64", "arm") and lanes <= 4:
+    if uses_lanes(target) and lanes <= 4:
         wide = bind(vload(buffer, offset, stride * lanes))
         return [
             bind(tirx.Shuffle([wide], list(range(p, stride * lanes, stride))))

@@ -25,8 +25,7 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.conv import conv_bias, conv_epilogue
-from effc.kernels.conv_pack import copy_stage, panel_slack
+from effc.kernels.conv import CopiedSource, conv_bias, conv_epilogue
 from effc.kernels.conv_shape import ConvShape, conv_refusal, source_layout
 from effc.kernels.region import Region
 from effc.kernels.sparse_cost import sparse_candidates
@@ -80,24 +79,16 @@ class SparseConv(Template):
             order = (order + np.arange(shape.groups)[:, None] * shape.cout).reshape(-1)
         packed = pack_tiles(filters, knobs.rows, knobs.depth)
 
-        size = shape.batch * shape.groups * shape.cin * source.channel
-        stages: list[Stage] = []
-        workspaces: dict[str, int] = {}
-        input_ref = data.name
-        if source.copied:
-            size += panel_slack(shape, source, knobs.columns, knobs.lanes)[0]
-            copy = copy_stage(shape, source, target.lanes, size)
-            channels = shape.batch * shape.groups * shape.cin
-            stages.append(Stage(copy, (data.name, "t:source"), channels))
-            workspaces["source"] = size * 4
-            input_ref = "t:source"
-        stage = SparseProduct(shape, source, knobs, target, epilogue, bias is not None, size)
+        copied = CopiedSource(shape, source, data.name, (knobs.columns, knobs.lanes), target)
+        stage = SparseProduct(
+            shape, source, knobs, target, epilogue, bias is not None, copied.elements
+        )
         weights: dict[str, np.ndarray] = stage.weights(packed)
         if order is not None:
             weights["order"] = order.astype(np.int32)
         if bias is not None:
             weights["bias"] = bias if order is None else bias[order]
-        args = [input_ref, *(f"w:{name}" for name in weights), *epilogue.args]
+        args = [copied.ref, *(f"w:{name}" for name in weights), *epilogue.args]
         args.append(region.outputs[0].name)
         if stage.scratch_elements:
             args.append("scratch")
@@ -109,4 +100,6 @@ class SparseConv(Template):
             stage.bounds(packed),
         )
         inplace = tuple(pair for pair in epilogue.inplace if pair[0] != data.name)
-        return Kernel((*stages, product), weights | epilogue.weights, workspaces, inplace)
+        return Kernel(
+            (*copied.stages, product), weights | epilogue.weights, copied.workspaces, inplace
+        )

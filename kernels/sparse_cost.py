@@ -11,8 +11,9 @@ from dataclasses import asdict
 from math import ceil
 
 from effc.devices.target import Target
-from effc.kernels.conv_cost import pack_cycles, tile_cycles, tile_fits, uses_lanes
+from effc.kernels.conv_cost import pack_cycles, tile_cycles, tile_fits, tile_parts
 from effc.kernels.conv_shape import ConvShape, Source
+from effc.kernels.lanes import uses_lanes
 from effc.kernels.register_tile import Tile, split_widths
 from effc.kernels.sparse_positions import Positions, SparseConfig, row_widths
 from effc.kernels.sparsity import Structure
@@ -22,8 +23,6 @@ __all__ = ["sparse_candidates"]
 
 LIMIT = 24  # candidates offered to the tuner
 _UNITS = 8  # parallel units worth having
-_WORSE = 1.15  # a unit size that computes this many times what the best one does is not tried
-_Tiling = tuple[str, int, int, int, int, bool]  # along, lanes, rows, height, columns, pack
 
 
 def sparse_candidates(
@@ -140,12 +139,11 @@ def _cost(
     steps = max(share * shape.reduction, 1.0)  # of a tile of filters
     tile_cost = _arm_tile if uses_lanes(target) else _x86_tile
     work = 0.0
-    for height, bands in _parts(positions.height, positions.tile[0]):
-        for columns, panels in _parts(positions.width, positions.tile[1]):
-            for filters, tiles in _parts(shape.cout, knobs.rows):
-                if bands and panels and tiles:
-                    once = tile_cost(source, knobs, (filters, height, columns), steps, target)
-                    work += bands * panels * tiles * once
+    for height, bands in tile_parts(positions.height, positions.tile[0]):
+        for columns, panels in tile_parts(positions.width, positions.tile[1]):
+            for filters, tiles in tile_parts(shape.cout, knobs.rows):
+                once = tile_cost(source, knobs, (filters, height, columns), steps, target)
+                work += bands * panels * tiles * once
     if knobs.pack:
         work += _packing(shape, source, knobs, share, target)
     weights = 4.0 * shape.cout * shape.reduction * share
@@ -229,8 +227,3 @@ def _packing(
     elif size > target.l1_bytes:
         work += 0.25 * read / 32
     return work
-
-
-def _parts(total: int, tile: int) -> list[tuple[int, int]]:
-    """(size, count) of the full tiles and of the remainder."""
-    return [(tile, total // tile)] + ([(total % tile, 1)] if total % tile else [])

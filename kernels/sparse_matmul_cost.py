@@ -7,7 +7,8 @@ from dataclasses import asdict
 from math import ceil
 
 from effc.devices.target import Target
-from effc.kernels.conv_cost import tile_fits, uses_lanes
+from effc.kernels.conv_cost import tile_fits, tile_parts
+from effc.kernels.lanes import uses_lanes
 from effc.kernels.matmul import streamed
 from effc.kernels.register_tile import Tile, split_widths
 from effc.kernels.sparse_matmul_product import Roles, SparseMatMulConfig
@@ -116,9 +117,9 @@ def _panels(roles: Roles, columns: int, pack: bool, target: Target) -> Iterator[
 def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target) -> float:
     steps = share * roles.channels  # per filter tile
     work = 0.0
-    for columns, panels in _parts(roles.positions, knobs.columns):
+    for columns, panels in tile_parts(roles.positions, knobs.columns):
         size = 4 * roles.channels * columns * (knobs.panels or ceil(roles.positions / columns))
-        for filters, tiles in _parts(roles.filters, knobs.rows):
+        for filters, tiles in tile_parts(roles.filters, knobs.rows):
             tile = _tile(knobs.along, columns, filters, knobs.lanes, knobs.pack)
             once = steps * _step(tile, knobs, size > target.l1_bytes, target)
             once += _store(tile, roles, knobs)
@@ -162,9 +163,3 @@ def _store(tile: Tile, roles: Roles, knobs: SparseMatMulConfig) -> float:
     if knobs.along == "space" and not roles.on_rows:
         cycles += 0.6 * tile.rows * tile.columns
     return cycles
-
-
-def _parts(total: int, tile: int) -> list[tuple[int, int]]:
-    """(size, count) of the full tiles and of the remainder."""
-    parts = [(tile, total // tile), (total % tile, 1)]
-    return [(size, count) for size, count in parts if size and count]

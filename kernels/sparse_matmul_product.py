@@ -25,7 +25,7 @@ from effc.devices.target import Target
 from effc.errors import InternalError
 from effc.kernels.builder import Param, T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import load_scalars, pieces
+from effc.kernels.lanes import load_scalars, pieces, uses_lanes
 from effc.kernels.matmul_operands import Scalars, Store
 from effc.kernels.matmul_problem import Factor, Problem
 from effc.kernels.register_tile import (
@@ -37,14 +37,13 @@ from effc.kernels.register_tile import (
     weights_ahead,
 )
 from effc.kernels.shuffles import store_transposed, transpose
-from effc.kernels.sparse_pack import SparseTiles, cut_evenly
+from effc.kernels.sparse_pack import TILE_OVERHEAD, SparseTiles, cut_evenly
 from effc.kernels.sparse_positions import row_widths
 from effc.kernels.template import Config
 
 __all__ = ["Roles", "SparseMatMulConfig", "SparseMatMulProduct"]
 
 Expr = Any
-_TILE_OVERHEAD = 4  # entries' worth of work that a tile costs beside its entries
 
 
 @dataclass(frozen=True)
@@ -189,14 +188,14 @@ class SparseMatMulProduct:
 
     def _cuts(self, packed: SparseTiles) -> list[int]:
         """First group of tiles of each split, and the end."""
-        overhead = _TILE_OVERHEAD * self.group
+        overhead = TILE_OVERHEAD * self.group
         return cut_evenly(self._group_starts(packed), self.groups, self.splits, overhead)
 
     def bounds(self, packed: SparseTiles) -> tuple[int, ...] | None:
         """Cumulative work per unit; ``None`` if all units do the same."""
         if self.splits == 1 and self.blocks == 1:
             return None
-        entries = np.diff(self._group_starts(packed)) + _TILE_OVERHEAD * self.group
+        entries = np.diff(self._group_starts(packed)) + TILE_OVERHEAD * self.group
         of_split = np.array([entries[a:b].sum() for a, b in pairwise(self._cuts(packed))])
         positions = [self.roles.positions]
         if self.knobs.panels:
@@ -389,7 +388,7 @@ class SparseMatMulProduct:
         knobs, tile = self.knobs, sums[0].tile
         at = bind(base + self.offsets[entry])
         weights = bind(entry * (knobs.depth * knobs.rows))
-        simd = self.target.arch in ("aarch64", "arm")
+        simd = uses_lanes(self.target)
         if not self.space:
             roles = self.roles
             data = Scalars(self.x, at, roles.position, roles.channel, tile.rows, simd)

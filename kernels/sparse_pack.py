@@ -20,7 +20,11 @@ import numpy as np
 
 from effc.kernels.sparsity import occupied
 
-__all__ = ["SparseTiles", "cut_evenly", "pack_tiles"]
+__all__ = ["TILE_OVERHEAD", "SparseTiles", "cut_evenly", "pack_tiles"]
+
+
+TILE_OVERHEAD = 4
+"""Entries' worth of work that a tile costs beside its entries."""
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,12 @@ from effc.kernels.register_tile import (
     weights_ahead,
 )
 from effc.kernels.shuffles import store_transposed
-from effc.kernels.sparse_pack import SparseTiles, cut_evenly
+from effc.kernels.sparse_pack import TILE_OVERHEAD, SparseTiles, cut_evenly
 from effc.kernels.sparse_positions import Positions, SparseConfig, row_widths
 
 __all__ = ["SparseProduct"]
 
 Expr = Any
-_TILE_OVERHEAD = 4  # entries' worth of work that a tile costs beside its entries
 
 
 class SparseProduct:
@@ -104,13 +103,13 @@ class SparseProduct:
 
     def cuts(self, packed: SparseTiles) -> list[int]:
         """First tile of filters of each split, and the end."""
-        return cut_evenly(packed.starts, self.tiles, self.splits, _TILE_OVERHEAD)
+        return cut_evenly(packed.starts, self.tiles, self.splits, TILE_OVERHEAD)
 
     def bounds(self, packed: SparseTiles) -> tuple[int, ...] | None:
         """Cumulative work per unit; ``None`` if all units do the same."""
         if self.splits * self.shape.groups == 1:
             return None
-        entries = (np.diff(packed.starts) + _TILE_OVERHEAD).reshape(self.shape.groups, self.tiles)
+        entries = (np.diff(packed.starts) + TILE_OVERHEAD).reshape(self.shape.groups, self.tiles)
         cuts = self.cuts(packed)
         parts = [entries[:, a:b].sum(axis=1) for a, b in pairwise(cuts)]
         of_image = np.stack(parts, axis=1).reshape(-1)  # [groups * splits]

@@ -20,8 +20,9 @@ import numpy as np
 
 from effc.devices.target import Target
 from effc.kernels.conv import conv_bias, conv_epilogue
-from effc.kernels.conv_cost import tile_cycles, tile_fits
+from effc.kernels.conv_cost import tile_cycles, tile_fits, tile_parts
 from effc.kernels.conv_shape import ConvShape, conv_refusal
+from effc.kernels.lanes import uses_lanes
 from effc.kernels.region import Region
 from effc.kernels.register_tile import Tile, split_widths
 from effc.kernels.template import Config, Kernel, Stage, Template
@@ -147,17 +148,15 @@ def _cost(shape: ConvShape, knobs: WinogradConfig, target: Target) -> float:
     tiles = knobs.strip * columns
     strips = shape.batch * rows // knobs.strip
     product = 0.0
-    for count, times in _parts(tiles, knobs.columns):
-        for channels, repeats in _parts(shape.cout, knobs.channels):
-            if not times or not repeats:
-                continue
+    for count, times in tile_parts(tiles, knobs.columns):
+        for channels, repeats in tile_parts(shape.cout, knobs.channels):
             widths = split_widths(channels, knobs.lanes)
             tile = Tile(count, widths)
             product += times * repeats * tile_cycles(tile, shape.cin, knobs.unroll, target)
     product *= size * size
     run = min(knobs.lanes, 1 << (columns - 1).bit_length())
     vectors = knobs.strip * -(-columns // run)
-    arithmetic = 1.5 if target.arch in ("aarch64", "arm") else 1.0
+    arithmetic = 1.5 if uses_lanes(target) else 1.0
     forward = shape.cin * vectors * arithmetic * size * (6 * size + 14)
     outputs = tiles * -(-shape.cout // knobs.lanes)
     backward = outputs * arithmetic * (size * (size + 3 * m) + m * (3 * m + size) + m * m * 6)
@@ -168,7 +167,3 @@ def _cost(shape: ConvShape, knobs: WinogradConfig, target: Target) -> float:
     again = inputs * -(-shape.cout // knobs.channels)
     far = again / 14.0 if inputs > target.l2_bytes // 2 else again / 48.0
     return strips * (product + forward + backward + 0.6 * weights / pace + 0.5 * far)
-
-
-def _parts(total: int, tile: int) -> list[tuple[int, int]]:
-    return [(tile, total // tile), (total % tile, 1 if total % tile else 0)]

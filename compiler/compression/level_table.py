@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from effc.compression.allocation import Allocation, Point
 from effc.compression.level_library import LevelLibrary
 from effc.errors import UnsupportedError, UsageError
-from effc.kernels.region import Op, Region, Value
+from effc.kernels.region import Region, Value
 from effc.passes.pruning.layers import Layer
 from effc.passes.pruning.project import projection_mask
 from effc.passes.pruning.prune_weights import Setting
@@ -220,8 +221,8 @@ def _masked(region: Region, mask: Array) -> Region:
     assert old.const is not None
     weight = np.where(mask != 0, old.const, np.zeros((), old.const.dtype))
     inputs = (anchor.inputs[0], Value(old.name, old.type, weight), *anchor.inputs[2:])
-    new = Op(anchor.op_type, inputs, anchor.outputs, anchor.attrs, anchor.name, anchor.domain)
-    return Region(region.name, (new, *region.ops[1:]), new, region.inputs, region.outputs)
+    new = replace(anchor, inputs=inputs)
+    return replace(region, ops=(new, *region.ops[1:]), anchor=new)
 
 
 def milliseconds(seconds: float) -> float:

@@ -25,7 +25,7 @@ from effc.passes.graph import attribute, shape_of
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.layers import Layer
 
-__all__ = ["MEMORY", "hessian_bytes", "hessians", "unfold"]
+__all__ = ["MEMORY", "choose", "hessian_bytes", "hessians", "share_of", "unfold"]
 
 Array = np.ndarray[Any, Any]
 
@@ -59,7 +59,7 @@ def hessians(
         tick: Called with (samples done, all samples, first layer of the run).
     """
     for group in _by_memory(layers, memory):
-        names = [_input(layer) for layer in group]
+        names = [layer.reads for layer in group]
         sums = [_Moments(layer, len(runner.samples)) for layer in group]
         done = 0
         for batch in runner.values(names):
@@ -86,12 +86,6 @@ def _by_memory(layers: Sequence[Layer], memory: int) -> Iterator[list[Layer]]:
         yield group
 
 
-def _input(layer: Layer) -> str:
-    value = layer.node.inputs[0]
-    assert value is not None
-    return value.name or ""
-
-
 class _Moments:
     """Sum of products of one layer's columns."""
 
@@ -100,8 +94,7 @@ class _Moments:
         width = prod(layer.shape[1:])
         self.sum = np.zeros((layer.groups, width, width))
         self.columns = 0
-        total = samples * columns_of(layer)
-        self.share = min(1.0, max(COLUMNS, COLUMNS_PER_ROW * width) / total)
+        self.share = share_of(layer, samples)
         self.rng = np.random.default_rng(zlib.crc32(layer.name.encode()))
 
     def add(self, inputs: Array) -> None:
@@ -112,6 +105,12 @@ class _Moments:
     def hessian(self) -> Array:
         self.sum *= 2 / max(self.columns, 1)
         return self.sum
+
+
+def share_of(layer: Layer, samples: int) -> float:
+    """Part of all output positions of ``samples`` runs that is enough."""
+    wanted = max(COLUMNS, COLUMNS_PER_ROW * prod(layer.shape[1:]))
+    return min(1.0, wanted / (samples * columns_of(layer)))
 
 
 def columns_of(layer: Layer) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from effc.passes.pruning.calibration import COLUMNS, COLUMNS_PER_ROW, choose, columns_of, unfold
+from effc.passes.pruning.calibration import choose, share_of, unfold
 from effc.passes.pruning.layers import Layer
 
 __all__ = ["Moments", "Target"]
@@ -62,8 +62,7 @@ class Moments:
         self.layer = layer
         self.target = target
         width = prod(layer.shape[1:])
-        total = samples * columns_of(layer)
-        self._share = min(1.0, max(COLUMNS, COLUMNS_PER_ROW * width) / total)
+        self._share = share_of(layer, samples)
         self._seed = zlib.crc32(layer.name.encode())
         self.columns = 0
         self._inputs = np.zeros((layer.groups, width + 1, width + 1))
@@ -132,7 +131,9 @@ class Moments:
     @property
     def power(self) -> Array:
         """E[x^2], mean over the columns' entries, ``[groups]``."""
-        variance = np.einsum("gkk->gk", self.covariance)
+        squares = np.einsum("gkk->gk", self._inputs)[:, :-1]
+        sums = self._inputs[:, :-1, -1]
+        variance = (squares - sums * self._offset) / max(self.columns, 1)
         return np.asarray((variance + np.square(self.mean)).mean(axis=1))
 
     @property

@@ -78,7 +78,7 @@ class ChannelSurgeon:
 
     def _moments(self, layers: Sequence[Layer]) -> dict[Layer, Moments]:
         found = {layer: Moments(layer, len(self.runner.samples)) for layer in layers}
-        names = [layer.node.inputs[0].name or "" for layer in layers if layer.node.inputs[0]]
+        names = [layer.reads for layer in layers]
         if layers:
             for batch in self.runner.values(names):
                 for moments, name in zip(found.values(), names, strict=True):

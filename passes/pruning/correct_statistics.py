@@ -80,7 +80,7 @@ class CorrectStatistics(Pass):
         layers = from_first_change(self.dense, model)
         while layers and layers[-1].name in self.skip:
             layers.pop()
-        stops = [_output(layer) for layer in layers]
+        stops = [layer.makes for layer in layers]
         before = Walk(SampleRunner(self.dense, self.samples), stops)
         after = Walk(SampleRunner(model, self.samples), stops)
         for index, layer in enumerate(layers):
@@ -129,10 +129,6 @@ def match_moments(
         columns *= factor.astype(array.dtype)[:, None]
         columns += offset.astype(array.dtype)[:, None]
     return factor, offset
-
-
-def _output(layer: Layer) -> str:
-    return layer.node.outputs[0].name or ""
 
 
 def _columns(layer: Layer, array: Array) -> Array:

@@ -68,6 +68,18 @@ class Layer:
         return self.shape[2:]
 
     @property
+    def reads(self) -> str:
+        """Name of the value that it reads."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value.name or ""
+
+    @property
+    def makes(self) -> str:
+        """Name of its result."""
+        return self.node.outputs[0].name or ""
+
+    @property
     def _turned(self) -> bool:
         """Whether the operator keeps its weights as ``[Cin, Cout]``."""
         return self.node.op_type == "MatMul" or (

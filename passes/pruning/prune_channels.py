@@ -122,7 +122,6 @@ class PruneChannels(Pass):
         chooser: Which channels go.
 
     Attributes:
-        choices: What became of each group, by name; filled by :meth:`call`.
         losses: Of each layer, by node name, the largest loss of the groups that it makes.
         kept: Of each layer, by node name, which output channels stayed.
     """

@@ -19,10 +19,10 @@ import onnx_ir as ir
 
 from effc.passes.base import Log, Pass
 from effc.passes.pruning.layers import Layer, find_layers
-from effc.passes.pruning.project import projection_mask
+from effc.passes.pruning.project import project
 from effc.passes.pruning.scheme import Scheme, check_sparsity
 
-__all__ = ["PruneWeights", "Pruned", "Pruner", "Setting", "magnitude", "misfit"]
+__all__ = ["PruneWeights", "Pruned", "Pruner", "Setting", "magnitude", "misfit", "project_weights"]
 
 Array = np.ndarray[Any, Any]
 
@@ -65,9 +65,14 @@ Pruner = Callable[[Layer, Setting], Pruned]
 
 def magnitude(layer: Layer, setting: Setting) -> Pruned:
     """Zeros where they change the weights least."""
-    weight = layer.weight()
-    mask = projection_mask(weight, setting.scheme, setting.sparsity, groups=layer.groups)
-    pruned = np.where(mask, weight, np.zeros((), weight.dtype))
+    return project_weights(layer.weight(), setting.scheme, setting.sparsity, layer.groups)
+
+
+def project_weights(
+    weight: Array, scheme: Scheme, sparsity: float | None, groups: int = 1
+) -> Pruned:
+    """The projection of weights, and the part of their energy that it loses."""
+    pruned = project(weight, scheme, sparsity, groups=groups)
     energy = float(np.square(weight, dtype=np.float64).sum())
     lost = energy - float(np.square(pruned, dtype=np.float64).sum())
     return Pruned(pruned, lost / energy if energy else 0.0)

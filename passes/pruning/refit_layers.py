@@ -75,6 +75,19 @@ class _Band:
     stays: Array
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What the moments of some samples say; taken once, as covariances are large."""
+
+    covariance: Array
+    wanted: Array
+    power: Array
+
+    @staticmethod
+    def of(moments: Moments) -> _Seen:
+        return _Seen(moments.covariance, moments.target_covariance, moments.power)
+
+
 def refit_layers(
     model: ir.Model,
     original: ir.Model,
@@ -110,7 +123,7 @@ def refit_layers(
         ours, theirs = _walks((model, original), samples[:count], layers[start:])
         for layer in layers[start : start + len(list(group))]:
             for walk in (ours, theirs):
-                while _input(layer) not in walk.values:
+                while layer.reads not in walk.values:
                     walk.advance()
             target = Target(before[layer.name], kept[layer.name])
             parts = _collect(layer, target, ours, theirs, count)
@@ -129,12 +142,6 @@ def _fits(layer: Layer, before: Layer) -> bool:
     return layer.role != "first" or not np.array_equal(layer.weight(), before.weight())
 
 
-def _input(layer: Layer) -> str:
-    value = layer.node.inputs[0]
-    assert value is not None
-    return value.name or ""
-
-
 def _walks(
     models: tuple[ir.Model, ir.Model],
     samples: Sequence[Mapping[str, Array]],
@@ -143,7 +150,7 @@ def _walks(
     """Walks that halt where the layers' inputs are known."""
     runners = [SampleRunner(model, samples) for model in models]
     size = min(max(1, len(samples) // _BATCHES), *(runner.batch_size(()) for runner in runners))
-    inputs = {_input(layer) for layer in layers}
+    inputs = {layer.reads for layer in layers}
     for model, runner in zip(models, runners, strict=True):
         made = [value.name for node in model.graph for value in node.outputs if value.name]
         # The last value is no halt: up to there Walk keeps what is still to be read.
@@ -172,7 +179,7 @@ def _collect(
     """Moments of three quarters of the batches, and of the others."""
     parts = Moments(layer, samples, target), Moments(layer, samples, target)
     beside = _beside(layer, ours)
-    name = _input(layer)
+    name = layer.reads
     for index, (here, there) in enumerate(zip(ours.values[name], theirs.values[name], strict=True)):
         missing = None
         if beside is not None:
@@ -212,14 +219,15 @@ def _refit(fit: Moments, check: Moments, zeros: Collection[str]) -> float:
     damping = _best_damping(fit, check, weight, bands)
     if check.columns:
         fit.merge(check)
-    weight = _solve(fit, weight, bands, damping)
+    seen = _Seen.of(fit)
+    weight = _solve(seen, weight, bands, damping)
     layer.set_weight(weight.reshape(layer.shape))
     bias = target.layer.bias()
     if bias is not None and layer.bias() is not None:
         shift = fit.target_mean - np.einsum("gok,gk->go", weight, fit.mean)
         layer.set_bias(bias[target.kept] + shift.reshape(-1))
     variance = fit.target_variance
-    explained = _explained(fit, weight, bands)
+    explained = _explained(seen, weight, bands)
     return max(0.0, 1 - explained / variance) if variance > 0 else 0.0
 
 
@@ -228,15 +236,16 @@ def _best_damping(fit: Moments, check: Moments, weight: Array, bands: Sequence[_
     if not check.columns:
         return DAMPING
     some = bands[:: max(1, len(bands) // _TRIED)]
+    seen, unseen = _Seen.of(fit), _Seen.of(check)
     return max(
-        _DAMPINGS, key=lambda damping: _explained(check, _solve(fit, weight, some, damping), some)
+        _DAMPINGS, key=lambda damping: _explained(unseen, _solve(seen, weight, some, damping), some)
     )
 
 
-def _solve(moments: Moments, weight: Array, bands: Sequence[_Band], damping: float) -> Array:
+def _solve(seen: _Seen, weight: Array, bands: Sequence[_Band], damping: float) -> Array:
     """Weights ``[groups, Cout / groups, K]`` with those of the bands refitted."""
     result = weight.copy()
-    covariance, wanted, power = moments.covariance, moments.target_covariance, moments.power
+    covariance, wanted, power = seen.covariance, seen.wanted, seen.power
     for group, own in groupby(bands, key=lambda band: band.group):
         exact = damped(covariance[group], damping)
         exact[np.diag_indices(len(exact))] += _ROUNDING * power[group]
@@ -252,9 +261,9 @@ def _solve(moments: Moments, weight: Array, bands: Sequence[_Band], damping: flo
     return result
 
 
-def _explained(moments: Moments, weight: Array, bands: Sequence[_Band]) -> float:
+def _explained(seen: _Seen, weight: Array, bands: Sequence[_Band]) -> float:
     """Variance of the targets that the weights of some bands explain."""
-    covariance, wanted = moments.covariance, moments.target_covariance
+    covariance, wanted = seen.covariance, seen.wanted
     total = 0.0
     for band in bands:
         rows = weight[band.group, band.begin : band.end]

@@ -21,8 +21,7 @@ import onnx_ir as ir
 
 from effc.passes.base import Log, Pass
 from effc.passes.pruning.layers import find_layers
-from effc.passes.pruning.project import projection_mask
-from effc.passes.pruning.prune_weights import Pruned
+from effc.passes.pruning.prune_weights import Pruned, project_weights
 from effc.passes.pruning.scheme import Scheme
 
 __all__ = ["LOSS_LIMIT", "RegroupMasks", "regroup"]
@@ -45,11 +44,7 @@ def regroup(weight: Array, block: tuple[int, int], groups: int = 1) -> Pruned:
         groups: Convolution groups.
     """
     zeros = 1 - np.count_nonzero(weight) / weight.size
-    mask = projection_mask(weight, Scheme("block-punched", block), zeros, groups=groups)
-    new = np.where(mask, weight, np.zeros((), weight.dtype))
-    energy = float(np.square(weight, dtype=np.float64).sum())
-    kept = float(np.square(new, dtype=np.float64).sum())
-    return Pruned(new, 1 - kept / energy if energy else 0.0)
+    return project_weights(weight, Scheme("block-punched", block), zeros, groups)
 
 
 class RegroupMasks(Pass):
