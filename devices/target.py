@@ -54,6 +54,14 @@ class Target:
         """float32 elements per vector register (1 if there is no vector unit)."""
         return max(self.vector_bits // 32, 1)
 
+    @property
+    def activation_dtype(self) -> str:
+        """Element type of 8-bit activations: what the dot product instructions take.
+
+        ``vpdpbusd`` multiplies unsigned bytes by signed ones, ``sdot`` signed bytes.
+        """
+        return "uint8" if self.arch == "x86_64" else "int8"
+
     def has(self, feature: str) -> bool:
         """Whether a feature (without sign) is switched on."""
         return f"+{feature}" in self.features
