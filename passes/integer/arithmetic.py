@@ -91,7 +91,7 @@ def requantize(
     v = np.clip((x.astype(np.int64) - x_zero) << left, limits.min, limits.max)
     p = (v * multiplier.astype(np.int64)) >> 32
     r = (p + (1 << (right - 1))) >> right
-    return np.clip(r + zero, low, high).astype(np.int32)
+    return np.asarray(np.clip(r + zero, low, high).astype(np.int32))
 
 
 def add_factors(a: float, b: float, a_zero: int, b_zero: int) -> AddFactors:
@@ -131,4 +131,4 @@ def add_rescaled(
     total = a.astype(np.int64) * a_multiplier + b.astype(np.int64) * b_multiplier + offset
     if np.abs(total).max(initial=0) >= 2**31:
         raise OverflowError("AddRescaled leaves int32")
-    return np.clip((total >> right) + zero, low, high).astype(np.int32)
+    return np.asarray(np.clip((total >> right) + zero, low, high).astype(np.int32))

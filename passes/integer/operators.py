@@ -103,7 +103,7 @@ def _broadcast(operands: Operands) -> tuple[int, ...]:
 
 
 def _target(attrs: Attrs) -> np.dtype[Any]:
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(int(attrs["to"])))
+    dtype: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(int(attrs["to"])))
     if dtype not in (np.int8, np.uint8):
         raise ValueError(f"to {dtype}")
     return dtype

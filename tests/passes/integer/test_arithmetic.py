@@ -7,9 +7,10 @@ from math import floor
 
 import numpy as np
 import pytest
-from effc.passes.integer.arithmetic import add_factors, add_rescaled, factors, requantize
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from effc.passes.integer.arithmetic import add_factors, add_rescaled, factors, requantize
 
 REAL = st.floats(2.0**-40, 2.0**12)
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from effc.passes.integer.reference import execute, from_quads, to_quads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
+
+from effc.passes.integer.reference import execute, from_quads, to_quads
 
 Array = np.ndarray[Any, Any]
 
