@@ -205,7 +205,7 @@ def _table(nodes: Sequence[ir.Node], grid: Grid, result: Grid) -> Array:
     every = np.arange(limits.min, limits.max + 1).astype(grid.dtype)
     values: dict[ir.Value | None, Array] = {nodes[0].outputs[0]: grid.dequantized(every)}
     for node in nodes[1:]:
-        inputs = []
+        inputs: list[Array | None] = []
         for operand in node.inputs:
             known = const(operand)
             if known is not None:

@@ -151,7 +151,7 @@ def _move_weights(graph: ir.Graph, node: ir.Node, scaling: ir.Node) -> bool | st
             return "the scale differs along an axis"
         rank = len(shape_of(integers))
         perm = list(attribute(node, "perm", range(rank)[::-1]))
-        attrs_out = {"axis": perm.index(attribute(scaling, "axis", 1) % rank)}
+        attrs_out: dict[str, Any] = {"axis": perm.index(attribute(scaling, "axis", 1) % rank)}
     elif node.op_type == "Pad":
         return "a padded constant"
     else:

@@ -127,7 +127,7 @@ def _by_constant(state: State, a: ir.Value, grid: Grid, weights: Weights) -> boo
     parts = [np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in _parts(by_column.values, bias)]
     writer = state.writer
     left = state.tensors.plain(a, writer)
-    attrs = {"a_zero": grid.zero, "b_zero": 0, "domain": DOMAIN}
+    attrs: dict[str, Any] = {"a_zero": grid.zero, "b_zero": 0, "domain": DOMAIN}
     total = writer.op("MatMulInteger", left, parts[0], bias, **attrs)
     for part in parts[1:]:
         total = writer.op("Add", total, writer.op("MatMulInteger", left, part, **attrs))
@@ -225,7 +225,7 @@ def _parts(values: Array, bias: Array) -> list[Array]:
     reach = np.abs(values).reshape(len(bias), -1).sum(1) * _WIDE + np.abs(bias.astype(np.int64))
     if reach.max(initial=0) >= _LIMIT:
         raise _Refused("the sums may leave int32")
-    parts = []
+    parts: list[Array] = []
     rest = values
     while not parts or rest.any():
         parts.append(np.clip(rest, -128, 127).astype(np.int8))

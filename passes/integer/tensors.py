@@ -136,4 +136,5 @@ def _flip(value: ir.Value, writer: Writer) -> ir.Value:
 
 def _flipped(known: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     other = np.uint8 if known.dtype == np.int8 else np.int8
-    return (known ^ np.array(-128 if known.dtype == np.int8 else 128, known.dtype)).view(other)
+    bit = np.array(-128 if known.dtype == np.int8 else 128, known.dtype)
+    return np.asarray((known ^ bit).view(other))
