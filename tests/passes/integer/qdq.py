@@ -1,0 +1,106 @@
+"""Small quantized models, and their integer form run in NumPy beside ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from effc.frontend import import_model
+from effc.passes.integer.integerize import integerize
+from effc.passes.integer.reference import run
+
+__all__ = ["Model", "steps"]
+
+Array = np.ndarray[Any, Any]
+
+
+class Model:
+    """Builds a QDQ model node by node; tensors are known by name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, Array] = {}
+        self.inputs: dict[str, Array] = {}
+        self.outputs: list[str] = []
+
+    def input(self, name: str, value: Array) -> str:
+        self.inputs[name] = value
+        return name
+
+    def const(self, value: Array) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = value
+        return name
+
+    def op(
+        self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", **attrs: Any
+    ) -> str:
+        names = [f"t{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(op_type, list(inputs), names, domain=domain, **attrs))
+        return names[0]
+
+    def dq(self, x: str, scale: Any, zero: Array, **attrs: Any) -> str:
+        parameters = [self.const(np.asarray(scale, np.float32)), self.const(zero)]
+        return self.op("DequantizeLinear", x, *parameters, **attrs)
+
+    def q(self, x: str, scale: float, zero: Array) -> str:
+        parameters = [self.const(np.array(scale, np.float32)), self.const(zero)]
+        return self.op("QuantizeLinear", x, *parameters)
+
+    def proto(self, *outputs: str) -> onnx.ModelProto:
+        kind = helper.np_dtype_to_tensor_dtype
+        self.outputs = list(outputs)
+        graph = helper.make_graph(
+            self.nodes,
+            "g",
+            [
+                helper.make_tensor_value_info(k, kind(v.dtype), v.shape)
+                for k, v in self.inputs.items()
+            ],
+            [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in outputs],
+            [numpy_helper.from_array(v, k) for k, v in self.constants.items()],
+        )
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+        return onnx.shape_inference.infer_shapes(model)
+
+
+def reference(proto: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
+    """ONNX Runtime without optimizations: float between DequantizeLinear and QuantizeLinear."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    results: list[Array] = session.run(None, feeds)
+    return results
+
+
+def steps(model: Model, *outputs: str, atol: float = 0.0) -> Counter[str]:
+    """Check both signednesses against ONNX Runtime; returns the operators of the integer form.
+
+    8-bit outputs may differ by one step, floats by ``atol``.
+    """
+    proto = model.proto(*outputs)
+    wanted = reference(proto, model.inputs)
+    made: list[list[Array]] = []
+    for dtype in ("uint8", "int8"):
+        graph, _ = integerize(import_model(proto), dtype)
+        found = run(graph, model.inputs)
+        results = [found[v.name or ""] for v in graph.graph.outputs]
+        for got, want in zip(results, wanted, strict=True):
+            assert got.dtype == want.dtype
+            assert got.shape == want.shape
+            limit = 1 if want.dtype.kind in "iu" else atol
+            assert np.abs(got.astype(np.float64) - want).max(initial=0) <= limit
+        made.append(results)
+    for a, b in zip(*made, strict=True):
+        np.testing.assert_array_equal(a, b)  # results do not depend on the signedness
+    return Counter(node.op_type for node in graph.graph)
