@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from effc.frontend import import_model
 from effc.passes.integer.integerize import integerize
 from effc.passes.integer.reference import run
 
-__all__ = ["Model", "steps"]
+__all__ = ["Model", "operators", "steps"]
 
 Array = np.ndarray[Any, Any]
 
@@ -26,7 +27,6 @@ class Model:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Array] = {}
         self.inputs: dict[str, Array] = {}
-        self.outputs: list[str] = []
 
     def input(self, name: str, value: Array) -> str:
         self.inputs[name] = value
@@ -52,22 +52,25 @@ class Model:
         parameters = [self.const(np.array(scale, np.float32)), self.const(zero)]
         return self.op("QuantizeLinear", x, *parameters)
 
-    def proto(self, *outputs: str) -> onnx.ModelProto:
+    def proto(self, *outputs: str, like: Sequence[Array] | None = None) -> onnx.ModelProto:
+        """The model; with the types of its outputs if arrays ``like`` them are given."""
         kind = helper.np_dtype_to_tensor_dtype
-        self.outputs = list(outputs)
+
+        def info(name: str, value: Array) -> onnx.ValueInfoProto:
+            return helper.make_tensor_value_info(name, kind(value.dtype), value.shape)
+
+        made = [helper.make_empty_tensor_value_info(name) for name in outputs]
+        if like is not None:
+            made = [info(name, value) for name, value in zip(outputs, like, strict=True)]
         graph = helper.make_graph(
             self.nodes,
             "g",
-            [
-                helper.make_tensor_value_info(k, kind(v.dtype), v.shape)
-                for k, v in self.inputs.items()
-            ],
-            [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in outputs],
+            [info(name, value) for name, value in self.inputs.items()],
+            made,
             [numpy_helper.from_array(v, k) for k, v in self.constants.items()],
         )
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-        return onnx.shape_inference.infer_shapes(model)
+        return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
 def reference(proto: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
@@ -83,13 +86,20 @@ def reference(proto: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
     return results
 
 
-def steps(model: Model, *outputs: str, atol: float = 0.0) -> Counter[str]:
+def operators(model: Model, *outputs: str) -> Counter[str]:
+    """Operators of the integer form."""
+    wanted = reference(model.proto(*outputs), model.inputs)
+    graph, _ = integerize(import_model(model.proto(*outputs, like=wanted)), "uint8")
+    return Counter(node.op_type for node in graph.graph)
+
+
+def steps(model: Model, *outputs: str, atol: float = 0.0, exact: bool = False) -> Counter[str]:
     """Check both signednesses against ONNX Runtime; returns the operators of the integer form.
 
-    8-bit outputs may differ by one step, floats by ``atol``.
+    Integers may differ by one step unless they must be ``exact``, floats by ``atol``.
     """
-    proto = model.proto(*outputs)
-    wanted = reference(proto, model.inputs)
+    wanted = reference(model.proto(*outputs), model.inputs)
+    proto = model.proto(*outputs, like=wanted)
     made: list[list[Array]] = []
     for dtype in ("uint8", "int8"):
         graph, _ = integerize(import_model(proto), dtype)
@@ -98,7 +108,7 @@ def steps(model: Model, *outputs: str, atol: float = 0.0) -> Counter[str]:
         for got, want in zip(results, wanted, strict=True):
             assert got.dtype == want.dtype
             assert got.shape == want.shape
-            limit = 1 if want.dtype.kind in "iu" else atol
+            limit = 0 if exact else 1 if want.dtype.kind in "iu" else atol
             assert np.abs(got.astype(np.float64) - want).max(initial=0) <= limit
         made.append(results)
     for a, b in zip(*made, strict=True):

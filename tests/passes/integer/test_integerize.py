@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qdq import Model, steps
+from qdq import Model, operators, steps
 
 Array = np.ndarray[Any, Any]
 
@@ -274,8 +274,9 @@ def test_sixteen_bits_stay_float(bits16: Any) -> None:
     wide = model.op("QuantizeLinear", model.op("Add", x, x), *grid, domain="com.microsoft")
     back = model.op("DequantizeLinear", wide, *grid, domain="com.microsoft")
     y = model.q(back, 0.1, np.array(0, np.uint8))
-    made = steps(model, y)
-    assert made["QuantizeLinear"] >= 1
+    made = operators(model, y)
+    assert made["QuantizeLinear"] == 2
+    assert made["DequantizeLinear"] == 2
 
 
 def test_sums_that_may_overflow_stay_float() -> None:
@@ -288,3 +289,84 @@ def test_sums_that_may_overflow_stay_float() -> None:
         model.q(model.op("Add", model.op("MatMul", x, w), bias), 800.0, np.array(0, np.uint8)),
     )
     assert made["MatMulInteger"] == 0
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_qlinear_operators(data: st.DataObject) -> None:
+    draw = data.draw
+    model = Model()
+    dtype = draw(TYPES)
+
+    def grid(scale: float) -> list[str]:
+        return [model.const(np.array(scale, np.float32)), model.const(zero_of(draw, dtype))]
+
+    x = model.input("x", values(dtype, (1, 4, 5, 5)))
+    kind = draw(
+        st.sampled_from(["Conv", "MatMul", "Add", "Mul", "Concat", "Pool", "Sigmoid", "Leaky"])
+    )
+    contrib = {"domain": "com.microsoft"}
+    no_zero = model.const(np.array(0, np.int8))
+    if kind == "Conv":
+        w = model.const(values(np.int8, (6, 4, 3, 3)))
+        scale = model.const(np.linspace(0.01, 0.02, 6, dtype=np.float32))
+        zero = model.const(np.zeros(6, np.int8))
+        bias = model.const(np.arange(6, dtype=np.int32) * 99)
+        y = model.op("QLinearConv", x, *grid(0.02), w, scale, zero, *grid(0.7), bias, pads=[1] * 4)
+    elif kind == "MatMul":
+        b = model.const(values(np.int8, (5, 7)))
+        scale = model.const(np.array(0.02, np.float32))
+        y = model.op("QLinearMatMul", x, *grid(0.02), b, scale, no_zero, *grid(0.3))
+    elif kind in ("Add", "Mul"):
+        other = model.input("z", values(dtype, (1, 4, 5, 5), 1))
+        operands = [x, *grid(0.02), other, *grid(0.03), *grid(0.05)]
+        y = model.op(f"QLinear{kind}", *operands, **contrib)
+    elif kind == "Concat":
+        other = model.input("z", values(dtype, (1, 3, 5, 5), 1))
+        operands = [*grid(0.05), x, *grid(0.02), other, *grid(0.05)]
+        y = model.op("QLinearConcat", *operands, axis=1, **contrib)
+    elif kind == "Pool":
+        last = draw(st.integers(0, 1))
+        operands = [x, *grid(0.02), *grid(0.01)]
+        y = model.op("QLinearGlobalAveragePool", *operands, channels_last=last, **contrib)
+    elif kind == "Sigmoid":
+        y = model.op("QLinearSigmoid", x, *grid(0.02), *grid(1 / 256), **contrib)
+    else:
+        y = model.op("QLinearLeakyRelu", x, *grid(0.02), *grid(0.02), alpha=0.1, **contrib)
+    made = steps(model, y)
+    assert not FLOATS & set(made)
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_integer_products_are_exact(data: st.DataObject) -> None:
+    draw = data.draw
+    model = Model()
+    x_type, w_type = draw(TYPES), draw(TYPES)
+    convolution = draw(st.booleans())
+    known = draw(st.booleans())
+    x = model.input("x", values(x_type, (1, 4, 5, 5)))
+    zero = zero_of(draw, x_type)
+    x_zero = model.const(zero) if known else model.input("zero", zero)
+    w_zero = model.const(zero_of(draw, w_type))
+    if convolution:
+        w = model.const(values(w_type, (6, 4, 2, 2), 1))
+        y = model.op("ConvInteger", x, w, x_zero, w_zero, pads=[0, 1, 1, 0] if known else [0] * 4)
+    else:
+        y = model.op("MatMulInteger", x, model.const(values(w_type, (5, 300), 1)), x_zero, w_zero)
+    made = steps(model, y, exact=True)
+    assert not {"Conv", "MatMul", "Slice"} & set(made)
+
+
+def test_dynamic_quantization() -> None:
+    model = Model()
+    x = model.input("x", np.random.default_rng(0).standard_normal((3, 20)).astype(np.float32))
+    q = model.op("DynamicQuantizeLinear", x, outputs=3)
+    scale, zero = q.replace("_0", "_1"), q.replace("_0", "_2")
+    w = model.const(values(np.int8, (20, 6)))
+    total = model.op("MatMulInteger", q, w, zero, model.const(np.array(0, np.int8)))
+    factor = model.op("Mul", scale, model.const(np.array(0.01, np.float32)))
+    y = model.op("Mul", model.op("Cast", total, to=1), factor)
+    made = steps(model, y, atol=1e-4)
+    assert made["MatMulInteger"] == 1
+    assert made["MatMul"] == 0
