@@ -74,7 +74,8 @@ def usage(package: Package) -> str:
     """How a CMake project takes the package in."""
     name = package.name
     return (
-        f"find_package({name} {package.version} CONFIG REQUIRED)   # with -D CMAKE_PREFIX_PATH=DIR\n"
+        f"find_package({name} {package.version} CONFIG REQUIRED)"
+        "   # cmake -D CMAKE_PREFIX_PATH=DIR\n"
         f"target_link_libraries(app PRIVATE {name}::{name})\n"
         f'#include "{name}.h"   or, in C++, "{name}.hpp"'
     )

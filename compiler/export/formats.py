@@ -12,10 +12,13 @@ from effc.artifact import Artifact, load_artifact
 from effc.errors import UsageError
 from effc.export.package import Package, staged
 
-__all__ = ["FORMATS", "Exported", "export", "export_package"]
+__all__ = ["FORMATS", "Exported", "export"]
 
 FORMATS: Mapping[str, str] = {
+    "aar": "effc.export.aar",
     "cmake": "effc.export.cmake",
+    "maven": "effc.export.maven",
+    "wheel": "effc.export.wheel",
     "zip": "effc.export.zipped",
 }
 """Module by format. Each has ``write_package(package, folder)``, which fills a folder, and
@@ -59,22 +62,18 @@ def export(
         ModelError: The artifact is damaged.
     """
     opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
-    return export_package(Package(opened, version, group), format, Path(output))
-
-
-def export_package(package: Package, format: str, output: Path) -> Exported:
-    """As :func:`export`, for a checked package."""
+    package = Package(opened, Path(output), version, group)
     if format not in FORMATS:
         raise UsageError(
             f"unknown package format '{format}'", where="--as", expected=", ".join(sorted(FORMATS))
         )
     module: Any = import_module(FORMATS[format])
     fill: Callable[[Package, Path], None] = module.write_package
-    with staged(output) as folder:
+    with staged(package.output) as folder:
         fill(package, folder)
         files = tuple(
             file.relative_to(folder).as_posix()
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         )
-    return Exported(output, files, module.usage(package))
+    return Exported(package.output, files, module.usage(package))

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,16 @@ from typing import Any
 from effc.artifact import Artifact
 from effc.errors import UsageError
 
-__all__ = ["Binary", "Package", "copy", "render", "runtime_text", "staged", "write"]
+__all__ = [
+    "Binary",
+    "Package",
+    "copy",
+    "module_text",
+    "render",
+    "runtime_text",
+    "staged",
+    "write",
+]
 
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
 _GROUP = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
@@ -29,11 +38,13 @@ class Binary:
     """A library of an artifact.
 
     Attributes:
+        target: Name of the target it was compiled for.
         abi: ``arm64-v8a``, ``x86_64-linux-gnu`` ...
         path: The file.
         machine: What it was compiled for, as in the manifest.
     """
 
+    target: str
     abi: str
     path: Path
     machine: Mapping[str, Any]
@@ -45,6 +56,7 @@ class Package:
 
     Attributes:
         artifact: What is packed.
+        output: Folder that the package is for; what lies there already stays.
         version: Of the package, three numbers.
         group: Maven group and Java package, ``com.example.models``.
 
@@ -53,9 +65,9 @@ class Package:
     """
 
     artifact: Artifact
+    output: Path
     version: str = "1.0.0"
     group: str = "effc.models"
-    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not _VERSION.fullmatch(self.version):
@@ -86,7 +98,9 @@ class Package:
     def binaries(self) -> tuple[Binary, ...]:
         """The libraries, the artifact's first one first."""
         manifest = self.manifest
-        return (Binary(manifest["abi"], self.artifact.library, manifest["machine"]),)
+        return (
+            Binary(manifest["target"], manifest["abi"], self.artifact.library, manifest["machine"]),
+        )
 
     @cached_property
     def headers(self) -> tuple[Path, ...]:
@@ -131,6 +145,11 @@ def _template(name: str) -> str:
 def runtime_text(name: str) -> str:
     """A file of ``runtimes/``."""
     return resources.files("effc.runtimes").joinpath(name).read_text("utf-8")
+
+
+def module_text(folder: str, name: str) -> str:
+    """Source of a module of effc."""
+    return resources.files("effc." + folder if folder else "effc").joinpath(name).read_text("utf-8")
 
 
 @contextmanager
