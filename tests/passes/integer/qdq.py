@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 from onnx import helper, numpy_helper
 
@@ -90,7 +91,18 @@ def operators(model: Model, *outputs: str) -> Counter[str]:
     """Operators of the integer form."""
     wanted = reference(model.proto(*outputs), model.inputs)
     graph, _ = integerize(import_model(model.proto(*outputs, like=wanted)), "uint8")
-    return Counter(node.op_type for node in graph.graph)
+    return _count(graph)
+
+
+def _count(model: ir.Model) -> Counter[str]:
+    """Operators, and which of them give feature maps in quads."""
+    found: Counter[str] = Counter()
+    for node in model.graph:
+        found[node.op_type] += 1
+        shape = node.outputs[0].shape
+        if shape is not None and len(shape) == 5 and shape[4] == 4:
+            found[f"{node.op_type} in quads"] += 1
+    return found
 
 
 def steps(model: Model, *outputs: str, atol: float = 0.0, exact: bool = False) -> Counter[str]:
@@ -113,4 +125,4 @@ def steps(model: Model, *outputs: str, atol: float = 0.0, exact: bool = False) -
         made.append(results)
     for a, b in zip(*made, strict=True):
         np.testing.assert_array_equal(a, b)  # results do not depend on the signedness
-    return Counter(node.op_type for node in graph.graph)
+    return _count(graph)

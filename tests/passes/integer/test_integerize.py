@@ -207,8 +207,12 @@ def test_concat(filters: int, axis: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "move", ["Transpose", "Reshape", "Slice", "Pad", "Resize", "Flatten", "MaxPool", "Split"]
-)
+    "move",
+    [
+        "Transpose", "Reshape", "Slice", "Pad", "Resize", "Flatten", "MaxPool", "Split",
+        "Slice channels", "Slice odd", "Pad channels",
+    ],
+)  # fmt: skip
 def test_movement_in_integers(move: str) -> None:
     model = Model()
     grid = 0.1, np.array(3, np.uint8)
@@ -217,7 +221,10 @@ def test_movement_in_integers(move: str) -> None:
     ints = {
         "Reshape": [[1, 2, 4, 16]],
         "Slice": [[1], [3], [2]],
+        "Slice channels": [[4], [99], [1]],
+        "Slice odd": [[3], [7], [-3]],
         "Pad": [[0, 0, 1, 2, 0, 0, 0, 1]],
+        "Pad channels": [[0, 4, 1, 2, 0, 8, 0, 1]],
     }
     operands = [model.const(np.array(v, np.int64)) for v in ints.get(move, [])]
     attrs: dict[str, Any] = {}
@@ -230,12 +237,14 @@ def test_movement_in_integers(move: str) -> None:
         attrs = {"axis": 1, "num_outputs": 2, "outputs": 2}
     elif move == "Transpose":
         attrs = {"perm": [0, 2, 3, 1]}
-    y = model.q(model.op(move, y, *operands, **attrs), *grid)
+    kind = move.split()[0]
+    y = model.q(model.op(kind, y, *operands, **attrs), *grid)
     made = steps(model, y)
     assert not FLOATS & set(made)
-    in_quads = move in ("Slice", "Pad", "Resize", "MaxPool", "Split")
-    assert made["MaxPool8" if move == "MaxPool" else move] == 1
-    assert made["FromQuads"] == (1 if in_quads or made["FromQuads"] else 0)
+    in_quads = kind in ("Slice", "Pad", "Resize", "MaxPool", "Split") and move != "Slice odd"
+    name = "MaxPool8" if move == "MaxPool" else kind
+    assert made[name] == 1
+    assert made[f"{name} in quads"] == int(in_quads)
 
 
 def test_what_has_no_integer_form_stays_float() -> None:
