@@ -95,7 +95,8 @@ def _slice(node: ir.Node, rank: int) -> Operands | None:
     if starts is None or ends is None:
         return None
     along = list(range(len(starts))) if axes is None else [int(a) % rank for a in axes]
-    rest: Operands = [*node.inputs[1:], None, None][:4]
+    rest: Operands = [*node.inputs[1:]]
+    rest = [*rest, None, None][:4]
     rest[2] = np.array(along, np.int64)
     if 1 in along:
         channels = _channels(node)
