@@ -192,7 +192,7 @@ class _Tiling:
         while lanes > max(x.size, 1):
             lanes //= 2
         whole = Axis(x.size, x.extent(x.out), 1, before=x.before)
-        return Plane(self.shape.y, whole, lanes, rows, 0)
+        return Plane(self.shape.y, whole, lanes, rows, 0, aligned=False)
 
     @property
     def padded(self) -> bool:
