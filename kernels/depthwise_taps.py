@@ -25,10 +25,10 @@ from effc.devices.target import Target
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import T, bind, splat, vload
 from effc.kernels.dot_product import dot4, has_dot4, multiply_pairs
-from effc.kernels.lanes import concat, pick
+from effc.kernels.lanes import concat, pick, repeated
 from effc.kernels.window import Axis
 
-__all__ = ["Taps", "block_counts", "pack_taps", "repeated", "taps_for"]
+__all__ = ["DotTaps", "Taps", "WideTaps", "block_counts", "pack_taps", "taps_for"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 _TRANSPOSE = [(i % 4) * 4 + i // 4 for i in range(16)]
@@ -43,11 +43,6 @@ def pack_taps(weight: np.ndarray) -> np.ndarray:
     padded[:channels, :, :kw] = weight.reshape(channels, kh, kw)
     split = padded.reshape(quads, 4, kh, groups, 4)
     return np.ascontiguousarray(split.transpose(0, 2, 3, 1, 4)).reshape(-1)
-
-
-def repeated(block: Expr, times: int) -> Expr:
-    """A vector that holds ``block`` several times."""
-    return bind(concat([block] * times, range(vm.lanes_of(block) * times)))
 
 
 @dataclass
