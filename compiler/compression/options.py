@@ -21,7 +21,7 @@ METHODS = ("obs", "magnitude")
 CORRECTIONS = ("refit", "statistics", "bias", "none")
 MODES = ("int8",)
 RANGES = ("minmax", "percentile", "mse", "entropy")
-ROUNDINGS = ("nearest",)
+ROUNDINGS = ("obq", "nearest")
 
 _WITHOUT_DATA = "magnitude"
 

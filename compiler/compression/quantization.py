@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from effc.compiled import PassRecord
 from effc.passes.pruning.batching import SampleRunner
+from effc.passes.quantization.fit_weights import Fitted, fit_weights
 from effc.passes.quantization.grid import Grid, grid_of
 from effc.passes.quantization.histogram import Histogram, observe
 from effc.passes.quantization.insert_activations import InsertActivations
@@ -37,8 +38,9 @@ def quantize_step(work: Work) -> None:
     grids = _grids(work, work.exact, points)
     inserted = InsertActivations(points, grids)
     inserted.run(model)
-    weights = InsertWeights(points.units)
-    weights.run(model)
+    fitted = _fit(work, model, points)
+    scales = {name: layer.scales for name, layer in fitted.items()}
+    InsertWeights(points.units, scales).run(model)
     settings = {
         "quantize": work.recipe.quantize,
         "ranges": work.recipe.ranges,
@@ -52,6 +54,22 @@ def quantize_step(work: Work) -> None:
     refused = tuple(f"{where}: {why}" for where, why in points.refused)
     work.passes.append(PassRecord("quantize", applied, refused, settings))
     work.model = model
+
+
+def _fit(work: Work, model: ir.Model, points: Points) -> dict[str, Fitted]:
+    """Weights on their grids, as far as layers can be fitted."""
+    assert work.exact is not None
+    fitted = fit_weights(
+        model,
+        work.exact,
+        work.samples,
+        {unit.node.name or "" for unit in points.units if unit.weighted},
+        rounding=work.recipe.rounding,
+        tick=partial(work.report, "quantize"),
+    )
+    applied = tuple(f"{name}: error {layer.error:.3g}" for name, layer in fitted.items())
+    work.passes.append(PassRecord("fit_weights", applied, (), {"rounding": work.recipe.rounding}))
+    return fitted
 
 
 def _points(work: Work, model: ir.Model) -> Points:

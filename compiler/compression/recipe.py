@@ -112,7 +112,7 @@ class Recipe:
     goal: Goal | None = None
     quantize: str | None = None
     ranges: str = "mse"
-    rounding: str = "nearest"
+    rounding: str = "obq"
     where: str = "recipe"
 
     def of_layer(self, name: str) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def read_recipe(options: CompressOptions) -> Recipe:
         parse_goal(*(_float(merged.get(key)) for key in _HOW_MUCH)),
         merged.get("quantize"),
         merged.get("ranges", "mse"),
-        merged.get("rounding", "nearest"),
+        merged.get("rounding", "obq"),
         where,
     )
 
