@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from effc.passes.pruning.calibration import MEMORY, hessian_bytes
 from effc.passes.pruning.channel_moments import Moments, Target
-from effc.passes.pruning.layers import find_layers
+from effc.passes.pruning.layers import Layer, find_layers
 from effc.passes.pruning.paired_walk import paired_moments
 from effc.passes.quantization.grid import scales_of
 from effc.passes.quantization.insert_weights import input_scale, smallest_scales
@@ -48,12 +48,22 @@ class Fitted:
     """A layer on its grid.
 
     Attributes:
+        weight: On the grid, in the layer's shape.
+        bias: Of its output channels; None if it cannot have one.
         scales: Of its output channels, float32.
         error: Squared error of its output over its variance, on the samples.
     """
 
+    weight: Array
+    bias: Array | None
     scales: Array
     error: float
+
+    def put(self, layer: Layer) -> None:
+        """Give a layer these weights and this bias."""
+        layer.set_weight(self.weight)
+        if self.bias is not None:
+            layer.set_bias(self.bias)
 
 
 def fit_weights(
@@ -91,9 +101,11 @@ def fit_weights(
     for some, others in pairs:
         if others.columns:
             some.merge(others)
-        found[some.layer.name] = _fit(some, rounding)
+        name = some.layer.name
+        found[name] = _fit(some, rounding)
+        found[name].put(some.layer)
         if tick is not None:
-            tick(len(found), len(layers), some.layer.name)
+            tick(len(found), len(layers), name)
     return found
 
 
@@ -119,11 +131,11 @@ def _fit(moments: Moments, rounding: str) -> Fitted:
             scales[group] = search_scales(rows, np.diag(hessian), smallest=limits)
             integers = surgical(rows, hessian, scales[group], kept=rows != 0)
         new[group] = integers * scales[group][:, None].astype(np.float64)
-    layer.set_weight(new.reshape(layer.shape))
     if bias is not None and layer.bias() is not None:
-        shift = moments.target_mean - np.einsum("gok,gk->go", new, moments.mean)
-        layer.set_bias(bias + shift.reshape(-1))
-    return Fitted(scales.reshape(-1), _error(moments, new))
+        bias = bias + (moments.target_mean - np.einsum("gok,gk->go", new, moments.mean)).reshape(-1)
+    else:
+        bias = None
+    return Fitted(new.reshape(layer.shape), bias, scales.reshape(-1), _error(moments, new))
 
 
 def _error(moments: Moments, weight: Array) -> float:
