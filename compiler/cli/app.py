@@ -349,6 +349,32 @@ def bench(
 
 
 @app.command()
+def export(
+    artifact: ArtifactPath,
+    format: Annotated[
+        str, typer.Option("--as", metavar="FORMAT", help="Kind of package; see docs/EXPORT.md.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write into.")
+    ],
+    package_version: Annotated[
+        str, typer.Option("--package-version", metavar="X.Y.Z", help="Version of the package.")
+    ] = "1.0.0",
+    group: Annotated[
+        str, typer.Option("--group", metavar="GROUP", help="Maven group and Java package.")
+    ] = "effc.models",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Pack an artifact for the build system of an app."""
+    from effc.cli.export import export_command
+
+    console = Console(as_json, quiet, verbose)
+    export_command(console, artifact, format, output, version=package_version, group=group)
+
+
+@app.command()
 def inspect(
     path: Annotated[
         Path, typer.Argument(metavar="MODEL.onnx|ARTIFACT", help="A model or an artifact.")
