@@ -34,6 +34,7 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.pool_quads import QuadPool
     from effc.kernels.quads import FromQuadsTemplate, ToQuadsTemplate
     from effc.kernels.reduce import ReduceTemplate
+    from effc.kernels.resize_quads import QuadResize
     from effc.kernels.softmax import SoftmaxTemplate
     from effc.kernels.sparse_conv import SparseConv
     from effc.kernels.sparse_matmul import SparseMatMul
@@ -57,6 +58,7 @@ def templates() -> tuple[Template, ...]:
         PlainConvInteger(),
         PlainMatMulInteger(),
         QuadPool(),
+        QuadResize(),
         LookupTemplate(),
         ToQuadsTemplate(),
         FromQuadsTemplate(),
