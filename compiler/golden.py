@@ -84,7 +84,7 @@ def verify_against_golden(artifact: Artifact, execute: Execute, device: str) -> 
     arrays = read_npz(file)
     tensors = [Tensor.of(entry) for entry in artifact.manifest["inputs"]]
     inputs = {t.name: arrays[f"in|{t.name}"] for t in tensors if f"in|{t.name}" in arrays}
-    results = execute(inputs or generate(tensors))
+    results = dict(execute(inputs or generate(tensors)))
     length = accumulated_length(artifact.manifest["layers"])
     errors = []
     for entry in artifact.manifest["outputs"]:

@@ -244,8 +244,8 @@ def _page_flags(target: Target) -> tuple[str, ...]:
 
 def _runtime_objects(program: Program, target: Target) -> list[Path]:
     """The runtime's objects that a program needs, compiled once per target."""
-    code = ("pool.c", "model.c", "features.c")
-    files = (*code, "pool.h", "program.h", "system.h", "effc.h", "features.h")
+    code = ("pool.c", "model.c", "processor.c")
+    files = (*code, "pool.h", "program.h", "system.h", "effc.h", "processor.h")
     sources = [_core_file(f) for f in files]
 
     def build(folder: Path) -> None:
@@ -256,7 +256,7 @@ def _runtime_objects(program: Program, target: Target) -> list[Path]:
 
     key = ("runtime", target.clang_target, *_C_FLAGS, *sources)
     folder = zig.cached(key, build)
-    detection = [folder / "features.o"] if program.variants else []
+    detection = [folder / "processor.o"] if program.variants else []
     return [folder / "model.o", folder / "pool.o", *detection]
 
 

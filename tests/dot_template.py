@@ -12,7 +12,7 @@ import numpy as np
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels.builder import T, local, loop, splat, stage_func, vload, vstore
+from effc.kernels.builder import local, loop, splat, stage_func, vload, vstore
 from effc.kernels.region import Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 
@@ -51,7 +51,9 @@ class DotTemplate(Template):
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         a, w = region.ops[0].inputs
-        assert a is not None and w is not None and w.const is not None
+        assert a is not None
+        assert w is not None
+        assert w.const is not None
         depth, count = w.shape
         lanes = target.lanes
         fast = self._fast(target)

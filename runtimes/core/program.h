@@ -26,7 +26,7 @@ typedef struct effc_step {
 /* The steps with functions for one kind of processor. */
 typedef struct effc_variant {
     const effc_step *steps;
-    uint32_t needs; /* features.h */
+    uint32_t needs; /* processor.h */
 } effc_variant;
 
 typedef struct effc_program {

@@ -1,7 +1,7 @@
-/* features.h - what the processor has beyond what the target promises. Not installed.
+/* processor.h - what the processor has beyond what the target promises. Not installed.
  * SPDX-License-Identifier: Apache-2.0 */
-#ifndef EFFC_FEATURES_H
-#define EFFC_FEATURES_H
+#ifndef EFFC_PROCESSOR_H
+#define EFFC_PROCESSOR_H
 
 #include <stdint.h>
 

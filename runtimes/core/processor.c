@@ -1,15 +1,17 @@
-/* features.c - asks the processor, or the kernel on Arm, for optional instructions.
+/* processor.c - asks the processor, or the kernel on Arm, for optional instructions.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "features.h"
+#include "processor.h"
 
 #include <stddef.h>
+
+#if (defined(__aarch64__) && defined(__linux__)) || defined(__x86_64__)
 
 typedef struct bit {
     uint32_t feature;
     uint32_t position;
 } bit;
 
-static inline uint32_t features_of(uint64_t word, const bit *bits, size_t count)
+static uint32_t features_of(uint64_t word, const bit *bits, size_t count)
 {
     uint32_t found = 0;
     for (size_t i = 0; i < count; i++)
@@ -19,6 +21,8 @@ static inline uint32_t features_of(uint64_t word, const bit *bits, size_t count)
 }
 
 #define FEATURES_OF(word, bits) features_of(word, bits, sizeof(bits) / sizeof(bits)[0])
+
+#endif
 
 #if defined(__aarch64__) && defined(__linux__)
 
