@@ -38,6 +38,7 @@ from effc.cli.flags import (
     TargetName,
     Threads,
     TuningDb,
+    Variant,
     Verbose,
     Widen,
     WorkFolder,
@@ -284,6 +285,7 @@ def run(
     ],
     device: Device = None,
     threads: Threads = None,
+    variant: Variant = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -291,7 +293,7 @@ def run(
     """Run an artifact on inputs from a file."""
     from effc.cli.execute import run_command
 
-    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads)
+    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads, variant)
 
 
 @app.command()
@@ -308,6 +310,7 @@ def verify(
     input: Input = None,
     device: Device = None,
     threads: Threads = None,
+    variant: Variant = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -315,7 +318,9 @@ def verify(
     """Compare an artifact with ONNX Runtime on the same inputs."""
     from effc.cli.execute import verify_command
 
-    verify_command(Console(as_json, quiet, verbose), artifact, model, input, device, threads)
+    verify_command(
+        Console(as_json, quiet, verbose), artifact, model, input, device, threads, variant
+    )
 
 
 @app.command()
@@ -329,6 +334,7 @@ def bench(
         int, typer.Option("--warmup", metavar="N", min=0, help="Inferences before measuring.")
     ] = 10,
     threads: Threads = None,
+    variant: Variant = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also the time per layer.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -344,6 +350,7 @@ def bench(
         runs=runs,
         warmup=warmup,
         threads=threads,
+        variant=variant,
         profile=profile,
     )
 
