@@ -19,7 +19,7 @@ from effc.kernels.builder import Param, bind, vstore
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import interleave, store_partial
-from effc.kernels.quad_epilogue import QuadEpilogue
+from effc.kernels.quad_rows import QuadRows
 from effc.kernels.region import Region
 
 __all__ = ["PlainResults", "QuadResults", "Results"]
@@ -105,13 +105,13 @@ class QuadResults(Results):
     """
 
     group = 4
-    epilogue: QuadEpilogue
+    epilogue: QuadRows
 
     def __init__(self, region: Region, shape: ConvShape) -> None:
         assert region.anchor is not None
         quads = shape.groups * shape.cout // 4
         self._view = (shape.batch, quads, shape.positions)
-        self.epilogue = QuadEpilogue(region, region.anchor.outputs[0], (*self._view, 4))
+        self.epilogue = QuadRows(region, region.anchor.outputs[0], (*self._view, 4))
         self._bytes = np.dtype(self.epilogue.out_dtype).itemsize == 1
         size = shape.batch * quads * shape.positions
         self.out = ("int32", size) if self._bytes else (self.epilogue.out_dtype, 4 * size)
