@@ -85,7 +85,7 @@ class DirectConv(Template):
         return direct_candidates(shape, source_layout(shape), arithmetic_of(region.anchor), target)
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
-        problem = ConvProblem.of(region)
+        problem = ConvProblem.of(region, target)
         shape, epilogue = problem.shape, problem.results.epilogue
         source = source_layout(shape)
         knobs = ProductConfig.of(config)

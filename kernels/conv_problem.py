@@ -46,7 +46,7 @@ class ConvProblem:
     results: Results
 
     @staticmethod
-    def of(region: Region) -> ConvProblem:
+    def of(region: Region, target: Target) -> ConvProblem:
         """The problem of a region that ``problem_refusal`` lets pass."""
         op = region.anchor
         assert op is not None
@@ -61,9 +61,9 @@ class ConvProblem:
             return ConvProblem(shape, FLOAT32, data.name, weight.const, bias, results)
         quads = quads_of_weights(weight.const, shape.groups)
         arithmetic = arithmetic_of(op)
-        return ConvProblem(
-            shape, arithmetic, data.name, quads, _folded_bias(op, shape), QuadResults(region, shape)
-        )
+        integers = QuadResults(region, shape, target)
+        bias = _folded_bias(op, shape)
+        return ConvProblem(shape, arithmetic, data.name, quads, bias, integers)
 
 
 def arithmetic_of(op: Op) -> Arithmetic:
@@ -83,7 +83,7 @@ def problem_refusal(region: Region, target: Target) -> str | None:
     shape = ConvShape.of(region.anchor)
     if region.anchor.domain != DOMAIN:
         return PlainResults(region, shape).epilogue.refusal
-    return QuadResults(region, shape).epilogue.refusal
+    return QuadResults(region, shape, target).epilogue.refusal
 
 
 def conv_epilogue(region: Region, shape: ConvShape) -> Epilogue:

@@ -19,8 +19,16 @@ import numpy as np
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels.builder import Param, T, bind, loop, splat, stage_func, unravel, vload
-from effc.kernels.depthwise_taps import DotTaps, Taps, WideTaps, block_counts, pack_taps, repeated, taps_for
+from effc.kernels.builder import Param, T, bind, loop, stage_func, unravel, vload
+from effc.kernels.depthwise_taps import (
+    DotTaps,
+    Taps,
+    WideTaps,
+    block_counts,
+    pack_taps,
+    repeated,
+    taps_for,
+)
 from effc.kernels.plane import Plane
 from effc.kernels.quad_epilogue import QuadEpilogue, QuadOutput
 from effc.kernels.region import Op, Region

@@ -168,9 +168,7 @@ def _behind(result: Value, region: Region) -> tuple[Op, ...]:
     return ops
 
 
-def _spanning(
-    buffer: Any, offset: Expr, strides: tuple[int, ...], inner: int, lanes: int
-) -> Expr:
+def _spanning(buffer: Any, offset: Expr, strides: tuple[int, ...], inner: int, lanes: int) -> Expr:
     """``lanes`` elements along the last two groups, the last of extent ``inner``."""
     outer_step, step = strides
     times = lanes // inner

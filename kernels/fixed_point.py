@@ -47,9 +47,7 @@ class Scaling:
     @classmethod
     def of(cls, attrs: Mapping[str, Any]) -> Scaling:
         """Read the attributes of an operator; all are required."""
-        return cls(
-            *(int(attrs[k]) for k in ("x_zero", "left", "right", "zero", "low", "high"))
-        )
+        return cls(*(int(attrs[k]) for k in ("x_zero", "left", "right", "zero", "low", "high")))
 
 
 def blocked(vectors: int, lanes: int) -> list[int]:
@@ -63,13 +61,17 @@ def blocked(vectors: int, lanes: int) -> list[int]:
 
 
 def requantize(
-    values: Sequence[Expr], multiplier: Expr, scaling: Scaling, dtype: str, target: Target
+    values: Sequence[Expr],
+    multipliers: Sequence[Expr],
+    scaling: Scaling,
+    dtype: str,
+    target: Target,
 ) -> Expr:
-    """``Requantize`` of four vectors with equal multipliers.
+    """``Requantize`` of four vectors.
 
     Args:
         values: Four int32 vectors of ``lanes`` (a multiple of 4), bound.
-        multiplier: int32, ``lanes``, bound.
+        multipliers: int32, ``lanes``, bound; one per vector.
         scaling: The attributes.
         dtype: ``int8`` or ``uint8``.
         target: Whose instructions to use.
@@ -77,14 +79,15 @@ def requantize(
     Returns:
         ``4 * lanes`` bytes in blocks, see above.
     """
+    pairs = list(zip(values, multipliers, strict=True))
     if _narrows_while_shifting(values[0], scaling, target):
         shift = tirx.const(scaling.right + 1, "int32")
         words = [
             bind(_intrinsic("aarch64.neon.sqrshrn.v4i16", "int16x4", product, shift))
-            for product in (_doubled_product(v, multiplier, scaling, target) for v in values)
+            for product in (_doubled_product(v, m, scaling, target) for v, m in pairs)
         ]
         return _finish_words(words, scaling, dtype)
-    scaled = [scale(v, multiplier, scaling, target) for v in values]
+    scaled = [scale(v, m, scaling, target) for v, m in pairs]
     return narrow(scaled, scaling, dtype, target)
 
 
@@ -111,8 +114,7 @@ def narrow(values: Sequence[Expr], scaling: Scaling, dtype: str, target: Target)
     if target.arch == "x86_64" and feature != "" and (feature is None or target.has(feature)):
         words, unsigned, signed = (f"x86.{name}" for name in _PACKS[lanes])
         pairs = [
-            bind(_intrinsic(words, f"int16x{2 * lanes}", values[i], values[i + 1]))
-            for i in (0, 2)
+            bind(_intrinsic(words, f"int16x{2 * lanes}", values[i], values[i + 1])) for i in (0, 2)
         ]
         name = unsigned if dtype == "uint8" else signed
         packed = T.reinterpret(
@@ -179,9 +181,7 @@ def _high_product(value: Expr, multiplier: Expr, target: Target) -> Expr:
         [tirx.shift_right(tirx.shift_left(x, shift), shift) for x in pairs],
         [tirx.shift_right(x, shift) for x in pairs],
     )
-    products = [
-        bind(T.reinterpret(f"int32x{lanes}", bind(a * b))) for a, b in (even, odd)
-    ]
+    products = [bind(T.reinterpret(f"int32x{lanes}", bind(a * b))) for a, b in (even, odd)]
     order = [lane + 1 if lane % 2 == 0 else lanes + lane for lane in range(lanes)]
     return bind(concat(products, order))
 

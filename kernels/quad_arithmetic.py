@@ -19,13 +19,12 @@ from effc.devices.target import Target
 from effc.kernels import vectormath as vm
 from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.builder import T, bind, splat
+from effc.kernels.dot_product import dot4, has_dot4, multiply_pairs
 from effc.kernels.lanes import pick
 
 __all__ = ["Quads", "quads_of_weights"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
-
-_PAIRS = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
 
 
 @dataclass(frozen=True)
@@ -57,35 +56,17 @@ class Quads(Arithmetic):
         data, weights = (
             (splat(scalar, lanes), vector) if swapped else (vector, splat(scalar, lanes))
         )
-        if _has_dot(target, lanes, self.signed):
-            return _dot(acc, data, weights, lanes, target)
-        if target.arch == "x86_64" and lanes in _PAIRS:
+        if has_dot4(target, "int8" if self.signed else "uint8", lanes):
+            return dot4(acc, _bytes(data, lanes), _bytes(weights, lanes), target)
+        if target.arch == "x86_64" and lanes in (4, 8, 16):
             return acc + _by_pairs(data, weights, lanes, self.signed)
         if target.arch == "aarch64" and lanes == 4 and self.signed:
             return acc + _by_bytes(data, weights)
         return acc + _plain(data, weights, self.signed)
 
 
-def _has_dot(target: Target, lanes: int, signed: bool) -> bool:
-    if target.arch == "x86_64" and not signed:
-        if lanes == 16:
-            return target.has("avx512vnni")
-        narrow = target.has("avx512vnni") and target.has("avx512vl")
-        return lanes in (4, 8) and (narrow or target.has("avxvnni"))
-    return target.arch == "aarch64" and signed and lanes == 4 and target.has("dotprod")
-
-
 def _bytes(x: Expr, lanes: int) -> Expr:
     return T.reinterpret(f"int8x{4 * lanes}", x)
-
-
-def _dot(acc: Expr, data: Expr, weights: Expr, lanes: int, target: Target) -> Expr:
-    name = "aarch64.neon.sdot.v4i32.v16i8"
-    if target.arch == "x86_64":
-        name = f"x86.avx512.vpdpbusd.{32 * lanes}"
-    return T.call_llvm_pure_intrin(
-        f"int32x{lanes}", f"llvm.{name}", acc, _bytes(data, lanes), _bytes(weights, lanes)
-    )
 
 
 def _by_pairs(data: Expr, weights: Expr, lanes: int, signed: bool) -> Expr:
@@ -102,7 +83,7 @@ def _by_pairs(data: Expr, weights: Expr, lanes: int, signed: bool) -> Expr:
         return bind(tirx.bitwise_and(words, vm.const(255, words))), bind(high)
 
     sums = [
-        T.call_llvm_pure_intrin(f"int32x{lanes}", f"llvm.x86.{_PAIRS[lanes]}", x, w)
+        multiply_pairs(x, w)
         for x, w in zip(halves(data, signed), halves(weights, True), strict=True)
     ]
     return sums[0] + sums[1]

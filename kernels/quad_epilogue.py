@@ -98,7 +98,7 @@ class QuadEpilogue:
         blocks = int(values[0].ty.dtype.lanes) // 4
         multiplier = four if blocks == 1 else repeated(four, blocks)
         dtype = op.outputs[0].dtype
-        return requantize(values, multiplier, Scaling.of(op.attrs), dtype, self.target)
+        return requantize(values, [multiplier] * 4, Scaling.of(op.attrs), dtype, self.target)
 
     @property
     def requantizes(self) -> bool:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
 from typing import Any, ClassVar
 
-import numpy as np
-from tvm import tirx
-
-from effc.kernels import vectormath as vm
+from effc.devices.target import Target
 from effc.kernels.builder import Param, bind, vstore
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import interleave, store_partial
+from effc.kernels.lanes import store_partial
 from effc.kernels.quad_rows import QuadRows
 from effc.kernels.region import Region
 
@@ -107,18 +105,17 @@ class QuadResults(Results):
     group = 4
     epilogue: QuadRows
 
-    def __init__(self, region: Region, shape: ConvShape) -> None:
+    def __init__(self, region: Region, shape: ConvShape, target: Target) -> None:
         assert region.anchor is not None
-        quads = shape.groups * shape.cout // 4
-        self._view = (shape.batch, quads, shape.positions)
-        self.epilogue = QuadRows(region, region.anchor.outputs[0], (*self._view, 4))
-        self._bytes = np.dtype(self.epilogue.out_dtype).itemsize == 1
-        size = shape.batch * quads * shape.positions
-        self.out = ("int32", size) if self._bytes else (self.epilogue.out_dtype, 4 * size)
+        self._view = (shape.batch, shape.groups * shape.cout // 4, shape.positions)
+        self.epilogue = QuadRows(region, region.anchor.outputs[0], (*self._view, 4), target)
+        self._width = 1 if self.epilogue.merged else 4  # elements of a quad
+        dtype = "int32" if self.epilogue.merged else self.epilogue.out_dtype
+        self.out = (dtype, prod(self._view) * self._width)
 
     def offset(self, batch: Expr, channel: Expr, position: Expr) -> Expr:
-        element = (batch * self._view[1] + channel // 4) * self._view[2] + position
-        return element if self._bytes else element * 4
+        quad = batch * self._view[1] + channel // 4
+        return (quad * self._view[2] + position) * self._width
 
     def store(
         self,
@@ -131,18 +128,5 @@ class QuadResults(Results):
         *extra, y = buffers
         batch, channel, position = at
         coords = (batch, bind(channel // 4), position)
-        rows = self.epilogue.apply_quads(sums, coords, extra, lanes=lanes, valid=valid)
-        if self._bytes:
-            store_partial(y, self.offset(*at), woven(rows), valid, lanes)
-        else:
-            store_partial(y, self.offset(*at), interleave(rows, lanes), 4 * valid, 4 * lanes)
-
-
-def woven(rows: Sequence[Expr]) -> Expr:
-    """Bytes ``[r0, r1, r2, r3]`` of every lane of four vectors, as one int32 each."""
-    words = []
-    for i, row in enumerate(rows):
-        word = vm.cast(vm.cast(row, "uint8"), "int32")
-        words.append(bind(tirx.shift_left(word, vm.const(8 * i, word)) if i else word))
-    low, high = (bind(tirx.bitwise_or(words[i], words[i + 1])) for i in (0, 2))
-    return bind(tirx.bitwise_or(low, high))
+        result = self.epilogue.finish(sums, coords, extra, lanes, valid)
+        store_partial(y, self.offset(*at), result, valid * self._width, lanes * self._width)

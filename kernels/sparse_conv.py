@@ -68,7 +68,7 @@ class SparseConv(Template):
         return sparse_candidates(shape, source, anchor.zeros, arithmetic_of(anchor), target)
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
-        problem = ConvProblem.of(region)
+        problem = ConvProblem.of(region, target)
         shape, results = problem.shape, problem.results
         source = source_layout(shape)
         knobs = SparseConfig.of(config)

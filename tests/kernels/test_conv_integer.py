@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from integer_cases import Node, check, region_of
 from single_op import host
-from sparse_cases import block_mask
 
 from effc.devices.target import Target
 from effc.kernels.conv import DirectConv
@@ -125,9 +122,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def run(
-    template: Template, target: Target, most: int | None = None, **more: Any
-) -> list[Config]:
+def run(template: Template, target: Target, most: int | None = None, **more: Any) -> list[Config]:
     """Check the first ``most`` configurations."""
     nodes, inputs, constants = case(**more)
     region, _ = region_of(nodes, inputs, constants, anchored=True)
