@@ -29,10 +29,13 @@ class Arithmetic(ABC):
     Attributes:
         dtype: Element type of both operands, of padded copies and of packed panels.
         sums: Type of accumulators and bias, and of sums that wait in scratch.
+        channels: Channels of an element: how many are stored together, and how many
+            input channels one step adds up.
     """
 
     dtype: ClassVar[str]
     sums: ClassVar[str]
+    channels: ClassVar[int] = 1
 
     @property
     def nbytes(self) -> int:
@@ -42,6 +45,10 @@ class Arithmetic(ABC):
     def lanes(self, target: Target) -> int:
         """Elements of one vector register (1 if there is no vector unit)."""
         return max(target.vector_bits // (8 * self.nbytes), 1)
+
+    def narrowest(self, target: Target) -> int:
+        """Fewest lanes that ``multiply_add`` takes; a tile's shorter vectors have idle lanes."""
+        return 1
 
     @property
     def shared(self) -> int:

@@ -83,7 +83,8 @@ def store_transposed(
     channels: int,
     room: Expr,
     lanes: int,
-    store: Callable[[Expr, Expr, Expr, int], None],
+    store: Callable[[list[Expr], Expr, Expr, int, int], None],
+    group: int = 1,
 ) -> None:
     """Hand ``scratch[base + position*pitch + channel]`` to ``store`` as vectors along positions.
 
@@ -94,39 +95,44 @@ def store_transposed(
         positions, channels: Size of the matrix.
         room: First of the free elements.
         lanes: Vector width.
-        store: Called as ``store(vector, channel, position, lanes)``.
+        store: Called as ``store(vectors, first channel, position, lanes, valid lanes)``, with
+            one vector for each of ``group`` channels.
+        group: Channels that are stored together; ``channels`` is a multiple of it.
     """
 
-    def block(channel: Expr, position: Expr, width: int) -> None:
+    def block(channel: Expr, position: Expr, width: int, valid: int) -> None:
         at = bind(base + position * pitch + channel)
         if width == 1:
-            store(vload(scratch, at, 1), channel, position, 1)
+            store([vload(scratch, at, 1)], channel, position, 1, 1)
             return
-        rows = [bind(vload(scratch, at + i * pitch, width)) for i in range(width)]
+        rows = [bind(vload(scratch, at + i * pitch, width)) for i in range(valid)]
+        columns = transpose(rows + rows[-1:] * (width - valid))
         if width <= 4:
-            for i, column in enumerate(transpose(rows)):
-                store(column, channel + i, position, width)
+            for i in range(0, width, group):
+                store(columns[i : i + group], channel + i, position, width, valid)
             return
         # One copy of what ``store`` does, not one per channel.
-        for i, column in enumerate(transpose(rows)):
+        for i, column in enumerate(columns):
             vstore(scratch, room + i * width, column, width)
-        with loop(width) as i:
-            store(vload(scratch, room + i * width, width), channel + i, position, width)
+        with loop(width // group) as i:
+            vectors = [vload(scratch, room + (i * group + j) * width, width) for j in range(group)]
+            store(vectors, channel + i * group, position, width, width)
 
-    def band(position: Expr, width: int) -> None:
+    def band(position: Expr, valid: int) -> None:
+        width = max(valid, group)
         done = channels // width * width
         if done:
             with loop(done // width) as c:
-                block(c * width, position, width)
+                block(c * width, position, width, valid)
         for part in split_widths(channels - done, width):
             with loop(width // part) as p:
-                block(done, position + p * part, part)
+                block(done, position + p * part, part, part)
             done += part
 
     if positions // lanes:
         with loop(positions // lanes) as p:
             band(p * lanes, lanes)
     at = positions // lanes * lanes
-    for width in split_widths(positions - at, lanes):
+    for width in split_widths(positions - at, lanes, group):
         band(at, width)
         at += width
