@@ -6,17 +6,17 @@ Arm, into the structure loads ``ld2`` and ``ld4``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import bind, loop, vload, vstore
-from effc.kernels.lanes import uses_lanes
+from effc.kernels.lanes import concat, uses_lanes
 from effc.kernels.register_tile import split_widths
 
-__all__ = ["load_strided", "store_transposed", "transpose"]
+__all__ = ["load_strided", "store_transposed", "transpose", "zip_blocks", "zip_quads"]
 
 Expr = Any
 
@@ -136,3 +136,35 @@ def store_transposed(
     for width in split_widths(positions - at, lanes, group):
         band(at, width)
         at += width
+
+
+def zip_blocks(a: Expr, b: Expr, size: int) -> list[Expr]:
+    """Units of ``size`` bytes of two byte vectors in turn, within blocks of 16 bytes.
+
+    Returns:
+        What becomes of the lower and of the upper halves of the blocks (``punpckl``,
+        ``punpckh``; ``zip1``, ``zip2``).
+    """
+    total = int(a.ty.dtype.lanes)
+    return [
+        bind(
+            concat(
+                [a, b],
+                [
+                    side * total + block + half + unit * size + i
+                    for block in range(0, total, 16)
+                    for unit in range(8 // size)
+                    for side in (0, 1)
+                    for i in range(size)
+                ],
+            )
+        )
+        for half in (0, 8)
+    ]
+
+
+def zip_quads(rows: Sequence[Expr]) -> list[Expr]:
+    """Quads of four byte vectors: vector ``q`` of the result has those of bytes
+    ``16b + 4q .. 16b + 4q + 3`` of the rows in block ``b``."""
+    pairs = [zip_blocks(rows[0], rows[1], 1), zip_blocks(rows[2], rows[3], 1)]
+    return [quads for i in (0, 1) for quads in zip_blocks(pairs[0][i], pairs[1][i], 2)]
