@@ -158,6 +158,7 @@ class _Builder:
         stages: list[Stage] = []
         weights = dict(epilogue.weights)
         workspaces: dict[str, int] = {}
+        refs: tuple[str, ...]
         arithmetic = Quads(a_zero, a.dtype == "int8")
         if b.const is not None:
             values = b.const.reshape(-1, problem.k, problem.n).astype(np.int64)

@@ -57,6 +57,8 @@ class Quads(Arithmetic):
             (splat(scalar, lanes), vector) if swapped else (vector, splat(scalar, lanes))
         )
         if has_dot4(target, "int8" if self.signed else "uint8", lanes):
+            if target.arch == "aarch64":  # both are signed; the second one may be a single lane
+                data, weights = vector, splat(scalar, lanes)
             return dot4(acc, _bytes(data, lanes), _bytes(weights, lanes), target)
         if target.arch == "x86_64" and lanes in (4, 8, 16):
             return acc + _by_pairs(data, weights, lanes, self.signed)
