@@ -57,6 +57,8 @@ def compile(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    max_drop: float | None = None,
+    widen: str | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     progress: ProgressCallback | None = None,
@@ -78,8 +80,8 @@ def compile(
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
-            regroup, quantize, ranges, rounding, recipe, work: As for :func:`compress`. A missed
-            ``latency_ms`` is an error.
+            regroup, quantize, ranges, rounding, max_drop, widen, recipe, work: As for
+            :func:`compress`. A missed ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
     Returns:
@@ -112,6 +114,8 @@ def compile(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        max_drop=max_drop,
+        widen=widen,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=options.shapes,
@@ -142,6 +146,8 @@ def compress(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    max_drop: float | None = None,
+    widen: str | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -170,7 +176,10 @@ def compress(
         quantize: ``int8``: weights and activations, from calibration data.
         ranges: How ranges of activations are chosen: ``mse`` (default), ``minmax``,
             ``percentile`` or ``entropy``.
-        rounding: How weights are rounded: ``nearest``.
+        rounding: How weights are rounded: ``obq`` (by what outputs lose, default) or ``nearest``.
+        max_drop: Most that quantization may lose, in per cent: operators are widened until no more
+            is lost. Measured without labels, see docs/COMPRESSION.md.
+        widen: What these have then: ``float`` (default) or ``int16`` values.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results; by default in the user's cache.
         shapes: Shapes of inputs with dynamic dimensions; a free batch stays free by itself.
@@ -198,6 +207,8 @@ def compress(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        max_drop=max_drop,
+        widen=widen,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=dict(shapes or {}),
@@ -329,16 +340,20 @@ def _verify(
     Raises:
         QualityError: An output misses its limit.
     """
-    from effc.execute import open_library
     from effc.golden import write_golden
     from effc.verify import open_reference, reference_limits, verify
+    from effc.verify_variants import verify_library
 
     options = compiled.options
     reference = open_reference(model, options.shapes, options.constants)
     limits = reference_limits(compiled.reference)
     library = folder / manifest["library"]
-    with open_library(library, manifest, None, None) as executor:
-        result = verify(manifest, executor.run, reference, executor.device, limits=limits)
+    result = verify_library(
+        library,
+        manifest,
+        *(None, None, None),
+        lambda opened, run: verify(manifest, run, reference, opened.device, limits=limits),
+    )
     if not result.ok:
         raise quality_error(result)
     write_golden(folder, manifest, reference, limits)
@@ -347,7 +362,15 @@ def _verify(
 
 def quality_error(result: Verification) -> QualityError:
     """What to raise for outputs beyond their limit; lists all of them."""
-    bad = [output for output in result.outputs if not output.ok]
+    differing = [v.name for v in result.variants if not v.same_integers]
+    if differing:
+        return QualityError(
+            "versions of the code compute other integers than the first",
+            where=f"variant {', '.join(differing)}",
+            hint="nothing was written; please report this",
+        )
+    every = [*result.outputs, *(output for v in result.variants for output in v.outputs)]
+    bad = [output for output in every if not output.ok]
     return QualityError(
         "the compiled model does not match the reference",
         where=", ".join(output.name for output in bad),
@@ -364,7 +387,9 @@ def quality_error(result: Verification) -> QualityError:
     )
 
 
-def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runner:
+def load(
+    artifact: str | Path | Artifact, *, threads: int | None = None, variant: str | None = None
+) -> Runner:
     """Load an artifact into this process.
 
     An artifact is native code: load only what you trust.
@@ -372,6 +397,7 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runn
     Args:
         artifact: Path of a folder or ``.effc`` file, or what ``compile`` returned.
         threads: Threads of one inference; the artifact's own number if ``None``.
+        variant: Version of the code; the best that this processor runs if ``None``.
 
     Raises:
         ModelError: The artifact is damaged.
@@ -380,4 +406,4 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runn
     from effc.execute import open_local
 
     opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
-    return open_local(opened, threads)
+    return open_local(opened, threads, variant)

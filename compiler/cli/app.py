@@ -21,6 +21,7 @@ from effc.cli.flags import (
     Input,
     Json,
     LatencyMs,
+    MaxDrop,
     Method,
     Model,
     Prune,
@@ -37,7 +38,9 @@ from effc.cli.flags import (
     TargetName,
     Threads,
     TuningDb,
+    Variant,
     Verbose,
+    Widen,
     WorkFolder,
 )
 
@@ -114,6 +117,8 @@ def compile_(
     quantize: Quantize = None,
     ranges: Ranges = None,
     rounding: Rounding = None,
+    max_drop: MaxDrop = None,
+    widen: Widen = None,
     recipe: RecipeFile = None,
     work: WorkFolder = None,
     as_json: Json = False,
@@ -138,6 +143,8 @@ def compile_(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        max_drop=max_drop,
+        widen=widen,
         recipe=recipe,
         work=work,
         shapes=shape or [],
@@ -178,6 +185,8 @@ def compress(
     quantize: Quantize = None,
     ranges: Ranges = None,
     rounding: Rounding = None,
+    max_drop: MaxDrop = None,
+    widen: Widen = None,
     recipe: RecipeFile = None,
     work: WorkFolder = None,
     shape: Shapes = None,
@@ -219,6 +228,8 @@ def compress(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        max_drop=max_drop,
+        widen=widen,
         recipe=recipe,
         work=work,
         shapes=shape or [],
@@ -274,6 +285,7 @@ def run(
     ],
     device: Device = None,
     threads: Threads = None,
+    variant: Variant = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -281,7 +293,7 @@ def run(
     """Run an artifact on inputs from a file."""
     from effc.cli.execute import run_command
 
-    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads)
+    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads, variant)
 
 
 @app.command()
@@ -298,6 +310,7 @@ def verify(
     input: Input = None,
     device: Device = None,
     threads: Threads = None,
+    variant: Variant = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -305,7 +318,9 @@ def verify(
     """Compare an artifact with ONNX Runtime on the same inputs."""
     from effc.cli.execute import verify_command
 
-    verify_command(Console(as_json, quiet, verbose), artifact, model, input, device, threads)
+    verify_command(
+        Console(as_json, quiet, verbose), artifact, model, input, device, threads, variant
+    )
 
 
 @app.command()
@@ -319,6 +334,7 @@ def bench(
         int, typer.Option("--warmup", metavar="N", min=0, help="Inferences before measuring.")
     ] = 10,
     threads: Threads = None,
+    variant: Variant = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also the time per layer.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -334,6 +350,7 @@ def bench(
         runs=runs,
         warmup=warmup,
         threads=threads,
+        variant=variant,
         profile=profile,
     )
 
