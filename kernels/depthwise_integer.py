@@ -1,8 +1,8 @@
-"""Depthwise ``ConvInteger`` on quads: one filter per channel, any kernel, stride, dilation, padding.
+"""Depthwise ``ConvInteger`` on quads: any kernel, stride, dilation and padding.
 
 A parallel unit is a band of rows of one quad of channels. Its input rows are copied into
-scratch with their padding (``effc.kernels.plane``; 32-bit elements, four channels each): a load and a
-store per vector, which is little beside the products, and every tile is an inner one.
+scratch with their padding (``effc.kernels.plane``; an element is 32 bits, four channels): a load
+and a store per vector, which is little beside the products, and every tile is an inner one.
 ``rows`` output rows are then computed at once, so that the taps of an input row are
 brought together once for all output rows that use them (``effc.kernels.depthwise_taps``).
 
@@ -26,12 +26,12 @@ from effc.kernels.depthwise_taps import (
     WideTaps,
     block_counts,
     pack_taps,
-    repeated,
     taps_for,
 )
+from effc.kernels.lanes import repeated
 from effc.kernels.plane import Plane
 from effc.kernels.quad_epilogue import QuadEpilogue, QuadOutput
-from effc.kernels.region import Op, Region
+from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 from effc.kernels.window import Axis, window_axes
 
@@ -51,7 +51,7 @@ class DepthwiseInteger(Template):
     def refuse(self, region: Region, target: Target) -> str | None:
         """See :meth:`Template.refuse`."""
         op = region.anchor
-        if op is None or op.op_type != "ConvInteger" or op.domain != "effc":
+        if op is None or op.op_type != "ConvInteger" or op.domain != DOMAIN:
             return "the anchor is not an integer convolution"
         data, weight = op.inputs[0], op.inputs[1]
         assert data is not None
@@ -200,7 +200,7 @@ class _Tiling:
         while lanes > max(x.size, 1):
             lanes //= 2
         whole = Axis(x.size, x.extent(x.out), 1, before=x.before)
-        return Plane(self.shape.y, whole, lanes, rows, 0)
+        return Plane(self.shape.y, whole, lanes, rows, 0, aligned=False)
 
     @property
     def padded(self) -> bool:

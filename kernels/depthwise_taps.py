@@ -25,10 +25,10 @@ from effc.devices.target import Target
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import T, bind, splat, vload
 from effc.kernels.dot_product import dot4, has_dot4, multiply_pairs
-from effc.kernels.lanes import concat, pick
+from effc.kernels.lanes import concat, pick, repeated
 from effc.kernels.window import Axis
 
-__all__ = ["Taps", "block_counts", "pack_taps", "repeated", "taps_for"]
+__all__ = ["DotTaps", "Taps", "WideTaps", "block_counts", "pack_taps", "taps_for"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 _TRANSPOSE = [(i % 4) * 4 + i // 4 for i in range(16)]
@@ -45,9 +45,46 @@ def pack_taps(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(split.transpose(0, 2, 3, 1, 4)).reshape(-1)
 
 
-def repeated(block: Expr, times: int) -> Expr:
-    """A vector that holds ``block`` several times."""
-    return bind(concat([block] * times, range(vm.lanes_of(block) * times)))
+@dataclass
+class Row:
+    """An input row from one element on, in blocks of four elements that are loaded once.
+
+    Attributes:
+        source: Flat buffer of 32-bit elements.
+        first: Offset of element 0.
+        dtype: Type of their bytes.
+    """
+
+    source: Any
+    first: Expr
+    dtype: str
+    _blocks: dict[int, Expr] = field(default_factory=dict)
+    _words: dict[int, list[Expr]] = field(default_factory=dict)
+
+    def block(self, index: int) -> Expr:
+        """The 16 bytes of elements ``4 * index`` and on."""
+        if index not in self._blocks:
+            quads = bind(vload(self.source, self.first + 4 * index, 4))
+            self._blocks[index] = bind(T.reinterpret(f"{self.dtype}x16", quads))
+        return self._blocks[index]
+
+    def taps(self, start: int) -> Expr:
+        """``[channel][4 taps]`` of four elements; one table look-up (``tbl``) on Arm."""
+        block, offset = divmod(start, 4)
+        if not offset:
+            return bind(pick(self.block(block), _TRANSPOSE, 16))
+        pair = [self.block(block), self.block(block + 1)]
+        return bind(concat(pair, [4 * offset + i for i in _TRANSPOSE]))
+
+    def pixel(self, index: int) -> tuple[Expr, int]:
+        """A vector of eight int16, and which half of it is element ``index``."""
+        block, position = divmod(index, 4)
+        if block not in self._words:
+            octets = self.block(block)
+            self._words[block] = [
+                bind(vm.cast(pick(octets, range(i, i + 8), 16), "int16")) for i in (0, 8)
+            ]
+        return self._words[block][position // 2], position % 2
 
 
 @dataclass(frozen=True)
@@ -98,9 +135,12 @@ class Taps(ABC):
             for row in range(self.rows)
         ]
 
-    def _windows(self, source: Any, at: Expr, blocks: int, group: int) -> list[Expr]:
+    def _windows(self, row: Row, blocks: int, group: int) -> list[Expr]:
         """Bytes ``[position][channel][4 taps]`` for each of the four sums."""
         lanes, stride, step = 4 * blocks, self.x.stride, self.x.dilation
+        source, at = row.source, row.first
+        if step == 1 and blocks == 1:
+            return [row.taps(4 * group + q * stride) for q in range(4)]
         if step == 1:
             first = at + 4 * group
             chunks = [
@@ -128,7 +168,8 @@ class DotTaps(Taps):
         return [[repeated(w, blocks) for w in row] for row in self._load(buffer, at)]
 
     def read(self, source: Any, at: Expr, blocks: int) -> list[Any]:
-        found = [self._windows(source, at, blocks, group) for group in range(self.groups)]
+        row = Row(source, at, self.dtype)
+        found = [self._windows(row, blocks, group) for group in range(self.groups)]
         return [[windows[q] for windows in found] for q in range(4)]
 
     def add(self, acc: Expr, data: Any, weights: Any) -> Expr:
@@ -160,7 +201,8 @@ class PairTaps(Taps):
             ]
             return bind(T.reinterpret(f"int16x{size // 2}", concat([window, zeros], order)))
 
-        found = [self._windows(source, at, blocks, group) for group in range(self.groups)]
+        row = Row(source, at, self.dtype)
+        found = [self._windows(row, blocks, group) for group in range(self.groups)]
         return [[(words(w[q], 0), words(w[q], 2)) for w in found] for q in range(4)]
 
     def add(self, acc: Expr, data: Any, weights: Any) -> Expr:
@@ -190,10 +232,9 @@ class WideTaps(Taps):
         ]
 
     def read(self, source: Any, at: Expr, blocks: int) -> list[Any]:
-        pixels = _Pixels(self, source, at)
-        x = self.x
+        row, x = Row(source, at, self.dtype), self.x
         return [
-            [pixels.at(q * x.stride + tap * x.dilation) for tap in range(x.kernel)]
+            [row.pixel(q * x.stride + tap * x.dilation) for tap in range(x.kernel)]
             for q in range(4)
         ]
 
@@ -203,27 +244,6 @@ class WideTaps(Taps):
             x, y = (vm.cast(pick(v, lanes, 8), "int32") for v in (pair, w))
             acc = bind(acc + x * y)
         return acc
-
-
-@dataclass
-class _Pixels:
-    """Positions of a row as halves of vectors of eight int16, each loaded once."""
-
-    taps: Taps
-    source: Any
-    first: Expr
-    _pairs: dict[int, list[Expr]] = field(default_factory=dict)
-
-    def at(self, index: int) -> tuple[Expr, int]:
-        """The vector that holds position ``first + index``, and which half of it."""
-        block, position = divmod(index, 4)
-        if block not in self._pairs:
-            quads = bind(vload(self.source, self.first + 4 * block, 4))
-            octets = bind(T.reinterpret(f"{self.taps.dtype}x16", quads))
-            self._pairs[block] = [
-                bind(vm.cast(pick(octets, range(i, i + 8), 16), "int16")) for i in (0, 8)
-            ]
-        return self._pairs[block][position // 2], position % 2
 
 
 def taps_for(x: Axis, rows: int, dtype: str, target: Target) -> Taps:

@@ -46,8 +46,9 @@ class Scaling:
 
     @classmethod
     def of(cls, attrs: Mapping[str, Any]) -> Scaling:
-        """Read the attributes of an operator; all are required."""
-        return cls(*(int(attrs[k]) for k in ("x_zero", "left", "right", "zero", "low", "high")))
+        """Read the attributes of an operator; ``x_zero`` and ``left`` may be missing."""
+        given = {"x_zero": 0, "left": 0, **attrs}
+        return cls(*(int(given[k]) for k in ("x_zero", "left", "right", "zero", "low", "high")))
 
 
 def blocked(vectors: int, lanes: int) -> list[int]:

@@ -15,6 +15,7 @@ from effc.kernels import intrinsics
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import bind
 from effc.kernels.elementwise_emit import Operands
+from effc.kernels.vectorbase import bits_as
 
 __all__ = ["BYTES", "add_rescaled", "flip_sign", "mul_integer", "requantize"]
 
@@ -75,4 +76,4 @@ def mul_integer(o: Operands) -> Expr:
 
 def flip_sign(o: Operands) -> Expr:
     flipped = tirx.bitwise_xor(o.x, vm.const(-128 if o.dtypes[0] == "int8" else 128, o.x))
-    return vm.bits_as(flipped, o.out_dtype)
+    return bits_as(flipped, o.out_dtype)

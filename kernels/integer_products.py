@@ -8,7 +8,7 @@ counts as the zero point. ``MatMulInteger`` has vectors along its columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -35,6 +35,7 @@ from effc.kernels.lanes import concat, pick
 from effc.kernels.quads import operand
 from effc.kernels.region import DOMAIN, Op, Region, Value
 from effc.kernels.strips import each_vector
+from effc.kernels.taps import each_tap
 from effc.kernels.template import Config, Kernel, Stage, Template
 from effc.kernels.window import Axis, window_axes
 
@@ -197,7 +198,7 @@ class _Sum:
                 x = bind(vload(self.source, (row * prod(shape[2:-1]) + place) * 4, 4))
                 self._add(total, x, bind((weight + depth) * width))
 
-        self._taps(position, tap, [], [])
+        each_tap(problem.axes, position, tap)
         sums = vload(total, 0, width)
         while width > 4:
             width //= 2
@@ -216,28 +217,6 @@ class _Sum:
             wide = wide - vm.const(self.zero, wide)
         w = vm.cast(vload(self.filters, weight, width), "int32")
         vstore(total, 0, vload(total, 0, width) + bind(wide) * bind(w), width)
-
-    def _taps(
-        self,
-        position: Sequence[Expr],
-        body: Callable[[list[Expr], list[Expr]], None],
-        indices: list[Expr],
-        kernel: list[Expr],
-    ) -> None:
-        """Nested loops over the taps that fall on the input."""
-        number = len(indices)
-        if number == len(position):
-            body(indices, kernel)
-            return
-        axis = self.problem.axes[number]
-        start = bind(position[number] * axis.stride - axis.before)
-        step = axis.dilation
-        first = bind(tirx.Max(T.int32(0), tirx.truncdiv(-start + (step - 1), step)))
-        stop = tirx.truncdiv(T.int32(axis.size - 1 + step) - start, step)
-        stop = bind(tirx.Min(T.int32(axis.kernel), stop))
-        with loop(first, stop) as k:
-            index = bind(start + k * step)
-            self._taps(position, body, [*indices, index], [*kernel, k])
 
 
 class PlainMatMulInteger(Template):

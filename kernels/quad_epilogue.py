@@ -1,9 +1,9 @@
 """The epilogue of an integer anchor on quads: sums to bytes, then element-wise on bytes.
 
 Results come as four int32 vectors in blocks (``effc.kernels.fixed_point``): lanes
-``4b .. 4b+3`` of vector ``q`` are the channels of position ``4b + q``. A ``Requantize`` with factors per channel
-is applied to them as they are, and what follows sees bytes in order. Any other
-epilogue is applied to the four channels of one position at a time.
+``4b .. 4b+3`` of vector ``q`` are the channels of position ``4b + q``. A ``Requantize`` with
+factors per channel is applied to them as they are, and what follows sees bytes in order. Any
+other epilogue is applied to the four channels of one position at a time.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import Param, bind, splat, vload, vstore
-from effc.kernels.depthwise_taps import repeated
 from effc.kernels.elementwise_ops import immediate
 from effc.kernels.epilogue import Epilogue, group_strides
 from effc.kernels.fixed_point import Scaling, requantize
-from effc.kernels.lanes import pick, store_partial
-from effc.kernels.region import Op, Region, Value
+from effc.kernels.lanes import pick, repeated, store_partial
+from effc.kernels.region import DOMAIN, Op, Region, Value
 
 __all__ = ["QuadEpilogue", "QuadOutput"]
 
@@ -84,7 +84,7 @@ class QuadEpilogue:
             return QuadOutput(self, y, operands, n, quad, None)
         scalar = immediate(self._multiplier)
         if scalar is not None:
-            four = splat(_int32(scalar), 4)
+            four = splat(tirx.const(int(scalar), "int32"), 4)
         else:
             at = n * self._strides[0] + quad * self._strides[1]
             buffer = operands[-1]
@@ -149,7 +149,7 @@ def _leading_requantize(region: Region, view: tuple[int, ...]) -> Op | None:
     if not region.epilogue or region.outputs[0] is result:
         return None
     first, *others = region.epilogue
-    if first.op_type != "Requantize" or first.domain != "effc" or first.inputs[0] is not result:
+    if first.op_type != "Requantize" or first.domain != DOMAIN or first.inputs[0] is not result:
         return None
     if any(value is result for op in others for value in op.inputs):
         return None
@@ -158,9 +158,3 @@ def _leading_requantize(region: Region, view: tuple[int, ...]) -> Op | None:
         return None
     strides = group_strides(multiplier.shape, result.shape, view)
     return None if strides is None or strides[2] else first
-
-
-def _int32(value: float | int | bool) -> Expr:
-    from tvm import tirx
-
-    return tirx.const(int(value), "int32")
