@@ -31,11 +31,14 @@ class Arithmetic(ABC):
         sums: Type of accumulators and bias, and of sums that wait in scratch.
         channels: Channels of an element: how many are stored together, and how many
             input channels one step adds up.
+        pinned: Whether operands have to be kept from being loaded ahead of the loop over
+            tiles, see ``register_tile.pin``.
     """
 
     dtype: ClassVar[str]
     sums: ClassVar[str]
     channels: ClassVar[int] = 1
+    pinned: ClassVar[bool] = False
 
     @property
     def nbytes(self) -> int:

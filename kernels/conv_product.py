@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -19,6 +19,7 @@ from effc.kernels.register_tile import (
     Operand,
     Tile,
     contract,
+    pin,
     split_widths,
 )
 from effc.kernels.shuffles import store_transposed
@@ -131,9 +132,9 @@ class Product:
         params.append(("scratch", dtype, self.scratch_elements))
 
         def body(*args: Any) -> None:
-            *buffers, begin, end = args
+            *buffers, begin, self.end = args
             self._bind_buffers(buffers)
-            with loop(begin, end) as unit:
+            with loop(begin, self.end) as unit:
                 self._unit(unit)
 
         return stage_func(params, body)
@@ -227,6 +228,11 @@ class Product:
         start = self.base + skipped + self.source.taps[0] + first + panel * columns
         return Operand(self.x, bind(start), self.source.channel)
 
+    def _pinned(self, operand: Operand, index: Expr) -> Operand:
+        if not self.arithmetic.pinned:
+            return operand
+        return replace(operand, base=bind(operand.base + pin(index, self.end)))
+
     def _weights(self, tile: Expr, channels: int, number: Expr) -> Operand:
         """The weights of one channel tile in one pass."""
         start = (self.group * self.shape.cout + tile * self.knobs.channels) * self.shape.reduction
@@ -246,9 +252,11 @@ class Product:
         tile: Expr,
         channels: int,
         number: Expr,
+        panel: Expr,
         positions: Operand,
     ) -> None:
-        weights = self._weights(tile, channels, number)
+        weights = self._pinned(self._weights(tile, channels, number), panel)
+        positions = self._pinned(positions, tile)
         pair = (weights, positions) if self.knobs.along == "space" else (positions, weights)
         # Remainder tiles run rarely: less code for them.
         full = channels == self.knobs.channels and acc.tile.columns * acc.tile.rows == (
@@ -267,7 +275,7 @@ class Product:
                 value = self._bias(channel + i)
                 for v, lanes in enumerate(acc.lanes):
                     acc.set(i, v, splat(value, lanes))
-            self._multiply(acc, tile, channels, 0, self._positions(0, first, panel, columns))
+            self._multiply(acc, tile, channels, 0, panel, self._positions(0, first, panel, columns))
             position = bind(first + panel * columns)
             group = self.results.group
             for i in range(0, channels, group):
@@ -329,7 +337,7 @@ class Product:
             for i, v, place in self._places(acc, at):
                 acc.set(i, v, vload(self.scratch, place, acc.lanes[v]))
             positions = self._positions(number, first, panel, columns)
-            self._multiply(acc, tile, channels, number, positions)
+            self._multiply(acc, tile, channels, number, panel, positions)
             for i, v, place in self._places(acc, at):
                 vstore(self.scratch, place, acc.get(i, v), acc.lanes[v])
 

@@ -20,7 +20,7 @@ from effc.kernels import vectormath as vm
 from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.builder import T, bind, splat
 from effc.kernels.dot_product import dot4, has_dot4, multiply_pairs
-from effc.kernels.lanes import pick
+from effc.kernels.lanes import pick, uses_lanes
 
 __all__ = ["Quads", "quads_of_weights"]
 
@@ -39,6 +39,7 @@ class Quads(Arithmetic):
     dtype: ClassVar[str] = "int32"
     sums: ClassVar[str] = "int32"
     channels: ClassVar[int] = 4
+    pinned: ClassVar[bool] = True
     zero_point: int
     signed: bool
 
@@ -57,9 +58,10 @@ class Quads(Arithmetic):
             (splat(scalar, lanes), vector) if swapped else (vector, splat(scalar, lanes))
         )
         if has_dot4(target, "int8" if self.signed else "uint8", lanes):
-            if target.arch == "aarch64":  # both are signed; the second one may be a single lane
-                data, weights = vector, splat(scalar, lanes)
-            return dot4(acc, _bytes(data, lanes), _bytes(weights, lanes), target)
+            factors = _bytes(data, lanes), _bytes(weights, lanes)
+            if swapped and uses_lanes(target):
+                factors = factors[::-1]  # the second factor may be a lane of a register
+            return dot4(acc, *factors, target)
         if target.arch == "x86_64" and lanes in (4, 8, 16):
             return acc + _by_pairs(data, weights, lanes, self.signed)
         if target.arch == "aarch64" and lanes == 4 and self.signed:

@@ -33,6 +33,7 @@ __all__ = [
     "Tile",
     "contract",
     "pieces",
+    "pin",
     "split_widths",
     "weights_ahead",
 ]
@@ -246,6 +247,17 @@ def _widened(buffer: Any, offset: Expr, valid: int, lanes: int) -> Expr:
     if valid == 1:
         return splat(buffer[offset], lanes)
     return load_partial(buffer, bind(offset), valid, lanes, tirx.const(0, str(buffer.dtype)))
+
+
+def pin(index: Expr, end: Expr) -> Expr:
+    """Zero that depends on a loop's ``index`` as far as LLVM knows; ``end`` is never negative.
+
+    Added to the offset of an operand that a short reduction reads in every iteration of a loop
+    over tiles. Otherwise LLVM moves its broadcasts in front of that loop, where they do not
+    fit the registers, and no longer finds them next to the dot products (for floating point
+    multiply-adds it moves them back).
+    """
+    return bind(tirx.bitwise_and(index, tirx.shift_right(end, tirx.const(31, "int32"))))
 
 
 def split_widths(columns: int, lanes: int, narrowest: int = 1) -> tuple[int, ...]:
