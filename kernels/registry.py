@@ -29,6 +29,7 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.layout import LAYOUT_TEMPLATES
     from effc.kernels.lookup import LookupTemplate
     from effc.kernels.matmul import MatMulTemplate
+    from effc.kernels.matmul_integer import MatMulInteger
     from effc.kernels.normalize import NORMALIZE_TEMPLATES
     from effc.kernels.pool import PoolTemplate
     from effc.kernels.pool_global import GlobalPoolTemplate
@@ -50,6 +51,7 @@ def templates() -> tuple[Template, ...]:
         DepthwiseInteger(),
         ConvTranspose(),
         MatMulTemplate(),
+        MatMulInteger(),
         SparseMatMul(),
         PoolTemplate(),
         GlobalPoolTemplate(),
