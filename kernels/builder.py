@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
@@ -98,11 +99,11 @@ def vstore(buffer: Any, offset: Expr, value: Expr, lanes: int) -> None:
 
 
 def prefetch(buffer: Any, offset: Expr, elements: int, *, write: bool) -> None:
-    """Ask for the cache lines of ``elements`` 4-byte elements; may point past the buffer.
+    """Ask for the cache lines of ``elements`` of a buffer; may point past it.
 
     One line per 64 bytes from ``offset`` on: an unaligned end is left to the next request.
     """
-    for start in range(0, elements, _LINE // 4):
+    for start in range(0, elements, _LINE // np.dtype(str(buffer.dtype)).itemsize):
         address = T.address_of(buffer[offset + start])
         flags = [tirx.const(v, "int32") for v in (int(write), 3, 1)]
         T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *flags))

@@ -21,6 +21,7 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
+from effc.kernels.arithmetic import FLOAT32, Arithmetic
 from effc.kernels.conv_cost import direct_candidates
 from effc.kernels.conv_pack import copy_stage, pack_weights, panel_slack
 from effc.kernels.conv_product import Product, ProductConfig
@@ -56,6 +57,7 @@ class CopiedSource:
         shape, source: The convolution, and the layout that its kernel reads.
         data: Name of the input.
         panel: Columns and lanes of the panels that are packed from the source.
+        arithmetic: Type of the elements, and what padding consists of.
         target: Whose vectors copy.
 
     Attributes:
@@ -65,7 +67,13 @@ class CopiedSource:
     """
 
     def __init__(
-        self, shape: ConvShape, source: Source, data: str, panel: tuple[int, int], target: Target
+        self,
+        shape: ConvShape,
+        source: Source,
+        data: str,
+        panel: tuple[int, int],
+        arithmetic: Arithmetic,
+        target: Target,
     ) -> None:
         channels = shape.batch * shape.groups * shape.cin
         self.ref, self.elements = data, channels * source.channel
@@ -74,9 +82,9 @@ class CopiedSource:
         if source.copied:
             self.ref = "t:source"
             self.elements += panel_slack(shape, source, *panel)[0]
-            copy = copy_stage(shape, source, target.lanes, self.elements)
+            copy = copy_stage(shape, source, arithmetic, target, self.elements)
             self.stages = (Stage(copy, (data, self.ref), channels),)
-            self.workspaces = {"source": self.elements * 4}
+            self.workspaces = {"source": self.elements * arithmetic.nbytes}
 
 
 class DirectConv(Template):
@@ -93,7 +101,7 @@ class DirectConv(Template):
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         assert region.anchor is not None
         shape = ConvShape.of(region.anchor)
-        return direct_candidates(shape, source_layout(shape), target)
+        return direct_candidates(shape, source_layout(shape), FLOAT32, target)
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         anchor = region.anchor
@@ -113,8 +121,11 @@ class DirectConv(Template):
             weights["taps"] = np.array(source.taps, np.int32)
         if bias is not None:
             weights["bias"] = bias
-        copied = CopiedSource(shape, source, data.name, (knobs.columns, knobs.lanes), target)
-        product = Product(shape, source, knobs, target, epilogue, bias is not None, copied.elements)
+        panel = (knobs.columns, knobs.lanes)
+        copied = CopiedSource(shape, source, data.name, panel, FLOAT32, target)
+        product = Product(
+            shape, source, knobs, target, FLOAT32, epilogue, bias is not None, copied.elements
+        )
         args = [copied.ref, *(f"w:{name}" for name in weights), *epilogue.args]
         args += [region.outputs[0].name, "scratch"]
         stage = Stage(product.function(), tuple(args), product.units, product.scratch_bytes)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 
 from effc.devices.target import Target
+from effc.kernels.arithmetic import FLOAT32, Arithmetic
 from effc.kernels.conv_pack import pack_runs
 from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source
@@ -27,18 +28,23 @@ _LATENCY = 4  # cycles from one fused multiply-add to the next on the same regis
 _UNITS = 8  # parallel units worth having
 
 
-def tile_fits(tile: Tile, target: Target) -> bool:
+def tile_fits(tile: Tile, target: Target, arithmetic: Arithmetic = FLOAT32) -> bool:
     """Whether accumulators and operands of a register tile fit the vector registers."""
     sums = tile.rows * len(tile.widths)
-    scalars = -(-tile.rows // 4) if uses_lanes(target) else 1
+    scalars = -(-tile.rows // arithmetic.shared) if uses_lanes(target) else 1
     # Registers that LLVM needs beside, or it spills: unrolled steps overlap on Arm; SSE has no
     # fused multiply-add and holds a product.
-    spare = 2 if target.lanes <= 4 else 0
+    spare = 2 if target.vector_bits <= 128 else 0
     return sums + len(tile.widths) + scalars + spare <= target.vector_registers
 
 
 def tile_cycles(
-    tile: Tile, depth: float, unroll: int, target: Target, paired: bool = True
+    tile: Tile,
+    depth: float,
+    unroll: int,
+    target: Target,
+    arithmetic: Arithmetic = FLOAT32,
+    paired: bool = True,
 ) -> float:
     """Predicted cycles of one register tile over ``depth`` reduction steps.
 
@@ -47,18 +53,19 @@ def tile_cycles(
         depth: Reduction steps.
         unroll: Steps per loop iteration.
         target: Whose instructions to count.
+        arithmetic: Type of the elements.
         paired: Whether successive steps read adjacent memory, so that Arm can load pairs.
     """
     count = len(tile.widths)
     if uses_lanes(target):
-        vectors, scalars = tile.rows * count, -(-tile.rows // 4)
+        vectors, scalars = tile.rows * count, -(-tile.rows // arithmetic.shared)
         loads = (count + scalars) / 2 if paired else count + 1 + scalars / 2
-        if tile.rows % 4:
+        if tile.rows % arithmetic.shared:
             loads += 0.5
         step = vectors + loads + 4 / min(unroll, depth)
         return depth * max(step, _LATENCY) + 3.5 * vectors + 12
-    half = target.lanes // 2
-    rate = 1.0 if target.lanes >= 16 else 0.5  # cycles of a full-width multiply-add
+    half = arithmetic.lanes(target) // 2
+    rate = 1.0 if target.vector_bits >= 512 else 0.5  # cycles of a full-width multiply-add
     weights = [rate if width > half else rate / 2 for width in tile.widths]
     fma = tile.rows * sum(max(w, 0.5) for w in weights)
     loads = sum(max(w, 0.5) for w in weights) + 0.5 * tile.rows
@@ -75,24 +82,27 @@ class _Machine:
 
 
 def direct_candidates(
-    shape: ConvShape, source: Source, target: Target
+    shape: ConvShape, source: Source, arithmetic: Arithmetic, target: Target
 ) -> list[tuple[Config, float]]:
     """Configurations with predicted cycles, best first."""
     found: dict[ProductConfig, float] = {}
-    for knobs in _configurations(shape, source, target):
+    for knobs in _configurations(shape, source, arithmetic, target):
         if knobs not in found:
-            found[knobs] = _cost(shape, source, knobs, target)
+            found[knobs] = _cost(shape, source, knobs, arithmetic, target)
     ranked = sorted(found.items(), key=lambda item: (item[1], str(item[0])))
     return [(asdict(knobs), cost) for knobs, cost in ranked[:LIMIT]]
 
 
-def _configurations(shape: ConvShape, source: Source, target: Target) -> Iterator[ProductConfig]:
-    wide = [target.lanes] + ([8] if target.lanes >= 16 else [])
+def _configurations(
+    shape: ConvShape, source: Source, arithmetic: Arithmetic, target: Target
+) -> Iterator[ProductConfig]:
+    full = arithmetic.lanes(target)
+    wide = [full] + ([full // 2] if target.vector_bits >= 512 else [])
     packs = [True, False] if Product.may_read_in_place(source) else [True]
     for lanes in wide:
-        for along, channels, columns in _tiles(shape, lanes, target):
+        for along, channels, columns in _tiles(shape, lanes, arithmetic, target):
             for pack in packs:
-                for block in _blocks(shape, source, columns, target):
+                for block in _blocks(shape, source, columns, arithmetic, target):
                     for panels in (1, 2, 4):
                         splits = _splits(shape, channels, columns, panels)
                         yield ProductConfig(
@@ -118,11 +128,13 @@ def _unroll(depth: int, target: Target) -> int:
     return 16 if depth >= 128 else 8
 
 
-def _tiles(shape: ConvShape, lanes: int, target: Target) -> Iterator[tuple[str, int, int]]:
+def _tiles(
+    shape: ConvShape, lanes: int, arithmetic: Arithmetic, target: Target
+) -> Iterator[tuple[str, int, int]]:
     """(along, channels, columns) that fit the registers."""
     for vectors in range(1, 9):
         for rows in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28):
-            if not tile_fits(Tile(rows, (lanes,) * vectors), target):
+            if not tile_fits(Tile(rows, (lanes,) * vectors), target, arithmetic):
                 continue
             if uses_lanes(target) and rows > 4 and rows % 4:
                 continue
@@ -139,11 +151,13 @@ def _largest(shape: ConvShape, lanes: int) -> int:
     return -(-shape.positions // lanes) * shape.cout
 
 
-def _blocks(shape: ConvShape, source: Source, columns: int, target: Target) -> list[int]:
+def _blocks(
+    shape: ConvShape, source: Source, columns: int, arithmetic: Arithmetic, target: Target
+) -> list[int]:
     """Input channels per pass: all, or the most that keep a panel in half of a cache."""
     found = [shape.cin]
     for room in (target.l1_bytes // 2, target.l2_bytes // 2):
-        most = room // (4 * len(source.taps) * columns)
+        most = room // (arithmetic.nbytes * len(source.taps) * columns)
         fitting = [d for d in range(1, shape.cin + 1) if shape.cin % d == 0 and d <= most]
         if fitting and fitting[-1] not in found and fitting[-1] * len(source.taps) >= 32:
             found.append(fitting[-1])
@@ -157,7 +171,13 @@ def _splits(shape: ConvShape, channels: int, columns: int, panels: int) -> int:
     return max(1, min(tiles, ceil(_UNITS / blocks), ceil(shape.cout / 128)))
 
 
-def _cost(shape: ConvShape, source: Source, knobs: ProductConfig, target: Target) -> float:
+def _cost(
+    shape: ConvShape,
+    source: Source,
+    knobs: ProductConfig,
+    arithmetic: Arithmetic,
+    target: Target,
+) -> float:
     taps = len(source.taps)
     depth, passes = knobs.block * taps, shape.cin // knobs.block
     images = shape.batch * shape.groups
@@ -167,7 +187,8 @@ def _cost(shape: ConvShape, source: Source, knobs: ProductConfig, target: Target
             rows, run = (channels, columns) if knobs.along == "space" else (columns, channels)
             tile = Tile(rows, split_widths(run, knobs.lanes))
             vectors = rows * len(tile.widths)
-            once = tile_cycles(tile, depth, knobs.unroll, target, knobs.pack) * passes
+            cycles = tile_cycles(tile, depth, knobs.unroll, target, arithmetic, knobs.pack)
+            once = cycles * passes
             if passes > 1 or knobs.along == "channel":
                 once += 2.0 * vectors * passes + vectors
             if knobs.along == "channel":
@@ -182,9 +203,9 @@ def _cost(shape: ConvShape, source: Source, knobs: ProductConfig, target: Target
             * pack_cycles(shape, source, knobs.columns, knobs.lanes)
             * knobs.splits
         )
-    work += _traffic(shape, knobs, depth, blocks, target)
+    work += _traffic(shape, knobs, depth, blocks, arithmetic, target)
     if source.copied:
-        work += 3.0 * shape.cin * source.channel / target.lanes
+        work += 3.0 * shape.cin * source.channel / arithmetic.lanes(target)
     return images * work
 
 
@@ -195,11 +216,17 @@ def pack_cycles(shape: ConvShape, source: Source, columns: int, lanes: int) -> f
 
 
 def _traffic(
-    shape: ConvShape, knobs: ProductConfig, depth: int, blocks: int, target: Target
+    shape: ConvShape,
+    knobs: ProductConfig,
+    depth: int,
+    blocks: int,
+    arithmetic: Arithmetic,
+    target: Target,
 ) -> float:
     """Cycles that caches beyond the first add, per image and group."""
     machine = _Machine()
-    panel = 4.0 * depth * knobs.columns
+    size = float(arithmetic.nbytes)
+    panel = size * depth * knobs.columns
     tiles = ceil(shape.cout / knobs.channels)
     passes = shape.reduction // depth
     cycles = 0.0
@@ -209,10 +236,10 @@ def _traffic(
         cycles += read / machine.far
     elif block > target.l1_bytes // 2:
         cycles += 0.3 * read / machine.l2
-    elif not knobs.pack and shape.positions * 4 >= 2048 and tiles > 1:
+    elif not knobs.pack and shape.positions * size >= 2048 and tiles > 1:
         # Rows a page apart: few cache sets and many address translations.
         cycles += 0.3 * read / machine.far
-    weights = 4.0 * shape.cout * shape.reduction
+    weights = size * shape.cout * shape.reduction
     pace = machine.l2 if weights < target.l2_bytes // 2 else machine.far
     return cycles + 0.5 * weights * blocks / pace
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from effc.devices.target import Target
+from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.register_tile import split_widths
@@ -28,11 +30,13 @@ _MOST_RUNS = 9  # more are copied by a loop instead of straight code
 def pack_weights(weight: np.ndarray, groups: int, tile: int) -> np.ndarray:
     """``[groups*cout, cin, *kernel]`` to ``[groups][ceil(cout/tile)][reduction][tile]``, flat.
 
+    Any element type.
+
     The last tile of a group is as narrow as what is left, so that channel tile ``t``
     begins at ``(group*cout + t*tile) * reduction``.
     """
     cout = weight.shape[0] // groups
-    matrix = weight.reshape(groups, cout, -1).astype(np.float32)
+    matrix = weight.reshape(groups, cout, -1)
     parts = [
         np.ascontiguousarray(matrix[g, start : start + tile].T).ravel()
         for g in range(groups)
@@ -41,16 +45,20 @@ def pack_weights(weight: np.ndarray, groups: int, tile: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def copy_stage(shape: ConvShape, source: Source, lanes: int, size: int) -> tirx.PrimFunc:
+def copy_stage(
+    shape: ConvShape, source: Source, arithmetic: Arithmetic, target: Target, size: int
+) -> tirx.PrimFunc:
     """Copy the input into ``source``'s layout; one unit per (batch, channel).
 
     Args:
         shape: The convolution.
         source: Layout to produce.
-        lanes: Vector width.
+        arithmetic: Type of the elements, and what padding consists of.
+        target: Whose vectors copy.
         size: Elements of the destination workspace.
     """
     last = len(shape.input) - 1
+    lanes, dtype = arithmetic.lanes(target), arithmetic.dtype
     total = shape.batch * shape.groups * shape.cin * shape.input_positions
     axes = [[_valid(shape, source, phase, i) for i in range(last + 1)] for phase in source.phases]
     covered = all(
@@ -63,7 +71,7 @@ def copy_stage(shape: ConvShape, source: Source, lanes: int, size: int) -> tirx.
         with loop(begin, end) as unit:
             to = bind(unit * source.channel)
             if not covered:
-                _fill(p, to, source.channel, lanes)
+                _fill(p, arithmetic.fill, to, source.channel, lanes)
             for number, (phase, ranges) in enumerate(zip(source.phases, axes, strict=True)):
                 if any(lo >= hi for lo, hi in ranges):
                     continue
@@ -75,7 +83,7 @@ def copy_stage(shape: ConvShape, source: Source, lanes: int, size: int) -> tirx.
                 room = shape.input[last] - _first_on_axis(shape, phase, ranges, last)
                 _rows(shape, source, ranges, 0, starts, room, x, p, lanes)
 
-    return stage_func([("x", "float32", total), ("p", "float32", size)], body)
+    return stage_func([("x", dtype, total), ("p", dtype, size)], body)
 
 
 def _valid(shape: ConvShape, source: Source, phase: tuple[int, ...], i: int) -> tuple[int, int]:
@@ -159,14 +167,13 @@ def _row(
         at += width
 
 
-def _fill(p: Any, to: Expr, count: int, lanes: int) -> None:
-    zero = T.float32(0)
+def _fill(p: Any, value: Expr, to: Expr, count: int, lanes: int) -> None:
     if count // lanes:
         with loop(count // lanes) as i:
-            vstore(p, to + i * lanes, splat(zero, lanes), lanes)
+            vstore(p, to + i * lanes, splat(value, lanes), lanes)
     at = count - count % lanes
     for width in split_widths(count % lanes, lanes):
-        vstore(p, to + at, splat(zero, width), width)
+        vstore(p, to + at, splat(value, width), width)
         at += width
 
 

@@ -9,6 +9,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.errors import InternalError
+from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.conv_pack import pack_panel, panel_slack
 from effc.kernels.conv_shape import ConvShape, Source
@@ -71,6 +72,7 @@ class Product:
         source: Source,
         knobs: ProductConfig,
         target: Target,
+        arithmetic: Arithmetic,
         epilogue: Epilogue,
         has_bias: bool,
         source_elements: int,
@@ -78,6 +80,7 @@ class Product:
         if shape.cin % knobs.block or not (knobs.pack or self.may_read_in_place(source)):
             raise InternalError("invalid configuration", where="conv_direct", got=knobs)
         self.shape, self.source, self.knobs, self.target = shape, source, knobs, target
+        self.arithmetic = arithmetic
         self.epilogue, self.has_bias, self.source_elements = epilogue, has_bias, source_elements
         taps = len(source.taps)
         self.depth = knobs.block * taps  # reduction steps of one pass
@@ -113,21 +116,22 @@ class Product:
 
     @property
     def scratch_bytes(self) -> int:
-        return self.scratch_elements * 4
+        return self.scratch_elements * self.arithmetic.nbytes
 
     def function(self) -> tirx.PrimFunc:
         """The stage function ``(source, w, [taps], [bias], epilogue..., y, scratch, int, int)``."""
         shape = self.shape
         outputs = shape.batch * shape.groups * shape.cout * shape.positions
         cout = shape.groups * shape.cout
-        params = [("x", "float32", self.source_elements), ("w", "float32", cout * shape.reduction)]
+        dtype = self.arithmetic.dtype
+        params = [("x", dtype, self.source_elements), ("w", dtype, cout * shape.reduction)]
         if self.reads_taps:
             params.append(("taps", "int32", len(self.source.taps)))
         if self.has_bias:
-            params.append(("bias", "float32", cout))
+            params.append(("bias", self.arithmetic.sums, cout))
         params += self.epilogue.params
         params.append(("y", self.epilogue.out_dtype, outputs))
-        params.append(("scratch", "float32", self.scratch_elements))
+        params.append(("scratch", dtype, self.scratch_elements))
 
         def body(*args: Any) -> None:
             *buffers, begin, end = args
@@ -229,7 +233,9 @@ class Product:
     def _weights(self, tile: Expr, channels: int, number: Expr) -> Operand:
         """The weights of one channel tile in one pass."""
         start = (self.group * self.shape.cout + tile * self.knobs.channels) * self.shape.reduction
-        return Operand(self.w, bind(start + number * (self.depth * channels)), channels)
+        return Operand(
+            self.w, bind(start + number * (self.depth * channels)), channels, weights=True
+        )
 
     def _tile(self, channels: int, columns: int) -> Tile:
         rows, across = (channels, columns) if self.knobs.along == "space" else (columns, channels)
@@ -252,14 +258,14 @@ class Product:
             self.knobs.channels * self.knobs.columns
         )
         unroll = self.knobs.unroll if full else min(self.knobs.unroll, 2)
-        contract(acc, Dense(self.depth, unroll), *pair, self.target)
+        contract(acc, Dense(self.depth, unroll), *pair, self.target, self.arithmetic)
 
     # -- one pass: results straight from registers ---------------------------------------------
 
     def _finish(self, tile: Expr, channels: int, first: Expr, count: Expr, columns: int) -> None:
         channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
         with loop(count) as panel:
-            acc = Accumulators(self._tile(channels, columns))
+            acc = Accumulators(self._tile(channels, columns), self.arithmetic.sums)
             for i in range(channels):
                 value = self._bias(channel + i)
                 for v, lanes in enumerate(acc.tile.widths):
@@ -271,7 +277,7 @@ class Product:
                     self._store(acc.get(i, v), channel + i, position + start, lanes)
 
     def _bias(self, channel: Expr) -> Expr:
-        return bind(self.bias[channel]) if self.bias is not None else T.float32(0)
+        return bind(self.bias[channel]) if self.bias is not None else self.arithmetic.zero
 
     def _store(self, value: Expr, channel: Expr, position: Expr, lanes: int) -> None:
         coords = (self.batch, channel, position)
@@ -299,14 +305,14 @@ class Product:
                     elif self.bias is not None:
                         value = vload(self.bias, channel + start, lanes)
                     else:
-                        value = splat(T.float32(0), lanes)
+                        value = splat(self.arithmetic.zero, lanes)
                     vstore(self.scratch, at + i * shape.columns + start, value, lanes)
 
     def _add(
         self, tile: Expr, channels: int, number: Expr, first: Expr, count: Expr, columns: int
     ) -> None:
         with loop(count) as panel:
-            acc = Accumulators(self._tile(channels, columns))
+            acc = Accumulators(self._tile(channels, columns), self.arithmetic.sums)
             at = bind(self._sums(tile, panel, channels, columns))
             places = [
                 (i, v, at + i * acc.tile.columns + start, lanes)
@@ -327,7 +333,7 @@ class Product:
         if self.knobs.along == "channel":
             self._store_transposed(tile, channel, channels, first, count, columns)
             return
-        lanes = self.target.lanes
+        lanes = self.arithmetic.lanes(self.target)
         with loop(count) as panel, loop(channels) as i:
             at = bind(self._sums(tile, panel, channels, columns) + i * columns)
             position = bind(first + panel * columns)

@@ -100,11 +100,12 @@ def load_partial(buffer: Any, offset: Expr, valid: int, lanes: int, fill: Expr) 
 def load_scalars(buffer: Any, offset: Expr, count: int, target: Target) -> list[Expr]:
     """Load ``count`` neighbours, each to be multiplied with whole vectors.
 
-    Arm multiplies by one lane of a register (``fmla v, v, v.s[i]``), so there four
-    float32 share a load and a register; other processors broadcast from memory.
+    Arm multiplies by one lane of a register (``fmla v, v, v.s[i]``), so there as many as
+    fill a register share a load; other processors broadcast from memory.
     """
+    size = np.dtype(str(buffer.dtype)).itemsize
     found: list[Expr] = []
-    for start, width in pieces(count, 4 if uses_lanes(target) else 1):
+    for start, width in pieces(count, 16 // size if uses_lanes(target) else 1):
         loaded = bind(vload(buffer, offset + start, width))
         found += [pick(loaded, [lane], width) for lane in range(width)]
     return found

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from effc.devices.target import Target
-from effc.kernels.builder import bind, local, loop, prefetch, splat, vload, vstore
+from effc.kernels.arithmetic import FLOAT32, Arithmetic
+from effc.kernels.builder import bind, local, loop, prefetch, vload, vstore
 from effc.kernels.lanes import load_scalars, pieces
 
 __all__ = [
@@ -67,12 +68,15 @@ class Operand:
     Attributes:
         runs: (offset, elements) of the contiguous runs that the elements of one step lie
             in; ``None`` if they are all contiguous.
+        weights: Whether these are the weights, which not every ``Arithmetic`` treats as it
+            does activations.
     """
 
     buffer: Any
     base: Expr
     step: Expr
     runs: tuple[tuple[int, int], ...] | None = None
+    weights: bool = False
 
     def at(self, element: int) -> int:
         """Offset of an element of one step."""
@@ -185,9 +189,9 @@ def weights_ahead(target: Target) -> int:
 class Accumulators:
     """The tile's accumulators: a stack buffer that LLVM keeps in registers."""
 
-    def __init__(self, tile: Tile) -> None:
+    def __init__(self, tile: Tile, dtype: str = "float32") -> None:
         self.tile = tile
-        self._buffer = local(tile.rows * tile.columns)
+        self._buffer = local(tile.rows * tile.columns, dtype)
 
     def get(self, row: int, vector: int) -> Expr:
         start, lanes = self.tile.vectors[vector]
@@ -199,10 +203,15 @@ class Accumulators:
 
 
 def contract(
-    acc: Accumulators, reduction: Reduction, broadcast: Operand, vectors: Operand, target: Target
+    acc: Accumulators,
+    reduction: Reduction,
+    broadcast: Operand,
+    vectors: Operand,
+    target: Target,
+    arithmetic: Arithmetic = FLOAT32,
 ) -> None:
     """Add the product of both operands over the reduction to the accumulators."""
-    tile = acc.tile
+    tile, swapped = acc.tile, vectors.weights
 
     def step(a_offset: Expr, b_offset: Expr) -> None:
         xs = [
@@ -211,7 +220,10 @@ def contract(
         ]
         for i, scalar in enumerate(broadcast.scalars(a_offset, tile.rows, target)):
             for v, lanes in enumerate(tile.widths):
-                acc.set(i, v, acc.get(i, v) + splat(scalar, lanes) * xs[v])
+                added = arithmetic.multiply_add(
+                    acc.get(i, v), scalar, xs[v], lanes, target, swapped=swapped
+                )
+                acc.set(i, v, added)
 
     reduction.emit(step, broadcast, vectors)
 

@@ -25,6 +25,7 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
+from effc.kernels.arithmetic import FLOAT32
 from effc.kernels.conv import CopiedSource, conv_bias, conv_epilogue
 from effc.kernels.conv_shape import ConvShape, conv_refusal, source_layout
 from effc.kernels.region import Region
@@ -58,7 +59,8 @@ class SparseConv(Template):
         assert region.anchor is not None
         assert region.anchor.zeros is not None
         shape = ConvShape.of(region.anchor)
-        return sparse_candidates(shape, source_layout(shape), region.anchor.zeros, target)
+        zeros = region.anchor.zeros
+        return sparse_candidates(shape, source_layout(shape), zeros, FLOAT32, target)
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         anchor = region.anchor
@@ -79,9 +81,10 @@ class SparseConv(Template):
             order = (order + np.arange(shape.groups)[:, None] * shape.cout).reshape(-1)
         packed = pack_tiles(filters, knobs.rows, knobs.depth)
 
-        copied = CopiedSource(shape, source, data.name, (knobs.columns, knobs.lanes), target)
+        panel = (knobs.columns, knobs.lanes)
+        copied = CopiedSource(shape, source, data.name, panel, FLOAT32, target)
         stage = SparseProduct(
-            shape, source, knobs, target, epilogue, bias is not None, copied.elements
+            shape, source, knobs, target, FLOAT32, epilogue, bias is not None, copied.elements
         )
         weights: dict[str, np.ndarray] = stage.weights(packed)
         if order is not None:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from math import ceil
 
 from effc.devices.target import Target
+from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.conv_cost import pack_cycles, tile_cycles, tile_fits, tile_parts
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.lanes import uses_lanes
@@ -26,7 +27,11 @@ _UNITS = 8  # parallel units worth having
 
 
 def sparse_candidates(
-    shape: ConvShape, source: Source, zeros: Structure, target: Target
+    shape: ConvShape,
+    source: Source,
+    zeros: Structure,
+    arithmetic: Arithmetic,
+    target: Target,
 ) -> list[tuple[Config, float]]:
     """Configurations with predicted cycles, best first."""
     found: dict[SparseConfig, float] = {}
@@ -35,20 +40,26 @@ def sparse_candidates(
     for (rows, depth), share, sort in natural + ordered:
         if depth > shape.cin or (rows > shape.cout and rows > 1):
             continue
-        for knobs in _configurations(shape, source, (rows, depth), sort, target):
+        for knobs in _configurations(shape, source, (rows, depth), sort, arithmetic, target):
             if knobs not in found:
-                found[knobs] = _cost(shape, source, knobs, share, target)
+                found[knobs] = _cost(shape, source, knobs, share, arithmetic, target)
     ranked = sorted(found.items(), key=lambda item: (item[1], str(item[0])))
     return [(asdict(knobs), cost) for knobs, cost in ranked[:LIMIT]]
 
 
 def _configurations(
-    shape: ConvShape, source: Source, unit: tuple[int, int], sort: bool, target: Target
+    shape: ConvShape,
+    source: Source,
+    unit: tuple[int, int],
+    sort: bool,
+    arithmetic: Arithmetic,
+    target: Target,
 ) -> Iterator[SparseConfig]:
     rows, depth = unit
-    wide = [target.lanes] + ([8] if target.lanes >= 16 else [])
+    full = arithmetic.lanes(target)
+    wide = [full] + ([full // 2] if target.vector_bits >= 512 else [])
     for lanes in wide:
-        for along, height, columns in _tiles(shape, source, lanes, rows, target):
+        for along, height, columns in _tiles(shape, source, lanes, rows, arithmetic, target):
             packs = []
             if height or source.flat:
                 packs.append(False)
@@ -62,7 +73,7 @@ def _configurations(
                     tiles = ceil(shape.cout / rows)
                     splits = max(1, min(tiles // 2, ceil(_UNITS / blocks)))
                     unroll = 1 if depth > 1 else 4
-                    streams = panels and _streams(shape, source, target)
+                    streams = panels and _streams(shape, source, arithmetic, target)
                     for fetch in (False, True) if streams else (False,):
                         yield SparseConfig(
                             along, lanes, rows, depth, height, columns, pack, panels, splits,
@@ -76,22 +87,29 @@ def _panels(shape: ConvShape, height: int) -> tuple[int, ...]:
     return (1, *few) if height else (1, 2, 4, *few)
 
 
-def _streams(shape: ConvShape, source: Source, target: Target) -> bool:
+def _streams(shape: ConvShape, source: Source, arithmetic: Arithmetic, target: Target) -> bool:
     """Whether activations come from beyond the second cache, row by row, and can be prefetched.
 
     Other processors see the rows coming by themselves, or count instructions.
     """
-    moved = 4 * shape.batch * shape.groups * shape.positions * (shape.cin + shape.cout)
+    elements = shape.batch * shape.groups * shape.positions * (shape.cin + shape.cout)
+    moved = arithmetic.nbytes * elements
     return target.arch == "x86_64" and not source.copied and moved > target.l2_bytes
 
 
 def _tiles(
-    shape: ConvShape, source: Source, lanes: int, rows: int, target: Target
+    shape: ConvShape,
+    source: Source,
+    lanes: int,
+    rows: int,
+    arithmetic: Arithmetic,
+    target: Target,
 ) -> Iterator[tuple[str, int, int]]:
     """(along, height, columns) that fit the registers with ``rows`` filters."""
     if rows < 16:
         most = max(
-            (v for v in range(1, 25) if tile_fits(Tile(rows, (lanes,) * v), target)), default=0
+            (v for v in range(1, 25) if tile_fits(Tile(rows, (lanes,) * v), target, arithmetic)),
+            default=0,
         )
         needed = ceil(shape.positions / lanes)
         for vectors in {
@@ -104,12 +122,14 @@ def _tiles(
             for columns in _row_parts(shape.output[-1], most * lanes):
                 for height in range(1, min(high, 8) + 1):
                     tile = Tile(rows, row_widths(columns, lanes, source.copied) * height)
-                    if tile_fits(tile, target):
+                    if tile_fits(tile, target, arithmetic):
                         yield "space", height, columns
     if rows < 4 or rows > 2 * lanes or shape.cout < rows or rows % min(rows, lanes):
         return
     widths = split_widths(rows, lanes)
-    most = max((n for n in range(1, 29) if tile_fits(Tile(n, widths), target)), default=0)
+    most = max(
+        (n for n in range(1, 29) if tile_fits(Tile(n, widths), target, arithmetic)), default=0
+    )
     if not source.flat and len(shape.output) <= 2:
         high = shape.output[0] if len(shape.output) == 2 else 1
         for columns in _row_parts(shape.output[-1], most):
@@ -133,8 +153,14 @@ def _row_parts(width: int, most: int) -> list[int]:
 
 
 def _cost(
-    shape: ConvShape, source: Source, knobs: SparseConfig, share: float, target: Target
+    shape: ConvShape,
+    source: Source,
+    knobs: SparseConfig,
+    share: float,
+    arithmetic: Arithmetic,
+    target: Target,
 ) -> float:
+    size = float(arithmetic.nbytes)
     positions = Positions.of(shape, source, knobs)
     steps = max(share * shape.reduction, 1.0)  # of a tile of filters
     tile_cost = _arm_tile if uses_lanes(target) else _x86_tile
@@ -142,11 +168,13 @@ def _cost(
     for height, bands in tile_parts(positions.height, positions.tile[0]):
         for columns, panels in tile_parts(positions.width, positions.tile[1]):
             for filters, tiles in tile_parts(shape.cout, knobs.rows):
-                once = tile_cost(source, knobs, (filters, height, columns), steps, target)
+                once = tile_cost(
+                    source, knobs, (filters, height, columns), steps, arithmetic, target
+                )
                 work += bands * panels * tiles * once
     if knobs.pack:
-        work += _packing(shape, source, knobs, share, target)
-    weights = 4.0 * shape.cout * shape.reduction * share
+        work += _packing(shape, source, knobs, share, arithmetic, target)
+    weights = size * shape.cout * shape.reduction * share
     blocks = 1
     if knobs.panels:
         blocks = ceil(positions.width / (knobs.columns * knobs.panels)) * ceil(
@@ -155,11 +183,11 @@ def _cost(
     pace = 32.0 if weights < target.l2_bytes // 2 else 12.0
     if not uses_lanes(target):
         work += 0.5 * weights * blocks / pace
-    if _streams(shape, source, target):
-        moved = 4.0 * shape.positions * (shape.cin + shape.cout)
+    if _streams(shape, source, arithmetic, target):
+        moved = size * shape.positions * (shape.cin + shape.cout)
         work += moved / (8.0 if knobs.fetch else 4.0)
     if source.copied:
-        work += 3.0 * shape.cin * source.channel / target.lanes
+        work += 3.0 * shape.cin * source.channel / arithmetic.lanes(target)
     return shape.batch * shape.groups * work
 
 
@@ -168,6 +196,7 @@ def _x86_tile(
     knobs: SparseConfig,
     size: tuple[int, int, int],
     steps: float,
+    arithmetic: Arithmetic,
     target: Target,
 ) -> float:
     """Cycles of one register tile of (filters, height, columns)."""
@@ -175,11 +204,11 @@ def _x86_tile(
     if knobs.along == "space":
         widths = row_widths(columns, knobs.lanes, knobs.height > 0 and source.copied)
         tile = Tile(filters, widths * height)
-        once = tile_cycles(tile, steps, knobs.depth * knobs.unroll, target)
+        once = tile_cycles(tile, steps, knobs.depth * knobs.unroll, target, arithmetic)
     else:
         tile = Tile(height * columns, split_widths(filters, knobs.lanes))
         # A broadcast load for every multiply-add.
-        once = 1.35 * tile_cycles(tile, steps, knobs.depth * knobs.unroll, target)
+        once = 1.35 * tile_cycles(tile, steps, knobs.depth * knobs.unroll, target, arithmetic)
         once += 3.0 * tile.rows * len(tile.widths) + 2.0 * filters * ceil(height * columns / 8)
     return once + 0.7 * steps / knobs.depth + 10
 
@@ -189,17 +218,19 @@ def _arm_tile(
     knobs: SparseConfig,
     size: tuple[int, int, int],
     steps: float,
+    arithmetic: Arithmetic,
     target: Target,
 ) -> float:
     """Instructions of one register tile of (filters, height, columns)."""
     filters, height, columns = size
     if knobs.along == "space":
-        loads = height * len(row_widths(columns, 4, knobs.height > 0 and source.copied))
+        lanes = arithmetic.lanes(target)
+        loads = height * len(row_widths(columns, lanes, knobs.height > 0 and source.copied))
         products, last = filters * loads, 3.5
     else:
-        loads = height * len(split_widths(columns, 4))
-        products, last = height * columns * -(-filters // 4), 6.0
-    weights = -(-filters // 4)
+        loads = height * len(split_widths(columns, arithmetic.shared))
+        products, last = height * columns * -(-filters // arithmetic.lanes(target)), 6.0
+    weights = -(-filters // arithmetic.shared)
     if knobs.pack:
         loads = -(-loads // 2)
     elif source.channel % 4:
@@ -209,7 +240,12 @@ def _arm_tile(
 
 
 def _packing(
-    shape: ConvShape, source: Source, knobs: SparseConfig, share: float, target: Target
+    shape: ConvShape,
+    source: Source,
+    knobs: SparseConfig,
+    share: float,
+    arithmetic: Arithmetic,
+    target: Target,
 ) -> float:
     """Cycles to make panels, and to read them where they do not fit the first cache."""
     panels = ceil(shape.positions / knobs.columns)
@@ -219,7 +255,7 @@ def _packing(
     work = panels * shape.reduction * used * cycles * knobs.splits
     if uses_lanes(target):
         return work
-    panel = 4.0 * shape.reduction * knobs.columns
+    panel = arithmetic.nbytes * shape.reduction * knobs.columns
     read = panel * share * knobs.splits * panels * tiles
     size = panel * used * (knobs.panels or panels)
     if size > 0.75 * target.l2_bytes:

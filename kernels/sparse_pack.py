@@ -32,7 +32,7 @@ class SparseTiles:
     """Kept units of ``[groups, Cout, Cin, taps]`` weights.
 
     Attributes:
-        values: float32 ``[entries, depth, rows]``.
+        values: ``[entries, depth, rows]`` of the weights' type.
         channels: First input channel of each entry, int32 ``[entries]``.
         taps: Kernel position of each entry, int32 ``[entries]``.
         starts: First entry of each tile and the end, int32 ``[groups*tiles + 1]``.
@@ -67,14 +67,14 @@ def pack_tiles(filters: np.ndarray, rows: int, depth: int) -> SparseTiles:
     """Pack weights.
 
     Args:
-        filters: ``[groups, Cout, Cin, taps]``.
+        filters: ``[groups, Cout, Cin, taps]``, any element type.
         rows: Filters per tile.
         depth: Input channels per entry, at most Cin.
     """
     groups, cout, cin, taps = filters.shape
     found = occupied(filters != 0, (rows, depth))  # [groups, tiles, blocks, taps]
     tiles = found.shape[1]
-    padded = np.zeros((groups, tiles * rows, cin, taps), np.float32)
+    padded = np.zeros((groups, tiles * rows, cin, taps), filters.dtype)
     padded[:, :cout] = filters
     group, tile, block, tap = np.nonzero(found)
     first = np.minimum(block * depth, cin - depth)

@@ -18,6 +18,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.errors import InternalError
+from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.builder import Param, T, bind, loop, prefetch, splat, stage_func, vload, vstore
 from effc.kernels.conv_pack import pack_row, panel_slack
 from effc.kernels.conv_shape import ConvShape, Source
@@ -50,11 +51,13 @@ class SparseProduct:
         source: Source,
         knobs: SparseConfig,
         target: Target,
+        arithmetic: Arithmetic,
         epilogue: Epilogue,
         has_bias: bool,
         source_elements: int,
     ) -> None:
         self.shape, self.source, self.knobs, self.target = shape, source, knobs, target
+        self.arithmetic = arithmetic
         self.epilogue, self.has_bias, self.source_elements = epilogue, has_bias, source_elements
         if knobs.height == 0 and not knobs.pack and not source.flat:
             raise InternalError("invalid configuration", where="conv_sparse", got=knobs)
@@ -75,7 +78,7 @@ class SparseProduct:
         slack = panel_slack(shape, source, knobs.columns, knobs.lanes)[1] if knobs.pack else 0
         self.sums_at = -(-(panel + slack) // 16) * 16
         sums = knobs.rows * max(knobs.height, 1) * knobs.columns
-        room = target.lanes**2
+        room = arithmetic.lanes(target) ** 2
         self.room_at = self.sums_at + sums
         self.scratch_elements = self.sums_at + (sums + room if knobs.along == "channel" else 0)
 
@@ -118,18 +121,18 @@ class SparseProduct:
 
     @property
     def scratch_bytes(self) -> int:
-        return self.scratch_elements * 4
+        return self.scratch_elements * self.arithmetic.nbytes
 
     # -- code -----------------------------------------------------------------------------------
 
     def function(self) -> tirx.PrimFunc:
         """The stage function; parameters: source, ``weights``, bias, epilogue, y, scratch."""
-        shape, knobs = self.shape, self.knobs
+        shape, knobs, dtype = self.shape, self.knobs, self.arithmetic.dtype
         cout = shape.groups * shape.cout
         entries = shape.groups * self.most_entries
         params: list[Param] = [
-            ("x", "float32", self.source_elements),
-            ("w", "float32", entries * knobs.depth * knobs.rows),
+            ("x", dtype, self.source_elements),
+            ("w", dtype, entries * knobs.depth * knobs.rows),
             ("starts", "int32", shape.groups * self.tiles + 1),
             ("offsets", "int32", entries),
         ]
@@ -140,11 +143,11 @@ class SparseProduct:
         if knobs.sort:
             params.append(("order", "int32", cout))
         if self.has_bias:
-            params.append(("bias", "float32", cout))
+            params.append(("bias", self.arithmetic.sums, cout))
         params += self.epilogue.params
         params.append(("y", self.epilogue.out_dtype, shape.batch * cout * shape.positions))
         if self.scratch_elements:
-            params.append(("scratch", "float32", self.scratch_elements))
+            params.append(("scratch", dtype, self.scratch_elements))
 
         def body(*args: Any) -> None:
             *buffers, begin, end = args
@@ -271,7 +274,7 @@ class SparseProduct:
         """One register tile: ``filters`` filters at ``rows`` x ``columns`` positions."""
         knobs, positions = self.knobs, self.positions
         space = knobs.along == "space"
-        weights = Operand(self.w, T.int32(0), knobs.rows)
+        weights = Operand(self.w, T.int32(0), knobs.rows, weights=True)
         if knobs.pack:
             data = Operand(self.scratch, bind(panel * self.panel_size), knobs.columns)
         else:
@@ -294,18 +297,19 @@ class SparseProduct:
             self._fetch_results(channel, position, filters, columns)
         if space:
             widths = row_widths(columns, knobs.lanes, self.padded) * rows
-            acc = Accumulators(Tile(filters, widths))
+            acc = Accumulators(Tile(filters, widths), self.arithmetic.sums)
             for i, v in product(range(filters), range(len(widths))):
                 acc.set(i, v, splat(self._bias(channel + i), widths[v]))
-            contract(acc, entries, weights, data, self.target)
+            contract(acc, entries, weights, data, self.target, self.arithmetic)
             self._store_rows(acc, channel, position, rows, columns)
         else:
-            acc = Accumulators(Tile(rows * columns, split_widths(filters, knobs.lanes)))
+            shape = Tile(rows * columns, split_widths(filters, knobs.lanes))
+            acc = Accumulators(shape, self.arithmetic.sums)
             for i, (v, (start, lanes)) in product(
                 range(rows * columns), enumerate(acc.tile.vectors)
             ):
                 acc.set(i, v, self._biases(channel + start, lanes))
-            contract(acc, entries, data, weights, self.target)
+            contract(acc, entries, data, weights, self.target, self.arithmetic)
             self._store_columns(acc, channel, position, rows, columns, filters)
 
     def _fetch_next(self, number: Expr, first: Expr) -> None:
@@ -325,11 +329,11 @@ class SparseProduct:
                 prefetch(self.extra[index], at, columns, write=False)
 
     def _bias(self, channel: Expr) -> Expr:
-        return bind(self.bias[channel]) if self.bias is not None else T.float32(0)
+        return bind(self.bias[channel]) if self.bias is not None else self.arithmetic.zero
 
     def _biases(self, channel: Expr, lanes: int) -> Expr:
         if self.bias is None:
-            return splat(T.float32(0), lanes)
+            return splat(self.arithmetic.zero, lanes)
         return vload(self.bias, channel, lanes)
 
     def _store_rows(
@@ -370,7 +374,7 @@ class SparseProduct:
                 length,
                 filters,
                 self.room_at,
-                self.target.lanes,
+                self.arithmetic.lanes(self.target),
                 lambda value, c, p, lanes, part=part: self._store(  # type: ignore[misc]
                     value,
                     self._filter(channel + c),

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnx import numpy_helper, shape_inference
 
 from effc.errors import ModelError, UnsupportedError
+from effc.passes.integer.operators import DOMAIN, result_type
 
 __all__ = ["DATA_LIMIT", "OPSET", "infer", "static_shape"]
 
@@ -143,6 +144,9 @@ def infer(node: ir.Node) -> None:
     known = [shape for shape in shapes if shape is not None]
     if len(known) == len(present) and _quick(node, known):
         return
+    if node.domain == DOMAIN:
+        _infer_integer(node)
+        return
     schema = _schema(node)
     types: dict[str, bytes] = {}
     data: dict[str, bytes] = {}
@@ -180,6 +184,27 @@ def infer(node: ir.Node) -> None:
             _assign(out, onnx.TypeProto.FromString(found[f"o{i}"]))
     if node.op_type in _BY_VALUE and not node.domain:
         _BY_VALUE[node.op_type](node)
+
+
+def _infer_integer(node: ir.Node) -> None:
+    """An integer operator of ours."""
+    types = [None if v is None else _known_type(node, v) for v in node.inputs]
+    attrs = {name: attr.value for name, attr in node.attributes.items()}
+    try:
+        shape, dtype = result_type(node.op_type, types, attrs)
+    except (KeyError, ValueError) as error:
+        raise ModelError(
+            f"{node.op_type} does not fit its operands", where=node.name, got=str(error)
+        ) from None
+    node.outputs[0].shape = ir.Shape(shape)
+    node.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(dtype))
+
+
+def _known_type(node: ir.Node, value: ir.Value) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    shape = static_shape(value)
+    if value.dtype is None or shape is None:
+        raise ModelError("input has no static shape", where=f"{node.name}: {value.name}")
+    return shape, value.dtype.numpy()
 
 
 def _newest(node: ir.Node) -> onnx.defs.OpSchema:

@@ -1,0 +1,91 @@
+"""Arithmetic of the product kernels: what their elements are, and the multiply-add.
+
+A product kernel moves *elements*, adds products of two of them to accumulators, and knows no
+more of them than what stands here. So one kernel serves every ``Arithmetic``: offsets, sizes,
+lanes and lists of kept blocks all count elements.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from tvm import tirx
+
+from effc.devices.target import Target
+from effc.kernels.builder import splat
+
+__all__ = ["FLOAT32", "Arithmetic", "Float32"]
+
+Expr = Any  # tvm.tirx expressions have no useful static types
+
+
+@dataclass(frozen=True)
+class Arithmetic(ABC):
+    """Elements of a product and what is done with them.
+
+    Attributes:
+        dtype: Element type of both operands, of padded copies and of packed panels.
+        sums: Type of accumulators and bias, and of sums that wait in scratch.
+    """
+
+    dtype: ClassVar[str]
+    sums: ClassVar[str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one element."""
+        return np.dtype(self.dtype).itemsize
+
+    def lanes(self, target: Target) -> int:
+        """Elements of one vector register (1 if there is no vector unit)."""
+        return max(target.vector_bits // (8 * self.nbytes), 1)
+
+    @property
+    def shared(self) -> int:
+        """Scalars that share one load where they are lanes of a register (Arm)."""
+        return 16 // self.nbytes
+
+    @property
+    def fill(self) -> Expr:
+        """The element that padding consists of."""
+        return tirx.const(0, self.dtype)
+
+    @property
+    def zero(self) -> Expr:
+        """An accumulator that nothing has been added to."""
+        return tirx.const(0, self.sums)
+
+    @abstractmethod
+    def multiply_add(
+        self, acc: Expr, scalar: Expr, vector: Expr, lanes: int, target: Target, *, swapped: bool
+    ) -> Expr:
+        """``acc + scalar * vector``.
+
+        Args:
+            acc: Accumulators, ``lanes`` of ``sums``.
+            scalar: One element.
+            vector: ``lanes`` elements.
+            lanes: A power of two.
+            target: Whose instructions to use.
+            swapped: Whether the vector holds weights and the scalar is an activation, for
+                arithmetic that treats them differently; otherwise it is the other way round.
+        """
+
+
+@dataclass(frozen=True)
+class Float32(Arithmetic):
+    """Single precision; LLVM contracts to fused multiply-adds."""
+
+    dtype: ClassVar[str] = "float32"
+    sums: ClassVar[str] = "float32"
+
+    def multiply_add(
+        self, acc: Expr, scalar: Expr, vector: Expr, lanes: int, target: Target, *, swapped: bool
+    ) -> Expr:
+        return acc + splat(scalar, lanes) * vector
+
+
+FLOAT32 = Float32()
