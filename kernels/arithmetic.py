@@ -16,8 +16,9 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import splat
+from effc.kernels.region import Op
 
-__all__ = ["FLOAT32", "Arithmetic", "Float32"]
+__all__ = ["FLOAT32", "Arithmetic", "Float16", "Float32", "float_arithmetic", "product_dtypes"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -89,3 +90,39 @@ class Float32(Arithmetic):
 
 
 FLOAT32 = Float32()
+
+
+@dataclass(frozen=True)
+class Float16(Arithmetic):
+    """Half precision, for targets that compute in it.
+
+    A sum of many terms in 11 bits is inaccurate: its error grows with the square root of their
+    number. So ``terms`` products are added up in float16, and such partial sums in float32
+    (``half_sums``).
+
+    Attributes:
+        terms: Products of a partial sum.
+    """
+
+    dtype: ClassVar[str] = "float16"
+    sums: ClassVar[str] = "float16"
+    terms: int = 64
+
+    def multiply_add(
+        self, acc: Expr, scalar: Expr, vector: Expr, lanes: int, target: Target, *, swapped: bool
+    ) -> Expr:
+        return acc + splat(scalar, lanes) * vector
+
+
+def product_dtypes(target: Target) -> tuple[str, ...]:
+    """Floating point types that product kernels compute in."""
+    return ("float32", "float16") if target.half_arithmetic else ("float32",)
+
+
+def float_arithmetic(op: Op) -> Arithmetic:
+    """Arithmetic of a floating point product, by the type of its data."""
+    data = op.inputs[0]
+    assert data is not None
+    if data.dtype == "float16":
+        return Float16(int(op.attrs.get("terms", Float16.terms)))
+    return FLOAT32

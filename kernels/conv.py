@@ -21,12 +21,13 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.arithmetic import FLOAT32, Arithmetic
+from effc.kernels.arithmetic import Arithmetic, Float16, float_arithmetic, product_dtypes
 from effc.kernels.conv_cost import direct_candidates
 from effc.kernels.conv_pack import copy_stage, pack_weights, panel_slack
 from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source, conv_refusal, source_layout
 from effc.kernels.epilogue import Epilogue
+from effc.kernels.half_sums import split_bias
 from effc.kernels.region import Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 
@@ -40,14 +41,24 @@ def conv_epilogue(region: Region, shape: ConvShape) -> Epilogue:
     return Epilogue(region, region.anchor.outputs[0], view)
 
 
-def conv_bias(region: Region, shape: ConvShape) -> np.ndarray | None:
-    """The bias as float32 ``[groups*cout]``, or ``None``."""
+def conv_bias(
+    region: Region, arithmetic: Arithmetic, order: np.ndarray | None = None
+) -> np.ndarray | None:
+    """The bias ``[groups*cout]`` as the arithmetic wants it, or ``None``.
+
+    Args:
+        region: Of the convolution.
+        arithmetic: float32, or two float16 (``half_sums.split_bias``).
+        order: Output channel of each filter, if they are not in the order of the weights.
+    """
     assert region.anchor is not None
     inputs = region.anchor.inputs
     if len(inputs) < 3 or inputs[2] is None:
         return None
     assert inputs[2].const is not None
-    return np.ascontiguousarray(inputs[2].const, dtype=np.float32).reshape(-1)
+    bias = np.ascontiguousarray(inputs[2].const, dtype=np.float32).reshape(-1)
+    bias = bias if order is None else bias[order]
+    return split_bias(bias) if isinstance(arithmetic, Float16) else bias
 
 
 class CopiedSource:
@@ -93,7 +104,7 @@ class DirectConv(Template):
     name: ClassVar[str] = "conv_direct"
 
     def refuse(self, region: Region, target: Target) -> str | None:
-        if reason := conv_refusal(region):
+        if reason := conv_refusal(region, product_dtypes(target)):
             return reason
         assert region.anchor is not None
         return conv_epilogue(region, ConvShape.of(region.anchor)).refusal
@@ -101,7 +112,8 @@ class DirectConv(Template):
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         assert region.anchor is not None
         shape = ConvShape.of(region.anchor)
-        return direct_candidates(shape, source_layout(shape), FLOAT32, target)
+        arithmetic = float_arithmetic(region.anchor)
+        return direct_candidates(shape, source_layout(shape), arithmetic, target)
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         anchor = region.anchor
@@ -114,7 +126,8 @@ class DirectConv(Template):
         source = source_layout(shape)
         epilogue = conv_epilogue(region, shape)
         knobs = ProductConfig.of(config)
-        bias = conv_bias(region, shape)
+        arithmetic = float_arithmetic(anchor)
+        bias = conv_bias(region, arithmetic)
 
         weights = {"w": pack_weights(weight.const, shape.groups, knobs.channels)}
         if len(source.taps) > 1:
@@ -122,9 +135,9 @@ class DirectConv(Template):
         if bias is not None:
             weights["bias"] = bias
         panel = (knobs.columns, knobs.lanes)
-        copied = CopiedSource(shape, source, data.name, panel, FLOAT32, target)
+        copied = CopiedSource(shape, source, data.name, panel, arithmetic, target)
         product = Product(
-            shape, source, knobs, target, FLOAT32, epilogue, bias is not None, copied.elements
+            shape, source, knobs, target, arithmetic, epilogue, bias is not None, copied.elements
         )
         args = [copied.ref, *(f"w:{name}" for name in weights), *epilogue.args]
         args += [region.outputs[0].name, "scratch"]

@@ -9,11 +9,12 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.errors import InternalError
-from effc.kernels.arithmetic import Arithmetic
+from effc.kernels.arithmetic import Arithmetic, Float16
 from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.conv_pack import pack_panel, panel_slack
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.epilogue import Epilogue
+from effc.kernels.half_sums import half_sums
 from effc.kernels.register_tile import (
     Accumulators,
     Dense,
@@ -128,7 +129,8 @@ class Product:
         if self.reads_taps:
             params.append(("taps", "int32", len(self.source.taps)))
         if self.has_bias:
-            params.append(("bias", self.arithmetic.sums, cout))
+            parts = 2 if isinstance(self.arithmetic, Float16) else 1
+            params.append(("bias", self.arithmetic.sums, parts * cout))
         params += self.epilogue.params
         params.append(("y", self.epilogue.out_dtype, outputs))
         params.append(("scratch", dtype, self.scratch_elements))
@@ -178,6 +180,14 @@ class Product:
                 count = bind(T.min(knobs.panels, self.full_panels - block * knobs.panels))
         else:
             first, count = self.full_panels * knobs.columns, 1
+        if isinstance(self.arithmetic, Float16):
+            self._pack(0, first, count, columns)
+            self._tiles(lambda tile, channels: self._half(tile, channels, first, count, columns))
+            if self.spilled:
+                self._tiles(
+                    lambda tile, channels: self._store_sums(tile, channels, first, count, columns)
+                )
+            return
         if not self.spilled:
             self._pack(0, first, count, columns)
             self._tiles(lambda tile, channels: self._finish(tile, channels, first, count, columns))
@@ -251,14 +261,56 @@ class Product:
         number: Expr,
         positions: Operand,
     ) -> None:
+        pair = self._operands(tile, channels, number, positions)
+        contract(acc, self._reduction(acc.tile), *pair, self.target, self.arithmetic)
+
+    def _operands(
+        self, tile: Expr, channels: int, number: Expr, positions: Operand
+    ) -> tuple[Operand, Operand]:
         weights = self._weights(tile, channels, number)
-        pair = (weights, positions) if self.knobs.along == "space" else (positions, weights)
+        return (weights, positions) if self.knobs.along == "space" else (positions, weights)
+
+    def _reduction(self, tile: Tile) -> Dense:
         # Remainder tiles run rarely: less code for them.
-        full = channels == self.knobs.channels and acc.tile.columns * acc.tile.rows == (
-            self.knobs.channels * self.knobs.columns
-        )
-        unroll = self.knobs.unroll if full else min(self.knobs.unroll, 2)
-        contract(acc, Dense(self.depth, unroll), *pair, self.target, self.arithmetic)
+        full = tile.columns * tile.rows == self.knobs.channels * self.knobs.columns
+        return Dense(self.depth, self.knobs.unroll if full else min(self.knobs.unroll, 2))
+
+    # -- float16: see half_sums ----------------------------------------------------------------
+
+    def _half(self, tile: Expr, channels: int, first: Expr, count: Expr, columns: int) -> None:
+        """A tile over the panels of a block: results stored, or in scratch if spilled."""
+        assert isinstance(self.arithmetic, Float16)
+        shape = self._tile(channels, columns)
+        channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
+        cout = self.shape.groups * self.shape.cout
+
+        def bias(i: int, v: int, part: int) -> Expr:
+            start, lanes = shape.vectors[v]
+            if self.knobs.along == "space":
+                return splat(bind(self.bias[channel + (i + part * cout)]), lanes)
+            return vload(self.bias, channel + (start + part * cout), lanes)
+
+        with loop(count) as panel:
+            positions = self._positions(0, first, panel, columns)
+            position = bind(first + panel * columns)
+            at = bind(self._sums(tile, panel, channels, columns))
+
+            def store(i: int, v: int, value: Expr) -> None:
+                start, lanes = shape.vectors[v]
+                if self.spilled:
+                    vstore(self.scratch, at + (i * shape.columns + start), value, lanes)
+                else:
+                    self._store(value, channel + i, position + start, lanes)
+
+            half_sums(
+                shape,
+                self._reduction(shape),
+                *self._operands(tile, channels, 0, positions),
+                self.target,
+                self.arithmetic,
+                None if self.bias is None else bias,
+                store,
+            )
 
     # -- one pass: results straight from registers ---------------------------------------------
 

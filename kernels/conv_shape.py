@@ -13,6 +13,7 @@ number. (Padding once and flat offsets: DESIGN.md section 4.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -151,16 +152,16 @@ def source_layout(shape: ConvShape) -> Source:
     return Source(not direct, phases, extent, taps, flat)
 
 
-def conv_refusal(region: Region) -> str | None:
-    """Why a region is no f32 convolution with constant weights, or ``None``."""
+def conv_refusal(region: Region, dtypes: Sequence[str] = ("float32",)) -> str | None:
+    """Why a region is no convolution of ``dtypes`` with constant weights, or ``None``."""
     op = region.anchor
     if op is None or op.op_type != "Conv" or op.domain:
         return "not a convolution"
     data, weight = op.inputs[0], op.inputs[1]
     assert data is not None
     assert weight is not None
-    if data.dtype != "float32":
-        return f"input is {data.dtype}, not float32"
+    if data.dtype not in dtypes:
+        return f"input is {data.dtype}, not {' or '.join(dtypes)}"
     if weight.const is None:
         return "the weights are not constant"
     if len(op.inputs) > 2 and op.inputs[2] is not None and op.inputs[2].const is None:

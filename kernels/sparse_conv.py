@@ -25,7 +25,7 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.arithmetic import FLOAT32
+from effc.kernels.arithmetic import float_arithmetic, product_dtypes
 from effc.kernels.conv import CopiedSource, conv_bias, conv_epilogue
 from effc.kernels.conv_shape import ConvShape, conv_refusal, source_layout
 from effc.kernels.region import Region
@@ -45,7 +45,7 @@ class SparseConv(Template):
     name: ClassVar[str] = "conv_sparse"
 
     def refuse(self, region: Region, target: Target) -> str | None:
-        if reason := conv_refusal(region):
+        if reason := conv_refusal(region, product_dtypes(target)):
             return reason
         assert region.anchor is not None
         if region.anchor.zeros is None:
@@ -60,7 +60,9 @@ class SparseConv(Template):
         assert region.anchor.zeros is not None
         shape = ConvShape.of(region.anchor)
         zeros = region.anchor.zeros
-        return sparse_candidates(shape, source_layout(shape), zeros, FLOAT32, target)
+        return sparse_candidates(
+            shape, source_layout(shape), zeros, float_arithmetic(region.anchor), target
+        )
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         anchor = region.anchor
@@ -73,24 +75,25 @@ class SparseConv(Template):
         source = source_layout(shape)
         epilogue = conv_epilogue(region, shape)
         knobs = SparseConfig.of(config)
-        bias = conv_bias(region, shape)
+        arithmetic = float_arithmetic(anchor)
         order = None
         if knobs.sort:
             order = similar_order(filters != 0, (knobs.rows, knobs.depth))
             filters = np.take_along_axis(filters, order[:, :, None, None], axis=1)
             order = (order + np.arange(shape.groups)[:, None] * shape.cout).reshape(-1)
         packed = pack_tiles(filters, knobs.rows, knobs.depth)
+        bias = conv_bias(region, arithmetic, order)
 
         panel = (knobs.columns, knobs.lanes)
-        copied = CopiedSource(shape, source, data.name, panel, FLOAT32, target)
+        copied = CopiedSource(shape, source, data.name, panel, arithmetic, target)
         stage = SparseProduct(
-            shape, source, knobs, target, FLOAT32, epilogue, bias is not None, copied.elements
+            shape, source, knobs, target, arithmetic, epilogue, bias is not None, copied.elements
         )
         weights: dict[str, np.ndarray] = stage.weights(packed)
         if order is not None:
             weights["order"] = order.astype(np.int32)
         if bias is not None:
-            weights["bias"] = bias if order is None else bias[order]
+            weights["bias"] = bias
         args = [copied.ref, *(f"w:{name}" for name in weights), *epilogue.args]
         args.append(region.outputs[0].name)
         if stage.scratch_elements:

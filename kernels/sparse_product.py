@@ -18,11 +18,12 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.errors import InternalError
-from effc.kernels.arithmetic import Arithmetic
+from effc.kernels.arithmetic import Arithmetic, Float16
 from effc.kernels.builder import Param, T, bind, loop, prefetch, splat, stage_func, vload, vstore
 from effc.kernels.conv_pack import pack_row, panel_slack
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.epilogue import Epilogue
+from effc.kernels.half_sums import half_sums
 from effc.kernels.lanes import pick, pieces
 from effc.kernels.register_tile import (
     Accumulators,
@@ -143,7 +144,8 @@ class SparseProduct:
         if knobs.sort:
             params.append(("order", "int32", cout))
         if self.has_bias:
-            params.append(("bias", self.arithmetic.sums, cout))
+            parts = 2 if isinstance(self.arithmetic, Float16) else 1
+            params.append(("bias", self.arithmetic.sums, parts * cout))
         params += self.epilogue.params
         params.append(("y", self.epilogue.out_dtype, shape.batch * cout * shape.positions))
         if self.scratch_elements:
@@ -295,7 +297,9 @@ class SparseProduct:
         position = bind(top * positions.width + left)
         if knobs.fetch:
             self._fetch_results(channel, position, filters, columns)
-        if space:
+        if isinstance(self.arithmetic, Float16):
+            self._half(entries, weights, data, channel, position, rows, columns, filters)
+        elif space:
             widths = row_widths(columns, knobs.lanes, self.padded) * rows
             acc = Accumulators(Tile(filters, widths), self.arithmetic.sums)
             for i, v in product(range(filters), range(len(widths))):
@@ -310,6 +314,47 @@ class SparseProduct:
             ):
                 acc.set(i, v, self._biases(channel + start, lanes))
             contract(acc, entries, data, weights, self.target, self.arithmetic)
+            self._store_columns(acc, channel, position, rows, columns, filters)
+
+    def _half(
+        self,
+        entries: Listed,
+        weights: Operand,
+        data: Operand,
+        channel: Expr,
+        position: Expr,
+        rows: int,
+        columns: int,
+        filters: int,
+    ) -> None:
+        """A register tile of float16 sums, see ``half_sums``."""
+        assert isinstance(self.arithmetic, Float16)
+        knobs, cout = self.knobs, self.shape.groups * self.shape.cout
+        space = knobs.along == "space"
+        widths = row_widths(columns, knobs.lanes, self.padded) * rows
+        tile = Tile(filters, widths) if space else (
+            Tile(rows * columns, split_widths(filters, knobs.lanes))
+        )
+
+        def bias(i: int, v: int, part: int) -> Expr:
+            start, lanes = tile.vectors[v]
+            if space:
+                return splat(bind(self.bias[channel + (i + part * cout)]), lanes)
+            return vload(self.bias, channel + (start + part * cout), lanes)
+
+        acc = Accumulators(tile, "float16")
+        half_sums(
+            tile,
+            entries,
+            *((weights, data) if space else (data, weights)),
+            self.target,
+            self.arithmetic,
+            None if self.bias is None else bias,
+            acc.set,
+        )
+        if space:
+            self._store_rows(acc, channel, position, rows, columns)
+        else:
             self._store_columns(acc, channel, position, rows, columns, filters)
 
     def _fetch_next(self, number: Expr, first: Expr) -> None:

@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
+from effc.kernels.arithmetic import FLOAT32
 from effc.kernels.conv import conv_bias, conv_epilogue
 from effc.kernels.conv_cost import tile_cycles, tile_fits, tile_parts
 from effc.kernels.conv_shape import ConvShape, conv_refusal
@@ -72,7 +73,7 @@ class Winograd(Template):
         shape = ConvShape.of(anchor)
         knobs = WinogradConfig.of(config)
         epilogue = conv_epilogue(region, shape)
-        bias = conv_bias(region, shape)
+        bias = conv_bias(region, FLOAT32)
         kernel = WinogradKernel(shape, knobs, target, epilogue, bias is not None)
 
         weights = {"w": _pack(transform_weights(weight.const, knobs.m), knobs.channels)}
