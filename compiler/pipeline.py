@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -171,6 +171,11 @@ def _select(
 
     with clock.phase("import"):
         imported = import_and_simplify(source, options)
+        if options.precision == "f16":
+            from effc.half_precision import use_half_precision
+
+            done = use_half_precision(imported.model, target, options)
+            imported = replace(imported, passes=(*imported.passes, done))
     with clock.phase("regions"):
         graph = _partition(imported.model, target)
         views = plan_views(graph.regions, graph.inputs, graph.outputs)

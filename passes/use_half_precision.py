@@ -10,6 +10,11 @@ float32 if
 - a constant factor or summand would lose its value (nonzero below 2^-14),
 - it belongs to a part of the graph between float32 nodes without a product: casts alone would cost more.
 
+The bias of a product stays a float32 constant behind a cast: kernels add it as it is.
+
+``StoreHalfWeights`` is for targets that only convert: float16 constants behind a cast to float32 are
+the weights of products, and nothing else changes.
+
 Not preserved: every value is rounded to 11 bits, a relative error of at most 2^-11.
 """
 
@@ -26,7 +31,7 @@ import onnx_ir as ir
 from effc.passes.base import Log, Pass
 from effc.passes.graph import add_constant, const, fresh_name
 
-__all__ = ["HEADROOM", "LARGEST", "PRODUCTS", "UseHalfPrecision"]
+__all__ = ["EXACT_INPUTS", "HEADROOM", "LARGEST", "PRODUCTS", "TERMS", "StoreHalfWeights", "UseHalfPrecision"]
 
 LARGEST = 65504.0
 """Largest float16."""
@@ -37,8 +42,11 @@ HEADROOM = 2.0
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """What makes half precision worth its casts."""
 
+TERMS = "effc.terms"
+"""Metadata of a product's node: how many products are added up in float16 at most."""
+
 _SMALLEST = 2.0**-14  # smallest normal float16
-_EXACT_INPUTS = {"Resize": (2,)}
+EXACT_INPUTS = {"Resize": (2,)}
 """Operands that ONNX wants in float32 whatever the type of the others."""
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -99,7 +107,7 @@ def _is_float(value: ir.Value | None) -> bool:
 
 def _halved(node: ir.Node) -> Iterable[ir.Value]:
     """The float32 operands that become float16 if the node does."""
-    exact = _EXACT_INPUTS.get(node.op_type, ())
+    exact = EXACT_INPUTS.get(node.op_type, ())
     return [
         v for i, v in enumerate(node.inputs) if v is not None and _is_float(v) and i not in exact
     ]
@@ -145,7 +153,9 @@ class _Conversion:
             wanted = {id(v) for v in _halved(node)}
             for index, value in enumerate(node.inputs):
                 if value is not None and id(value) in wanted:
-                    node.replace_input_with(index, self._half(value))
+                    bias = node.op_type in PRODUCTS and index > 1 and const(value) is not None
+                    half = self._cast(value, _HALF) if bias else self._half(value)
+                    node.replace_input_with(index, half)
             if node.op_type == "Cast" and _is_float(node.outputs[0]):
                 node.attributes["to"] = ir.AttrInt64("to", int(_HALF))
             for output in node.outputs:
@@ -167,24 +177,7 @@ class _Conversion:
         return self.halves[id(value)]
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """The value as another type, computed behind its producer or first of all."""
-        name = fresh_name(self.graph, f"{value.name}/{'half' if dtype == _HALF else 'float'}")
-        node = ir.Node(
-            "",
-            "Cast",
-            [value],
-            attributes=[ir.AttrInt64("to", int(dtype))],
-            name=fresh_name(self.graph, f"{name}/Cast"),
-        )
-        node.outputs[0].name = name
-        node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
-        producer = value.producer()
-        if producer is not None:
-            self.graph.insert_after(producer, node)
-        else:
-            first = next(iter(self.graph))
-            self.graph.insert_before(first, node)
-        return node.outputs[0]
+        return _add_cast(self.graph, value, dtype)
 
     def _split(self, node: ir.Node, output: ir.Value, members: set[int]) -> None:
         """Let ``output`` be float16; who needs float32 reads a cast of it that keeps its name."""
@@ -210,6 +203,62 @@ class _Conversion:
                     self.graph.outputs[index] = wide
 
 
-def _reads_half(node: ir.Node, index: int) -> bool:
-    return index not in _EXACT_INPUTS.get(node.op_type, ())
+def _add_cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """The value as another type, computed behind its producer or first of all."""
+    name = fresh_name(graph, f"{value.name}/{'half' if dtype == _HALF else 'float'}")
+    node = ir.Node(
+        "",
+        "Cast",
+        [value],
+        attributes=[ir.AttrInt64("to", int(dtype))],
+        name=fresh_name(graph, f"{name}/Cast"),
+    )
+    node.outputs[0].name = name
+    node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
+    producer = value.producer()
+    if producer is not None:
+        graph.insert_after(producer, node)
+    else:
+        graph.insert_before(next(iter(graph)), node)
+    return node.outputs[0]
 
+
+def _reads_half(node: ir.Node, index: int) -> bool:
+    return index not in EXACT_INPUTS.get(node.op_type, ())
+
+
+
+@dataclass
+class StoreHalfWeights(Pass):
+    """Constant weights of products become float16 constants behind a cast to float32.
+
+    Attributes:
+        accepts: Why no kernel reads a node's weights as float16, or None.
+        keep: Why weights stay float32, by node name.
+    """
+
+    name: ClassVar[str] = "store_half_weights"
+    accepts: Callable[[ir.Node], str | None]
+    keep: Mapping[str, str] = field(default_factory=dict)
+
+    def call(self, model: ir.Model, log: Log) -> None:
+        for node in list(model.graph):
+            if node.op_type not in PRODUCTS or node.domain:
+                continue
+            weights = [(i, v) for i, v in enumerate(node.inputs[:2]) if const(v) is not None]
+            if len(weights) != 1 or not _is_float(weights[0][1]):
+                continue
+            index, value = weights[0]
+            assert value is not None
+            name = node.name or node.op_type
+            why = self.keep.get(node.name or "") or _bad_constant(node, value)
+            if (why := why or self.accepts(node)) is not None:
+                log.refused.append((name, why))
+                continue
+            array = const(value)
+            assert array is not None
+            half = add_constant(model.graph, array.astype(np.float16), f"{value.name}/half")
+            node.replace_input_with(index, _add_cast(model.graph, half, _FLOAT))
+            if not value.uses() and not value.is_graph_output():
+                model.graph.initializers.pop(value.name or "", None)
+            log.applied.append(name)
