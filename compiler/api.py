@@ -44,6 +44,7 @@ def compile(
     tune: str | int = "none",
     tuning_db: str | Path | None = None,
     verify: bool = True,
+    precision: str = "f32",
     prune: str | None = None,
     sparsity: float | None = None,
     speedup: float | None = None,
@@ -73,6 +74,8 @@ def compile(
         tuning_db: Tuning database file.
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
+        precision: ``f32`` or ``f16``, see docs/PRECISION.md; with ``calibration`` from what its
+            samples show.
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
             regroup, recipe, work: As for :func:`compress`. A missed ``latency_ms`` is an error.
         progress: Called as the phases advance.
@@ -92,6 +95,9 @@ def compile(
         tune=tune,
         tuning_db=None if tuning_db is None else Path(tuning_db),
         verify=verify,
+        precision=precision,
+        calibration=_path(calibration) if precision != "f32" else None,
+        samples=samples,
     )
     compression = CompressOptions(
         prune=prune,

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from effc.kernels.arithmetic import float_terms
 from effc.kernels.region import Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Choice
+from effc.passes.use_half_precision import PRODUCTS
 
 __all__ = ["LayerRecord", "macs_of", "record"]
 
@@ -40,6 +42,9 @@ class LayerRecord:
         rivals: The best of each other kernel family.
         refused: Kernel families that could not compute it, and why.
         key: ``Region.key``, what a measured time of the layer is kept under.
+        precision: ``f16`` where float16 is computed with, ``f16 weights`` where weights are stored
+            so, otherwise empty.
+        terms: Products that are added up in float16, 0 if none are.
     """
 
     name: str
@@ -60,6 +65,8 @@ class LayerRecord:
     rivals: tuple[Choice, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     key: str = ""
+    precision: str = ""
+    terms: int = 0
 
 
 def macs_of(op: Op) -> int:
@@ -124,7 +131,23 @@ def record(
         rivals=tuple(rivals.values()),
         refused=tuple(sorted((refused or {}).items())),
         key=region.key,
+        precision=_precision(region),
+        terms=_terms(region),
     )
+
+
+def _precision(region: Region) -> str:
+    if any(v.dtype == "float16" for op in region.ops for v in op.outputs):
+        return "f16"
+    return "f16 weights" if any(v.dtype == "float16" for v in region.constants) else ""
+
+
+def _terms(region: Region) -> int:
+    anchor = region.anchor
+    if anchor is None or anchor.op_type not in PRODUCTS or anchor.outputs[0].dtype != "float16":
+        return 0
+    depth = macs_of(anchor) // max(anchor.outputs[0].type.size, 1)
+    return min(depth, float_terms(anchor))
 
 
 def _unknown_pattern(zeros: int, total: int) -> str:

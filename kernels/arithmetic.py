@@ -18,7 +18,7 @@ from effc.devices.target import Target
 from effc.kernels.builder import splat
 from effc.kernels.region import Op
 
-__all__ = ["FLOAT32", "Arithmetic", "Float16", "Float32", "float_arithmetic", "product_dtypes"]
+__all__ = ["FLOAT32", "Arithmetic", "Float16", "Float32", "float_arithmetic", "float_terms", "product_dtypes"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -123,6 +123,9 @@ def float_arithmetic(op: Op) -> Arithmetic:
     """Arithmetic of a floating point product, by the type of its data."""
     data = op.inputs[0]
     assert data is not None
-    if data.dtype == "float16":
-        return Float16(int(op.attrs.get("terms", Float16.terms)))
-    return FLOAT32
+    return Float16(float_terms(op)) if data.dtype == "float16" else FLOAT32
+
+
+def float_terms(op: Op) -> int:
+    """Products that a float16 operator adds up in float16."""
+    return int(op.attrs.get("terms", Float16.terms))

@@ -109,10 +109,11 @@ class DepthwiseConv(Template):
         for name, value in (("w", weight), ("b", bias)):
             if value is not None:
                 const = value.const
+                stored = shape.dtype if const is None or name == "b" else value.dtype
                 if name == "b" and const is not None and shape.dtype == "float16":
                     const = split_bias(const.astype(np.float32, copy=False))
                 size = value.type.size if const is None else const.size
-                params.append((name, shape.dtype, size))
+                params.append((name, stored, size))
                 args.append(value.name if const is None else f"w:{name}")
                 if const is not None:
                     weights[name] = const
@@ -166,7 +167,7 @@ class _Code:
                 self,
                 inputs[0],
                 bind(plane * (shape.y.size * shape.x.size)),
-                load_scalars(inputs[1], bind(channel * taps), taps, self.target),
+                load_scalars(inputs[1], bind(channel * taps), taps, self.target, shape.dtype),
                 self._bias(inputs[2], channel) if len(inputs) > 2 else None,
                 PlaneOutput(self.epilogue, y, operands, shape.view[2], n, channel, image),
             )

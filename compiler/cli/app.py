@@ -23,6 +23,7 @@ from effc.cli.flags import (
     LatencyMs,
     Method,
     Model,
+    Precision,
     Prune,
     Quiet,
     RecipeFile,
@@ -98,6 +99,7 @@ def compile_(
         bool,
         typer.Option("--verify/--no-verify", help="Run the result against ONNX Runtime first."),
     ] = True,
+    precision: Precision = "f32",
     prune: Prune = None,
     sparsity: Sparsity = None,
     speedup: Speedup = None,
@@ -146,6 +148,7 @@ def compile_(
         tune=tune,
         tuning_db=tuning_db,
         verify=verify,
+        precision=precision,
         compression=compression,
     )
 

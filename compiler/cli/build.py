@@ -28,6 +28,7 @@ def compile_command(
     tune: str,
     tuning_db: Path | None,
     verify: bool,
+    precision: str,
     compression: CompressOptions,
 ) -> None:
     """Compile a model and say what came out."""
@@ -40,6 +41,9 @@ def compile_command(
         tune=parse_tune(tune),
         tuning_db=tuning_db,
         verify=verify,
+        precision=precision,
+        calibration=compression.calibration if precision != "f32" else None,
+        samples=compression.samples,
     )
     _require_file(model)
     if output is None:

@@ -22,6 +22,7 @@ __all__ = [
     "LatencyMs",
     "Method",
     "Model",
+    "Precision",
     "Prune",
     "Quiet",
     "RecipeFile",
@@ -76,6 +77,14 @@ Input = Annotated[
         "--input",
         metavar="X.npz",
         help="Arrays by input name, or x (stacked samples) and y (labels).",
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="f32|f16",
+        help="f16: half precision, computed where the target can, stored where not.",
     ),
 ]
 Prune = Annotated[
