@@ -1,12 +1,12 @@
 """Every float model of a data folder: SNR against ONNX Runtime, and top-1 agreement.
 
     python benchmarks/accuracy.py ../shared/data [--target host android] [--samples 500]
-                                  [--only NAME]
+                                  [--only NAME] [--precision f16] [--calibration N]
 
-Compiles each model, runs it (natively, or under QEMU for Arm targets) on real samples where the
-folder has them and on random ones otherwise, and prints the SNR in dB over all samples of the
-worst output. Classifiers on
-``host`` also run ``--samples`` labelled samples: share of equal top-1, and both accuracies.
+Compiles each model, runs it (natively, or under QEMU for Arm targets, which is slow: few samples)
+on real samples where the folder has them and on random ones otherwise, and prints the SNR in dB over
+all samples of the worst output, and for classifiers the share of equal top-1 and both accuracies.
+``--calibration N`` gives ``--precision f16`` N samples, other ones than those it is judged by.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,6 +26,7 @@ from PIL import Image
 
 import effc
 from effc.errors import EffcError
+from effc.execute import open_executor
 
 Samples = Callable[[Path, int], tuple[np.ndarray, np.ndarray]]
 """Of (data folder, how many): stacked inputs and labels."""
@@ -161,51 +163,68 @@ def static_shapes(session: onnxruntime.InferenceSession, name: str) -> dict[str,
     }
 
 
-def compare(path: Path, folder: Path, target: str, count: int, out: Path) -> str:
+def inputs_of(
+    path: Path, folder: Path, count: int, session: onnxruntime.InferenceSession
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Stacked samples by input name, and labels where there are any."""
+    generator = np.random.default_rng(0)
+    shapes = static_shapes(session, path.stem)
+    ports = [p for p in session.get_inputs() if p.name not in CONSTANTS.get(path.stem, {})]
+    found, y = {}, None
+    if path.stem in CLASSIFIERS:
+        found[ports[0].name], y = CLASSIFIERS[path.stem].test(folder, count)
+    for port in ports[len(found) :]:
+        shape = shapes.get(port.name, tuple(port.shape))
+        draw = generator.standard_normal if found else generator.random
+        found[port.name] = np.stack([draw(shape[1:]) for _ in range(count)]).astype(np.float32)
+        if shape[0] != 1:
+            found[port.name] = np.stack([draw(shape) for _ in range(count)]).astype(np.float32)
+    return found, y
+
+
+def compare(path: Path, folder: Path, args: argparse.Namespace, target: str, out: Path) -> str:
     """One line of the table."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    shapes = static_shapes(session, path.stem)
     constants = CONSTANTS.get(path.stem, {})
+    first = args.calibration if args.precision != "f32" else 0
+    samples, y = inputs_of(path, folder, first + args.samples, session)
     artifact = effc.compile(
         path,
         target=target,
         output=out / f"{path.stem}-{target}",
-        shapes=shapes,
+        shapes=static_shapes(session, path.stem),
         constants=constants,
+        precision=args.precision,
+        calibration={name: x[:first] for name, x in samples.items()} if first else None,
     )
-    if target != "host":
-        checked = artifact.manifest["verification"]
-        worst = min(output["snr_db"] for output in checked["outputs"])
-        return f"{worst:6.1f} dB on {checked['device']}"
-    runner = effc.load(artifact)
-    generator = np.random.default_rng(0)
-    ports = [p for p in session.get_inputs() if p.name not in constants]
     fixed = {name: np.array(value, np.int64) for name, value in constants.items()}
-    if path.stem in CLASSIFIERS:
-        x, y = CLASSIFIERS[path.stem].test(folder, count)
-    else:
-        shape = shapes.get(ports[0].name, tuple(ports[0].shape))
-        x, y = generator.random((8, *shape[1:]), np.float32), None
     ratios = [Snr() for _ in session.get_outputs()]
     agree = ours = theirs = 0
-    for i in range(len(x)):
-        feed = {ports[0].name: x[i : i + 1]}
-        for port in ports[1:]:
-            shape = shapes.get(port.name, tuple(port.shape))
-            feed[port.name] = generator.standard_normal(shape).astype(np.float32)
-        expected = session.run(None, feed | fixed)
-        got = list(runner.run(feed).values())
-        for ratio, a, b in zip(ratios, expected, got, strict=True):
-            ratio.add(a, b)
-        if y is not None:
-            a, b = int(expected[0].ravel().argmax()), int(got[0].ravel().argmax())
-            agree, ours, theirs = agree + (a == b), ours + (b == y[i]), theirs + (a == y[i])
-    line = f"{min(ratio.db for ratio in ratios):6.1f} dB over {len(x)} samples"
+    with open_executor(artifact, None, None) as executor:
+        for i in range(first, first + args.samples):
+            feed = {
+                p.name: samples[p.name][i].reshape(_shape(p, session, path))
+                for p in session.get_inputs()
+                if p.name in samples
+            }
+            expected = session.run(None, feed | fixed)
+            got = list(executor.run(feed).values())
+            for ratio, a, b in zip(ratios, expected, got, strict=True):
+                ratio.add(a, b)
+            if y is not None:
+                a, b = int(expected[0].ravel().argmax()), int(got[0].ravel().argmax())
+                agree, ours, theirs = agree + (a == b), ours + (b == y[i]), theirs + (a == y[i])
+    line = f"{min(ratio.db for ratio in ratios):6.1f} dB over {args.samples} samples"
+    line += f", weights {artifact.manifest['weights_bytes'] / 1e3:.0f} kB"
     if y is not None:
-        share = 100 / len(x)
-        line += f"  same top-1 {agree}/{len(x)}, accuracy {share * ours:.2f} %"
+        share = 100 / args.samples
+        line += f"  same top-1 {agree}/{args.samples}, accuracy {share * ours:.2f} %"
         line += f" (ONNX Runtime {share * theirs:.2f} %)"
     return line
+
+
+def _shape(port: Any, session: onnxruntime.InferenceSession, path: Path) -> tuple[int, ...]:
+    return static_shapes(session, path.stem).get(port.name, tuple(port.shape))
 
 
 def main() -> None:
@@ -214,6 +233,8 @@ def main() -> None:
     parser.add_argument("--target", nargs="+", default=["host", "android"])
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--only", default="")
+    parser.add_argument("--precision", default="f32")
+    parser.add_argument("--calibration", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as out:
         for path in sorted((args.folder / "models").glob("*.onnx")):
@@ -221,7 +242,7 @@ def main() -> None:
                 continue
             for target in args.target:
                 try:
-                    line = compare(path, args.folder, target, args.samples, Path(out))
+                    line = compare(path, args.folder, args, target, Path(out))
                 except EffcError as error:
                     line = f"FAILED {type(error).__name__}: {error}"
                 print(f"{path.stem:46s} {target:10s} {line}", flush=True)

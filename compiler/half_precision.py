@@ -1,7 +1,7 @@
 """``--precision f16``: which parts of a simplified graph become half precision.
 
 On targets that compute in float16 weights and activations become float16
-(``passes.use_half_precision``), elsewhere weights are stored as float16 and widened when they are read.
+(``passes.half.use_half_precision``), elsewhere weights are stored as float16 and widened when they are read.
 What becomes of a node is decided here: by the kernels that there are, by the user's exceptions, and
 by what samples show (``half_analysis``).
 """
@@ -9,41 +9,69 @@ by what samples show (``half_analysis``).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import onnx_ir as ir
 
 from effc.compiled import PassRecord
 from effc.devices.target import Target
 from effc.errors import UsageError
+from effc.half_analysis import examine
 from effc.kernels import registry
 from effc.kernels.elementwise import OPS
 from effc.kernels.region import Op, Region, TensorType, Value
 from effc.options import CompileOptions
 from effc.passes.graph import const, shape_of
-from effc.passes.use_half_precision import EXACT_INPUTS, StoreHalfWeights, UseHalfPrecision
+from effc.passes.half.use_half_precision import EXACT_INPUTS, StoreHalfWeights, UseHalfPrecision
 from effc.regions import attribute_of
 from effc.views import VIEW_OPS
 
 __all__ = ["use_half_precision"]
 
 
-def use_half_precision(model: ir.Model, target: Target, options: CompileOptions) -> PassRecord:
+def use_half_precision(
+    model: ir.Model,
+    target: Target,
+    options: CompileOptions,
+    progress: Callable[[int, int, str], None],
+) -> PassRecord:
     """Change a simplified model in place.
+
+    Args:
+        model: float32 graph.
+        target: Whether it computes in float16 decides what is done.
+        options: Exceptions, and calibration data if there is any.
+        progress: Told what is measured.
 
     Raises:
         UsageError: An exception names no node.
+        ModelError: The calibration data does not fit the model.
     """
     keep = _exceptions(model, options.layer_precision)
-    if target.half_arithmetic:
-        result = UseHalfPrecision(lambda node: _half_refusal(node, target), {}, keep).run(model)
-        what = "weights and activations"
-    else:
-        result = StoreHalfWeights(lambda node: _weight_refusal(node, target), keep).run(model)
-        what = "weights"
+    found = None
+    if options.calibration is not None:
+        found = examine(model, options, lambda keep, ranges: _pass(target, ranges, keep), keep, progress)
+        keep = keep | found.keep
+    ranges = {} if found is None else found.ranges
+    applied = _pass(target, ranges, keep)
+    result = applied.run(model)
+    settings: dict[str, Any] = {
+        "float16": "weights and activations" if target.half_arithmetic else "weights"
+    }
+    if found is not None:
+        settings |= found.settings
     refused = tuple(f"{where}: {why}" for where, why in result.refused)
-    return PassRecord("use_half_precision", result.applied, refused, {"float16": what})
+    return PassRecord(applied.name, result.applied, refused, settings)
+
+
+def _pass(
+    target: Target, ranges: Mapping[str, float], keep: Mapping[str, str]
+) -> UseHalfPrecision | StoreHalfWeights:
+    if target.half_arithmetic:
+        return UseHalfPrecision(lambda node: _half_refusal(node, target), ranges, keep)
+    return StoreHalfWeights(lambda node: _weight_refusal(node, target), keep)
 
 
 def _exceptions(model: ir.Model, rules: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from effc.kernels.arithmetic import float_terms
 from effc.kernels.region import Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Choice
-from effc.passes.use_half_precision import PRODUCTS
+from effc.passes.half.use_half_precision import PRODUCTS
 
 __all__ = ["LayerRecord", "macs_of", "record"]
 

@@ -174,7 +174,12 @@ def _select(
         if options.precision == "f16":
             from effc.half_precision import use_half_precision
 
-            done = use_half_precision(imported.model, target, options)
+            done = use_half_precision(
+                imported.model,
+                target,
+                options,
+                lambda done, total, detail: clock.report("calibrate", done, total, detail),
+            )
             imported = replace(imported, passes=(*imported.passes, done))
     with clock.phase("regions"):
         graph = _partition(imported.model, target)

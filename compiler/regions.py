@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from effc.errors import InternalError
 from effc.kernels.region import Op, Region, TensorType, Value
-from effc.passes.use_half_precision import PRODUCTS, TERMS
+from effc.passes.half.use_half_precision import PRODUCTS, TERMS
 from effc.views import VIEW_OPS
 
 __all__ = ["MAX_FUSED_OPS", "Graph", "attribute_of", "partition"]

@@ -68,18 +68,22 @@ class UseHalfPrecision(Pass):
     keep: Mapping[str, str] = field(default_factory=dict)
 
     def call(self, model: ir.Model, log: Log) -> None:
-        graph = model.graph
+        chosen, log.refused[:] = self.choose(model.graph)
+        log.applied[:] = [node.name or node.op_type for node in chosen]
+        _Conversion(model.graph, chosen).run()
+
+    def choose(self, graph: ir.Graph) -> tuple[list[ir.Node], list[tuple[str, str]]]:
+        """Nodes that become float16, and (node name, why) of those that do not."""
         refused = {id(node): self._refusal(node) for node in graph}
         worth = _worth([node for node in graph if refused[id(node)] is None])
-        chosen = []
+        chosen, others = [], []
         for node in graph:
             why = refused[id(node)]
             if why is None and id(node) in worth:
                 chosen.append(node)
-                log.applied.append(node.name or node.op_type)
             elif why:
-                log.refused.append((node.name or node.op_type, why))
-        _Conversion(graph, chosen).run()
+                others.append((node.name or node.op_type, why))
+        return chosen, others
 
     def _refusal(self, node: ir.Node) -> str | None:
         """Why a node stays as it is; empty if it has no float32 tensor at all."""
@@ -241,24 +245,41 @@ class StoreHalfWeights(Pass):
     accepts: Callable[[ir.Node], str | None]
     keep: Mapping[str, str] = field(default_factory=dict)
 
+    def choose(self, graph: ir.Graph) -> tuple[list[ir.Node], list[tuple[str, str]]]:
+        """Nodes whose weights become float16, and (node name, why) of those that do not."""
+        chosen, others = [], []
+        for node in graph:
+            found = _weights(node)
+            if found is None:
+                continue
+            why = self.keep.get(node.name or "") or _bad_constant(node, found[1])
+            if (why := why or self.accepts(node)) is None:
+                chosen.append(node)
+            else:
+                others.append((node.name or node.op_type, why))
+        return chosen, others
+
     def call(self, model: ir.Model, log: Log) -> None:
-        for node in list(model.graph):
-            if node.op_type not in PRODUCTS or node.domain:
-                continue
-            weights = [(i, v) for i, v in enumerate(node.inputs[:2]) if const(v) is not None]
-            if len(weights) != 1 or not _is_float(weights[0][1]):
-                continue
-            index, value = weights[0]
-            assert value is not None
-            name = node.name or node.op_type
-            why = self.keep.get(node.name or "") or _bad_constant(node, value)
-            if (why := why or self.accepts(node)) is not None:
-                log.refused.append((name, why))
-                continue
+        chosen, log.refused[:] = self.choose(model.graph)
+        for node in chosen:
+            found = _weights(node)
+            assert found is not None
+            index, value = found
             array = const(value)
             assert array is not None
             half = add_constant(model.graph, array.astype(np.float16), f"{value.name}/half")
             node.replace_input_with(index, _add_cast(model.graph, half, _FLOAT))
             if not value.uses() and not value.is_graph_output():
                 model.graph.initializers.pop(value.name or "", None)
-            log.applied.append(name)
+            log.applied.append(node.name or node.op_type)
+
+
+def _weights(node: ir.Node) -> tuple[int, ir.Value] | None:
+    """The only constant operand of a product, and which it is."""
+    if node.op_type not in PRODUCTS or node.domain:
+        return None
+    found = [(i, v) for i, v in enumerate(node.inputs[:2]) if const(v) is not None]
+    if len(found) != 1 or not _is_float(found[0][1]):
+        return None
+    index, value = found[0]
+    return None if value is None else (index, value)
