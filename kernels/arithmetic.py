@@ -18,7 +18,7 @@ from effc.devices.target import Target
 from effc.kernels.builder import splat
 from effc.kernels.region import Op
 
-__all__ = ["FLOAT32", "Arithmetic", "Float16", "Float32", "float_arithmetic", "float_terms", "product_dtypes"]
+__all__ = ["FLOAT32", "Arithmetic", "Float16", "Float32", "HalfWeights", "float_arithmetic", "float_terms", "product_dtypes"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -34,6 +34,11 @@ class Arithmetic(ABC):
 
     dtype: ClassVar[str]
     sums: ClassVar[str]
+
+    @property
+    def stored(self) -> str:
+        """Element type of weights in the library; they are widened before they are used."""
+        return self.dtype
 
     @property
     def nbytes(self) -> int:
@@ -93,6 +98,15 @@ FLOAT32 = Float32()
 
 
 @dataclass(frozen=True)
+class HalfWeights(Float32):
+    """Single precision with weights that are stored as float16."""
+
+    @property
+    def stored(self) -> str:
+        return "float16"
+
+
+@dataclass(frozen=True)
 class Float16(Arithmetic):
     """Half precision, for targets that compute in it.
 
@@ -121,9 +135,10 @@ def product_dtypes(target: Target) -> tuple[str, ...]:
 
 def float_arithmetic(op: Op) -> Arithmetic:
     """Arithmetic of a floating point product, by the type of its data."""
-    data = op.inputs[0]
-    assert data is not None
-    return Float16(float_terms(op)) if data.dtype == "float16" else FLOAT32
+    types = {v.dtype for v in op.inputs[:2] if v is not None}
+    if types == {"float16"}:
+        return Float16(float_terms(op))
+    return HalfWeights() if "float16" in types else FLOAT32
 
 
 def float_terms(op: Op) -> int:

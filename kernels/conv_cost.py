@@ -212,6 +212,8 @@ def _cost(
             * pack_cycles(shape, source, knobs.columns, knobs.lanes)
             * knobs.splits
         )
+    if arithmetic.stored != arithmetic.dtype:
+        work += 2.5 * shape.cout * shape.reduction * blocks / arithmetic.lanes(target)
     work += _traffic(shape, knobs, depth, blocks, arithmetic, target)
     if source.copied:
         work += 3.0 * shape.cin * source.channel / arithmetic.lanes(target)

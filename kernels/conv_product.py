@@ -11,7 +11,7 @@ from effc.devices.target import Target
 from effc.errors import InternalError
 from effc.kernels.arithmetic import Arithmetic, Float16
 from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
-from effc.kernels.conv_pack import pack_panel, panel_slack
+from effc.kernels.conv_pack import pack_panel, panel_slack, widen
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.half_sums import half_sums
@@ -103,7 +103,10 @@ class Product:
         if self.spilled:
             self.sums = self.tiles_per_split * knobs.channels * knobs.columns * knobs.panels
         room = knobs.lanes**2 if knobs.along == "channel" else 0
-        self.scratch_elements = self.sums_at + self.sums + room
+        self.wide_at = self.sums_at + self.sums + room
+        self.widened = arithmetic.stored != arithmetic.dtype
+        wide = self.depth * knobs.channels if self.widened else 0
+        self.scratch_elements = self.wide_at + wide
 
     @staticmethod
     def may_read_in_place(source: Source) -> bool:
@@ -125,7 +128,8 @@ class Product:
         outputs = shape.batch * shape.groups * shape.cout * shape.positions
         cout = shape.groups * shape.cout
         dtype = self.arithmetic.dtype
-        params = [("x", dtype, self.source_elements), ("w", dtype, cout * shape.reduction)]
+        weights = ("w", self.arithmetic.stored, cout * shape.reduction)
+        params = [("x", dtype, self.source_elements), weights]
         if self.reads_taps:
             params.append(("taps", "int32", len(self.source.taps)))
         if self.has_bias:
@@ -242,10 +246,20 @@ class Product:
 
     def _weights(self, tile: Expr, channels: int, number: Expr) -> Operand:
         """The weights of one channel tile in one pass."""
+        if self.widened:
+            return Operand(self.scratch, T.int32(self.wide_at), channels, weights=True)
+        return Operand(self.w, self._weights_at(tile, channels, number), channels, weights=True)
+
+    def _weights_at(self, tile: Expr, channels: int, number: Expr) -> Expr:
         start = (self.group * self.shape.cout + tile * self.knobs.channels) * self.shape.reduction
-        return Operand(
-            self.w, bind(start + number * (self.depth * channels)), channels, weights=True
-        )
+        return bind(start + number * (self.depth * channels))
+
+    def _widen(self, tile: Expr, channels: int, number: Expr) -> None:
+        """Put the weights of one channel tile in one pass into scratch, if they are float16."""
+        if self.widened:
+            start = self._weights_at(tile, channels, number)
+            lanes = self.arithmetic.lanes(self.target)
+            widen(self.w, start, self.depth * channels, self.scratch, self.wide_at, lanes)
 
     def _tile(self, channels: int, columns: int) -> Tile:
         rows, across = (channels, columns) if self.knobs.along == "space" else (columns, channels)
@@ -316,6 +330,7 @@ class Product:
 
     def _finish(self, tile: Expr, channels: int, first: Expr, count: Expr, columns: int) -> None:
         channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
+        self._widen(tile, channels, 0)
         with loop(count) as panel:
             acc = Accumulators(self._tile(channels, columns), self.arithmetic.sums)
             for i in range(channels):
@@ -363,6 +378,7 @@ class Product:
     def _add(
         self, tile: Expr, channels: int, number: Expr, first: Expr, count: Expr, columns: int
     ) -> None:
+        self._widen(tile, channels, number)
         with loop(count) as panel:
             acc = Accumulators(self._tile(channels, columns), self.arithmetic.sums)
             at = bind(self._sums(tile, panel, channels, columns))

@@ -221,7 +221,7 @@ class Accumulators:
     """The tile's accumulators: a stack buffer that LLVM keeps in registers."""
 
     def __init__(self, tile: Tile, dtype: str = "float32") -> None:
-        self.tile = tile
+        self.tile, self.dtype = tile, dtype
         self._buffer = local(tile.rows * tile.columns, dtype)
 
     def get(self, row: int, vector: int) -> Expr:

@@ -180,6 +180,8 @@ def _cost(
         blocks = ceil(positions.width / (knobs.columns * knobs.panels)) * ceil(
             positions.height / positions.tile[0]
         )
+    if arithmetic.stored != arithmetic.dtype:
+        work += 2.5 * weights / size * blocks / arithmetic.lanes(target)
     pace = 32.0 if weights < target.l2_bytes // 2 else 12.0
     if not uses_lanes(target):
         work += 0.5 * weights * blocks / pace

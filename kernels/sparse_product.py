@@ -10,6 +10,7 @@ positions, or one run of positions where rows follow each other in memory (``hei
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -20,7 +21,7 @@ from effc.devices.target import Target
 from effc.errors import InternalError
 from effc.kernels.arithmetic import Arithmetic, Float16
 from effc.kernels.builder import Param, T, bind, loop, prefetch, splat, stage_func, vload, vstore
-from effc.kernels.conv_pack import pack_row, panel_slack
+from effc.kernels.conv_pack import pack_row, panel_slack, widen
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.half_sums import half_sums
@@ -81,7 +82,10 @@ class SparseProduct:
         sums = knobs.rows * max(knobs.height, 1) * knobs.columns
         room = arithmetic.lanes(target) ** 2
         self.room_at = self.sums_at + sums
-        self.scratch_elements = self.sums_at + (sums + room if knobs.along == "channel" else 0)
+        self.wide_at = self.sums_at + (sums + room if knobs.along == "channel" else 0)
+        self.widened = arithmetic.stored != arithmetic.dtype
+        wide = most_slots * knobs.depth * knobs.rows if self.widened else 0
+        self.scratch_elements = self.wide_at + wide
 
     # -- data ---------------------------------------------------------------------------------
 
@@ -133,7 +137,7 @@ class SparseProduct:
         entries = shape.groups * self.most_entries
         params: list[Param] = [
             ("x", dtype, self.source_elements),
-            ("w", dtype, entries * knobs.depth * knobs.rows),
+            ("w", self.arithmetic.stored, entries * knobs.depth * knobs.rows),
             ("starts", "int32", shape.groups * self.tiles + 1),
             ("offsets", "int32", entries),
         ]
@@ -208,6 +212,7 @@ class SparseProduct:
             self._pack(first, T.int32(0), count, columns)
 
         def tile(number: Expr, filters: int) -> None:
+            self._widen(number)
             if knobs.fetch:
                 self._fetch_next(number, first)
             with loop(count) as panel:
@@ -229,6 +234,7 @@ class SparseProduct:
                 self._pack(T.int32(start), T.int32(first), count, width)
 
         def tile(number: Expr, filters: int) -> None:
+            self._widen(number)
             for (band, bands, height), (block, blocks, width) in product(rows, columns):
                 with loop(bands) as i, loop(blocks) as j:
                     top = bind(i * height + band * positions.tile[0])
@@ -245,6 +251,16 @@ class SparseProduct:
         if left:
             with T.If(self.last > whole), T.Then():
                 tile(T.int32(whole), left)
+
+    def _widen(self, number: Expr) -> None:
+        """Put the weights of a tile into scratch, if they are float16."""
+        if self.widened:
+            row = bind(self.group * self.tiles + number)
+            size = self.knobs.depth * self.knobs.rows
+            start, end = self.starts[row] * size, self.starts[row + 1] * size
+            lanes = self.arithmetic.lanes(self.target)
+            first = bind(start)
+            widen(self.w, first, bind(end - first), self.scratch, self.wide_at, lanes)
 
     def _pack(self, first: Expr, number: Expr, count: Expr, columns: int) -> None:
         """Panels from position ``first`` on, one row per used (kernel position, channel)."""
@@ -276,14 +292,17 @@ class SparseProduct:
         """One register tile: ``filters`` filters at ``rows`` x ``columns`` positions."""
         knobs, positions = self.knobs, self.positions
         space = knobs.along == "space"
+        row = bind(self.group * self.tiles + number)
         weights = Operand(self.w, T.int32(0), knobs.rows, weights=True)
+        if self.widened:
+            base = bind(self.wide_at - self.starts[row] * (knobs.depth * knobs.rows))
+            weights = replace(weights, buffer=self.scratch, base=base)
         if knobs.pack:
             data = Operand(self.scratch, bind(panel * self.panel_size), knobs.columns)
         else:
             base = bind(self.base + top * positions.pitch + left)
             across = sum(row_widths(columns, knobs.lanes, self.padded)) if space else columns
             data = Operand(self.x, base, self.source.channel, positions.runs(rows, across))
-        row = bind(self.group * self.tiles + number)
         entries = Listed(
             self.offsets,
             bind(self.starts[row]),
@@ -291,7 +310,7 @@ class SparseProduct:
             knobs.depth,
             knobs.unroll if filters == knobs.rows else 1,
             space,
-            weights_ahead(self.target),
+            0 if self.widened else weights_ahead(self.target),
         )
         channel = bind(self.group * self.shape.cout + number * knobs.rows)
         position = bind(top * positions.width + left)

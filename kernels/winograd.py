@@ -44,6 +44,9 @@ class Winograd(Template):
     def refuse(self, region: Region, target: Target) -> str | None:
         if reason := conv_refusal(region):
             return reason
+        weight = region.anchor.inputs[1] if region.anchor is not None else None
+        if weight is None or weight.dtype != "float32":
+            return "the weights are not float32"
         assert region.anchor is not None
         shape = ConvShape.of(region.anchor)
         if shape.kernel != (3, 3):
