@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -174,11 +173,9 @@ def inputs_of(
     if path.stem in CLASSIFIERS:
         found[ports[0].name], y = CLASSIFIERS[path.stem].test(folder, count)
     for port in ports[len(found) :]:
-        shape = shapes.get(port.name, tuple(port.shape))
+        first, *rest = shapes.get(port.name, tuple(port.shape))
         draw = generator.standard_normal if found else generator.random
-        found[port.name] = np.stack([draw(shape[1:]) for _ in range(count)]).astype(np.float32)
-        if shape[0] != 1:
-            found[port.name] = np.stack([draw(shape) for _ in range(count)]).astype(np.float32)
+        found[port.name] = np.asarray(draw((count * first, *rest)), np.float32)
     return found, y
 
 
@@ -187,7 +184,8 @@ def compare(path: Path, folder: Path, args: argparse.Namespace, target: str, out
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     constants = CONSTANTS.get(path.stem, {})
     first = args.calibration if args.precision != "f32" else 0
-    samples, y = inputs_of(path, folder, first + args.samples, session)
+    all_samples = first + args.samples
+    samples, y = inputs_of(path, folder, all_samples, session)
     artifact = effc.compile(
         path,
         target=target,
@@ -195,18 +193,14 @@ def compare(path: Path, folder: Path, args: argparse.Namespace, target: str, out
         shapes=static_shapes(session, path.stem),
         constants=constants,
         precision=args.precision,
-        calibration={name: x[:first] for name, x in samples.items()} if first else None,
+        calibration=_rows(samples, 0, first, all_samples) if first else None,
     )
     fixed = {name: np.array(value, np.int64) for name, value in constants.items()}
     ratios = [Snr() for _ in session.get_outputs()]
     agree = ours = theirs = 0
     with open_executor(artifact, None, None) as executor:
         for i in range(first, first + args.samples):
-            feed = {
-                p.name: samples[p.name][i].reshape(_shape(p, session, path))
-                for p in session.get_inputs()
-                if p.name in samples
-            }
+            feed = _rows(samples, i, i + 1, all_samples)
             expected = session.run(None, feed | fixed)
             got = list(executor.run(feed).values())
             for ratio, a, b in zip(ratios, expected, got, strict=True):
@@ -223,8 +217,11 @@ def compare(path: Path, folder: Path, args: argparse.Namespace, target: str, out
     return line
 
 
-def _shape(port: Any, session: onnxruntime.InferenceSession, path: Path) -> tuple[int, ...]:
-    return static_shapes(session, path.stem).get(port.name, tuple(port.shape))
+def _rows(samples: dict[str, np.ndarray], begin: int, end: int, count: int) -> dict[str, np.ndarray]:
+    """Samples ``begin`` to ``end`` of ``count``, stacked."""
+    return {
+        name: x[begin * (len(x) // count) : end * (len(x) // count)] for name, x in samples.items()
+    }
 
 
 def main() -> None:

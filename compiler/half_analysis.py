@@ -39,7 +39,7 @@ _ROUNDING_SHARE = 0.6
 """Of the noise that is allowed, what rounding may make; the rest is for sums."""
 
 _SAMPLES = 64
-_NOISE_SAMPLES = 4
+_NOISE_SAMPLES = 2
 _COLUMNS = 16
 
 Array = np.ndarray[Any, Any]

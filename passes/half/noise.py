@@ -177,11 +177,16 @@ def keep_exact(
             goal *= 0.8 * limit / whole if np.isfinite(whole) else 0.5
             continue
         worst = max(range(len(groups)), key=lambda i: groups[i][0])
-        _, group = groups.pop(worst)
+        size, group = groups.pop(worst)
         if len(group) == 1:
             kept += group
             continue
         half = len(group) // 2
-        for part in (group[:half], group[half:]):
-            groups.append((noise(part), part))
+        first = noise(group[:half])
+        groups.append((first, group[:half]))
+        if np.isfinite(size):
+            second = max(size - first, 0.0)  # as independent errors do
+        else:
+            second = noise(group[half:])
+        groups.append((second, group[half:]))
     return kept, 0.0
