@@ -26,6 +26,7 @@ from effc.errors import (
 if TYPE_CHECKING:
     from effc.api import compile, compress, load
     from effc.artifact import Artifact
+    from effc.export.formats import export
     from effc.runtimes.loader import BenchStats, Runner
 
 __version__ = "0.1.0"
@@ -45,12 +46,14 @@ __all__ = [
     "__version__",
     "compile",
     "compress",
+    "export",
     "load",
 ]
 
 _LAZY = {
     "compile": "effc.api",
     "compress": "effc.api",
+    "export": "effc.export.formats",
     "load": "effc.api",
     "Artifact": "effc.artifact",
     "Runner": "effc.runtimes.loader",

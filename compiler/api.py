@@ -55,11 +55,15 @@ def compile(
     samples: int | None = None,
     correct: str | None = None,
     regroup: str | None = None,
+    quantize: str | None = None,
+    ranges: str | None = None,
+    rounding: str | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> Artifact:
-    """Compile an ONNX model, compressed first if ``prune``, ``regroup`` or ``recipe`` is given.
+    """Compile an ONNX model, compressed first if ``prune``, ``regroup``, ``quantize`` or ``recipe``
+    is given.
 
     Args:
         model: File, or a model in memory.
@@ -77,7 +81,8 @@ def compile(
         precision: ``f32`` or ``f16``, see docs/PRECISION.md; with ``calibration`` from what its
             samples show.
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
-            regroup, recipe, work: As for :func:`compress`. A missed ``latency_ms`` is an error.
+            regroup, quantize, ranges, rounding, recipe, work: As for :func:`compress`. A missed
+            ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
     Returns:
@@ -110,6 +115,9 @@ def compile(
         samples=samples,
         correct=correct,
         regroup=regroup,
+        quantize=quantize,
+        ranges=ranges,
+        rounding=rounding,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=options.shapes,
@@ -137,6 +145,9 @@ def compress(
     samples: int | None = None,
     correct: str | None = None,
     regroup: str | None = None,
+    quantize: str | None = None,
+    ranges: str | None = None,
+    rounding: str | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -162,6 +173,10 @@ def compress(
         samples: Calibration samples to use at most, by default 1,024.
         correct: ``refit`` (default with data), ``statistics``, ``bias`` or ``none``.
         regroup: Block shape to turn masks made elsewhere into.
+        quantize: ``int8``: weights and activations, from calibration data.
+        ranges: How ranges of activations are chosen: ``mse`` (default), ``minmax``,
+            ``percentile`` or ``entropy``.
+        rounding: How weights are rounded: ``nearest``.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results; by default in the user's cache.
         shapes: Shapes of inputs with dynamic dimensions; a free batch stays free by itself.
@@ -186,6 +201,9 @@ def compress(
         samples=samples,
         correct=correct,
         regroup=regroup,
+        quantize=quantize,
+        ranges=ranges,
+        rounding=rounding,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=dict(shapes or {}),
