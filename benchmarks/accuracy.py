@@ -4,9 +4,10 @@
                                   [--only NAME] [--precision f16] [--calibration N]
 
 Compiles each model, runs it (natively, or under QEMU for Arm targets, which is slow: few samples)
-on real samples where the folder has them and on random ones otherwise, and prints the SNR in dB over
-all samples of the worst output, and for classifiers the share of equal top-1 and both accuracies.
-``--calibration N`` gives ``--precision f16`` N samples, other ones than those it is judged by.
+on real samples where the folder has them and on random ones otherwise, and prints the SNR in dB
+over all samples of the worst output, and for classifiers the share of equal top-1 and both
+accuracies. ``--calibration N`` gives ``--precision f16`` N samples, other ones than those it is
+judged by.
 """
 
 from __future__ import annotations
@@ -217,7 +218,9 @@ def compare(path: Path, folder: Path, args: argparse.Namespace, target: str, out
     return line
 
 
-def _rows(samples: dict[str, np.ndarray], begin: int, end: int, count: int) -> dict[str, np.ndarray]:
+def _rows(
+    samples: dict[str, np.ndarray], begin: int, end: int, count: int
+) -> dict[str, np.ndarray]:
     """Samples ``begin`` to ``end`` of ``count``, stacked."""
     return {
         name: x[begin * (len(x) // count) : end * (len(x) // count)] for name, x in samples.items()

@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from effc.compiled import CompiledModel, PassRecord
     from effc.compression.levels import LevelPlan
     from effc.runtimes.loader import Runner
+    from effc.samples import Dataset
     from effc.verify import Verification
 
 __all__ = ["compile", "compile_to", "compress", "load"]
+
+_VERIFIED_SAMPLES = 4
+"""Calibration samples that a model is verified on."""
 
 _OVERHEAD_BYTES = 4 << 20
 """Room for code, report, manifest and self-test beside the weights."""
@@ -342,13 +346,25 @@ def _verify(
     options = compiled.options
     reference = open_reference(model, options.shapes, options.constants)
     limits = reference_limits(compiled.reference)
+    data = _verification_data(options, manifest)
     library = folder / manifest["library"]
     with open_library(library, manifest, None, None) as executor:
-        result = verify(manifest, executor.run, reference, executor.device, limits=limits)
+        result = verify(manifest, executor.run, reference, executor.device, data, limits)
     if not result.ok:
         raise quality_error(result)
-    write_golden(folder, manifest, reference, limits)
+    write_golden(folder, manifest, reference, limits, data.samples[0] if data else None)
     return result
+
+
+def _verification_data(options: CompileOptions, manifest: Mapping[str, Any]) -> Dataset | None:
+    """A few of the calibration samples: what was fitted to them need not hold for any input."""
+    from effc.samples import Dataset, Tensor, load_samples
+
+    if options.calibration is None:
+        return None
+    inputs = [Tensor.of(entry) for entry in manifest["inputs"]]
+    samples = load_samples(options.calibration, inputs).samples[:_VERIFIED_SAMPLES]
+    return Dataset(samples, count=len(samples))
 
 
 def quality_error(result: Verification) -> QualityError:

@@ -1,9 +1,9 @@
 """What calibration samples say about half precision: ranges, corrected means, noise, sums.
 
 1. *Ranges*: values that come near the largest float16 (``UseHalfPrecision`` keeps their nodes).
-2. *Bias*: rounded weights shift the mean of a layer's results, by ``dW E[x]``. The bias, which stays
-   float32, takes that back (Nagel et al., Data-Free Quantization through Weight Equalization and
-   Bias Correction, ICCV 2019); of the error of a network's outputs it is the larger part.
+2. *Bias*: rounded weights shift the mean of a layer's results, by ``dW E[x]``. The bias, which
+   stays float32, takes that back (Nagel et al., Data-Free Quantization through Weight Equalization
+   and Bias Correction, ICCV 2019); of the error of a network's outputs it is the larger part.
 3. *Noise*: nodes whose rounding costs too much of the signal-to-noise ratio stay float32
    (``passes.half.noise``).
 4. *Sums*: how many products each layer adds up in float16 (``passes.half.terms``), so that all of
@@ -43,9 +43,7 @@ _NOISE_SAMPLES = 2
 _COLUMNS = 16
 
 Array = np.ndarray[Any, Any]
-Make = Callable[
-    [Mapping[str, str], Mapping[str, float]], UseHalfPrecision | StoreHalfWeights
-]
+Make = Callable[[Mapping[str, str], Mapping[str, float]], UseHalfPrecision | StoreHalfWeights]
 """The pass, given why nodes stay float32 and the ranges of values."""
 
 
@@ -189,7 +187,9 @@ def _corrected(layer: Layer, mean: Array, columns: Array) -> _Layer:
 
 
 def _set_terms(layer: _Layer, share: float) -> None:
-    filters = layer.rounded.reshape(layer.layer.shape[0], -1)[: layer.layer.shape[0] // layer.layer.groups]
+    filters = layer.rounded.reshape(layer.layer.shape[0], -1)[
+        : layer.layer.shape[0] // layer.layer.groups
+    ]
     bias = None if layer.bias is None else layer.bias[: len(filters)]
     terms = choose_terms(layer.columns, filters, bias, share)
     layer.layer.node.metadata_props[TERMS] = str(terms)

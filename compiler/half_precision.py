@@ -1,8 +1,8 @@
 """``--precision f16``: which parts of a simplified graph become half precision.
 
 On targets that compute in float16 weights and activations become float16
-(``passes.half.use_half_precision``), elsewhere weights are stored as float16 and widened when they are read.
-What becomes of a node is decided here: by the kernels that there are, by the user's exceptions, and
+(``passes.half.use_half_precision``), elsewhere weights are stored as float16 and widened when they
+are read. What becomes of a node is decided here: by the kernels that there are, by the user's exceptions, and
 by what samples show (``half_analysis``).
 """
 
@@ -52,7 +52,9 @@ def use_half_precision(
     keep = _exceptions(model, options.layer_precision)
     found = None
     if options.calibration is not None:
-        found = examine(model, options, lambda keep, ranges: _pass(target, ranges, keep), keep, progress)
+        found = examine(
+            model, options, lambda keep, ranges: _pass(target, ranges, keep), keep, progress
+        )
         keep = keep | found.keep
     ranges = {} if found is None else found.ranges
     applied = _pass(target, ranges, keep)

@@ -11,8 +11,8 @@ way. So two correct programs differ by about ``u sqrt(sum K_l)``, and
 
 Half precision counts as so many more terms of the output's type: a layer in float16 rounds its
 operands and result, and sums of at most ``t`` terms (``terms`` of the manifest; what lies above is
-added up in float32), with ``u = 2^-11``: its length is ``(2^-11 / 2^-24)^2 (t + 3)``. A layer with float16
-weights only rounds those: ``t + 3`` is 1, and its own length comes on top.
+added up in float32), with ``u = 2^-11``: its length is ``(2^-11 / 2^-24)^2 (t + 3)``. A layer with
+float16 weights only rounds those: ``t + 3`` is 1, and its own length comes on top.
 
 Integers and booleans must be equal, but 8-bit outputs of a quantized model may differ by
 one step, and one element in a hundred by more: ONNX Runtime rounds sums of integers, effc

@@ -18,7 +18,16 @@ from effc.devices.target import Target
 from effc.kernels.builder import splat
 from effc.kernels.region import Op
 
-__all__ = ["FLOAT32", "Arithmetic", "Float16", "Float32", "HalfWeights", "float_arithmetic", "float_terms", "product_dtypes"]
+__all__ = [
+    "FLOAT32",
+    "Arithmetic",
+    "Float16",
+    "Float32",
+    "HalfWeights",
+    "float_arithmetic",
+    "float_terms",
+    "product_dtypes",
+]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 

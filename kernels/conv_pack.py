@@ -22,7 +22,15 @@ from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.register_tile import pieces, split_widths
 from effc.kernels.vectorbase import weight_as
 
-__all__ = ["copy_stage", "pack_panel", "pack_row", "pack_runs", "pack_weights", "panel_slack", "widen"]
+__all__ = [
+    "copy_stage",
+    "pack_panel",
+    "pack_row",
+    "pack_runs",
+    "pack_weights",
+    "panel_slack",
+    "widen",
+]
 
 Expr = Any
 _MOST_RUNS = 9  # more are copied by a loop instead of straight code

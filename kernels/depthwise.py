@@ -5,7 +5,8 @@ straight from the input (``effc.kernels.stencil``): every input vector is loaded
 multiplied into all output rows that use it, and the filter stays in registers.
 
 The order of additions differs from ONNX Runtime's; the result differs by
-rounding only, at most ``2 * kh * kw * eps * sum |x * w|``. float16 adds up in float16: there are few terms.
+rounding only, at most ``2 * kh * kw * eps * sum |x * w|``. float16 adds up in float16: there are
+few terms.
 """
 
 from __future__ import annotations
@@ -174,7 +175,6 @@ class _Code:
             for rows, row in each_span(row_cut.spans):
                 for columns, column in each_span(column_cut.spans):
                     tile.emit(rows, row, columns, column)
-
 
     def _bias(self, buffer: Any, channel: Expr) -> tuple[Expr, ...]:
         """The bias; a constant one of float16 in two parts (``half_sums``), the smaller last."""

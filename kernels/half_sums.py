@@ -1,13 +1,13 @@
 """Sums of float16 products: partial sums in float16, their total in float32.
 
-A rounding error of a sum is proportional to the sum so far, so a sum of ``K`` terms in 11 bits has an
-error of about ``2^-12 sqrt(K / 2)`` of its size. Summed in parts of ``b`` terms that are added
-up in float32, the error falls to ``2^-12 sqrt(b / 2)``: the parts are small (Blanchard, Higham, Mary: A class
-of fast and accurate summation algorithms, SISC 2020). A part costs seven instructions per
-vector of eight results, besides its ``b`` multiply-adds.
+A rounding error of a sum is proportional to the sum so far, so a sum of ``K`` terms in 11 bits has
+an error of about ``2^-12 sqrt(K / 2)`` of its size. Summed in parts of ``b`` terms that are added
+up in float32, the error falls to ``2^-12 sqrt(b / 2)``: the parts are small (Blanchard, Higham,
+Mary: A class of fast and accurate summation algorithms, SISC 2020). A part costs seven instructions
+per vector of eight results, besides its ``b`` multiply-adds.
 
-Sums of no more than ``b`` terms stay in float16 altogether. The bias comes as two float16 numbers, its
-rounded value and what that leaves; the smaller one is where the sum begins, the larger one is
+Sums of no more than ``b`` terms stay in float16 altogether. The bias comes as two float16 numbers,
+its rounded value and what that leaves; the smaller one is where the sum begins, the larger one is
 added last, so that no partial sum is rounded to its precision.
 """
 

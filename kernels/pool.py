@@ -9,8 +9,8 @@ registers; ``separable`` (large windows) keeps them in scratch, so that each is
 computed once.
 
 Averages are multiplied by a table of reciprocal counts, which covers padding
-and ``ceil_mode`` at no cost. float16 is summed in float32. Sums are reordered: results differ from ONNX
-Runtime's by rounding.
+and ``ceil_mode`` at no cost. float16 is summed in float32. Sums are reordered: results differ from
+ONNX Runtime's by rounding.
 """
 
 from __future__ import annotations

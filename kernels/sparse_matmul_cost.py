@@ -121,7 +121,12 @@ def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target)
     steps = share * roles.channels  # per filter tile
     work = 0.0
     for columns, panels in tile_parts(roles.positions, knobs.columns):
-        size = _size(roles) * roles.channels * columns * (knobs.panels or ceil(roles.positions / columns))
+        size = (
+            _size(roles)
+            * roles.channels
+            * columns
+            * (knobs.panels or ceil(roles.positions / columns))
+        )
         for filters, tiles in tile_parts(roles.filters, knobs.rows):
             tile = _tile(knobs.along, columns, filters, knobs.lanes, knobs.pack)
             once = steps * _step(tile, knobs, size > target.l1_bytes, target)

@@ -434,9 +434,7 @@ class SparseMatMulProduct:
         simd = uses_lanes(self.target)
         if not self.space:
             roles = self.roles
-            data = Scalars(
-                self.x, at, roles.position, roles.channel, tile.rows, simd, self.dtype
-            )
+            data = Scalars(self.x, at, roles.position, roles.channel, tile.rows, simd, self.dtype)
             scalars = data.load(T.int32(0), knobs.depth)
         for j in range(knobs.depth):
             row = weights + j * knobs.rows

@@ -351,8 +351,10 @@ class SparseProduct:
         knobs, cout = self.knobs, self.shape.groups * self.shape.cout
         space = knobs.along == "space"
         widths = row_widths(columns, knobs.lanes, self.padded) * rows
-        tile = Tile(filters, widths) if space else (
-            Tile(rows * columns, split_widths(filters, knobs.lanes))
+        tile = (
+            Tile(filters, widths)
+            if space
+            else (Tile(rows * columns, split_widths(filters, knobs.lanes)))
         )
 
         def bias(i: int, v: int, part: int) -> Expr:

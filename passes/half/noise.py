@@ -1,12 +1,12 @@
 """What rounding to float16 does to a model's outputs, measured on samples in ONNX Runtime.
 
-``NoiseProbe`` holds a float32 model in which every computed value passes a switch, that rounds it to
-float16 and back or not, and in which weights can be replaced. So one session answers for any set of
-rounded values and weights how large the error of the outputs is against their size.
+``NoiseProbe`` holds a float32 model in which every computed value passes a switch, that rounds it
+to float16 and back or not, and in which weights can be replaced. So one session answers for any set
+of rounded values and weights how large the error of the outputs is against their size.
 
 ``keep_exact`` finds what must not be rounded to meet a limit: errors of different roundings add
-up nearly as independent ones do, so groups of neighbouring nodes are measured, and the noisiest one is
-halved until it is a single node, which is then kept.
+up nearly as independent ones do, so groups of neighbouring nodes are measured, and the noisiest one
+is halved until it is a single node, which is then kept.
 """
 
 from __future__ import annotations
@@ -30,10 +30,25 @@ Feeds = Mapping[str, Array]
 T = TypeVar("T")
 
 EXACT_OPS = frozenset(
-    """
-    Concat DepthToSpace Expand Flatten Gather GlobalMaxPool Identity MaxPool Pad Relu Reshape Slice
-    SpaceToDepth Split Squeeze Transpose Unsqueeze
-    """.split()
+    [
+        "Concat",
+        "DepthToSpace",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GlobalMaxPool",
+        "Identity",
+        "MaxPool",
+        "Pad",
+        "Relu",
+        "Reshape",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 """Operators whose results are rounded if their operands are."""
 
@@ -99,7 +114,9 @@ class NoiseProbe:
             for name in made:
                 proto.graph.node.extend(_switch(name, f"{name}#in", name))
         for name in self.values:
-            proto.graph.input.append(helper.make_tensor_value_info(f"{name}#on", TensorProto.BOOL, []))
+            proto.graph.input.append(
+                helper.make_tensor_value_info(f"{name}#on", TensorProto.BOOL, [])
+            )
         for tensor in proto.graph.initializer:
             if tensor.name in replaceable:
                 proto.graph.input.append(
@@ -184,9 +201,7 @@ def keep_exact(
         half = len(group) // 2
         first = noise(group[:half])
         groups.append((first, group[:half]))
-        if np.isfinite(size):
-            second = max(size - first, 0.0)  # as independent errors do
-        else:
-            second = noise(group[half:])
+        # Independent errors add up.
+        second = max(size - first, 0.0) if np.isfinite(size) else noise(group[half:])
         groups.append((second, group[half:]))
     return kept, 0.0

@@ -1,8 +1,9 @@
 """How many products a layer can add up in float16, found by doing it on a few of its inputs.
 
-The sums of a few filters at a few output positions are computed as the kernels compute them: products
-and partial sums of ``terms`` products rounded to float16 after every multiply-add, partial sums added
-up in float32. Their error is compared with the one that rounding the results to float16 makes anyway.
+The sums of a few filters at a few output positions are computed as the kernels compute them:
+products and partial sums of ``terms`` products rounded to float16 after every multiply-add, partial
+sums added up in float32. Their error is compared with the one that rounding the results to float16
+makes anyway.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def choose_terms(columns: Array, filters: Array, bias: Array | None, share: floa
     results = columns.astype(np.float64) @ filters.T.astype(np.float64)
     if bias is not None:
         results = results + bias[some]
-    rounding = float(np.square(results - results.astype(np.float16)).mean())
+    with np.errstate(over="ignore"):
+        rounding = float(np.square(results - results.astype(np.float16)).mean())
     lengths = [t for t in TERMS if t < columns.shape[1]]
     lengths.append(columns.shape[1])
     errors, peaks = sum_errors(columns, filters, lengths)

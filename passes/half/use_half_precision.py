@@ -5,15 +5,16 @@ inputs and outputs stay as they are. A node is converted if ``accepts`` takes it
 float32 if
 
 - the caller says so (``keep``),
-- one of its tensors was seen too large (``ranges``), or a constant is: what could overflow has to stay
-  ``HEADROOM`` below the largest number,
+- one of its tensors was seen too large (``ranges``), or a constant is: what could overflow has to
+  stay ``HEADROOM`` below the largest number,
 - a constant factor or summand would lose its value (nonzero below 2^-14),
-- it belongs to a part of the graph between float32 nodes without a product: casts alone would cost more.
+- it belongs to a part of the graph between float32 nodes without a product: casts alone would cost
+  more.
 
 The bias of a product stays a float32 constant behind a cast: kernels add it as it is.
 
-``StoreHalfWeights`` is for targets that only convert: float16 constants behind a cast to float32 are
-the weights of products, and nothing else changes.
+``StoreHalfWeights`` is for targets that only convert: float16 constants behind a cast to float32
+are the weights of products, and nothing else changes.
 
 Not preserved: every value is rounded to 11 bits, a relative error of at most 2^-11.
 """
@@ -31,7 +32,15 @@ import onnx_ir as ir
 from effc.passes.base import Log, Pass
 from effc.passes.graph import add_constant, const, fresh_name
 
-__all__ = ["EXACT_INPUTS", "HEADROOM", "LARGEST", "PRODUCTS", "TERMS", "StoreHalfWeights", "UseHalfPrecision"]
+__all__ = [
+    "EXACT_INPUTS",
+    "HEADROOM",
+    "LARGEST",
+    "PRODUCTS",
+    "TERMS",
+    "StoreHalfWeights",
+    "UseHalfPrecision",
+]
 
 LARGEST = 65504.0
 """Largest float16."""
@@ -229,7 +238,6 @@ def _add_cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
 
 def _reads_half(node: ir.Node, index: int) -> bool:
     return index not in EXACT_INPUTS.get(node.op_type, ())
-
 
 
 @dataclass
