@@ -246,6 +246,10 @@ def compile_to(
     """
     from effc.pipeline import compile_model
 
+    if compression is not None and compression.recipe is not None and options.precision == "f16":
+        from effc.compression.recipe import layer_precisions
+
+        options = replace(options, layer_precision=layer_precisions(compression.recipe))
     with staging(output) as folder:
         records: tuple[PassRecord, ...] = ()
         levels: LevelPlan | None = None

@@ -2,8 +2,8 @@
 
 On targets that compute in float16 weights and activations become float16
 (``passes.half.use_half_precision``), elsewhere weights are stored as float16 and widened when they
-are read. What becomes of a node is decided here: by the kernels that there are, by the user's exceptions, and
-by what samples show (``half_analysis``).
+are read. What becomes of a node is decided here: by the kernels that there are, by the user's
+exceptions, and by what samples show (``half_analysis``).
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def quantize_step(work: Work) -> None:
 def _points(work: Work, model: ir.Model) -> Points:
     """What is quantized, as the recipe wants it; notes precisions of layers."""
     wanted = {node.name or "": work.recipe.of_layer(node.name or "") for node in model.graph}
-    skip = {name for name, entry in wanted.items() if entry.get("precision") == "float"}
+    skip = {name for name, entry in wanted.items() if entry.get("precision", "int8") != "int8"}
     bits = {name: entry.get("activation_bits", 8) for name, entry in wanted.items()}
     points = find_points(model, skip, bits)
     work.precisions |= {node.name or "": "float" for node in model.graph}
