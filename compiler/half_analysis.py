@@ -212,7 +212,7 @@ class _Errors:
 
     def of(self, nodes: Sequence[ir.Node]) -> float:
         """With their weights, and what they read and make, rounded."""
-        replaced = {}
+        replaced: dict[str, Array] = {}
         for node in nodes:
             replaced |= self._replaced.get(id(node), {})
         return self._probe.noise(self._values(nodes), replaced)

@@ -164,4 +164,4 @@ def _is_float(value: ir.Value | None) -> bool:
 
 def _dtype(value: ir.Value) -> str:
     assert value.dtype is not None
-    return str(value.dtype.numpy().name)  # type: ignore[arg-type]
+    return str(value.dtype.numpy().name)

@@ -298,11 +298,13 @@ class Product:
         channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
         cout = self.shape.groups * self.shape.cout
 
+        biases: Any = self.bias
+
         def bias(i: int, v: int, part: int) -> Expr:
             start, lanes = shape.vectors[v]
             if self.knobs.along == "space":
-                return splat(bind(self.bias[channel + (i + part * cout)]), lanes)
-            return vload(self.bias, channel + (start + part * cout), lanes)
+                return splat(bind(biases[channel + (i + part * cout)]), lanes)
+            return vload(biases, channel + (start + part * cout), lanes)
 
         with loop(count) as panel:
             positions = self._positions(0, first, panel, columns)

@@ -190,7 +190,7 @@ def _gemm(op: Op, left: Value, right: Value) -> Problem:
             (),
             columns if rows > 1 else 0,
             1 if columns > 1 else 0,
-            None if bias.const is None else (bias.const * beta).astype(sums),
+            None if bias.const is None else (bias.const * beta).astype(sums).reshape(rows, columns),
         )
     return Problem(dtype, (), m, n, k, a, b, c, alpha, beta)
 

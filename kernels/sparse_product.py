@@ -357,11 +357,13 @@ class SparseProduct:
             else (Tile(rows * columns, split_widths(filters, knobs.lanes)))
         )
 
+        biases: Any = self.bias
+
         def bias(i: int, v: int, part: int) -> Expr:
             start, lanes = tile.vectors[v]
             if space:
-                return splat(bind(self.bias[channel + (i + part * cout)]), lanes)
-            return vload(self.bias, channel + (start + part * cout), lanes)
+                return splat(bind(biases[channel + (i + part * cout)]), lanes)
+            return vload(biases, channel + (start + part * cout), lanes)
 
         acc = Accumulators(tile, "float16")
         half_sums(

@@ -103,14 +103,11 @@ class UseHalfPrecision(Pass):
         for value in _halved(node):
             if (why := _bad_constant(node, value)) is not None:
                 return why
-        for value in (*node.inputs, *node.outputs):
-            largest = 0.0 if value is None else self.ranges.get(value.name or "", 0.0)
+        for operand in (*node.inputs, *node.outputs):
+            name = "" if operand is None else operand.name or ""
+            largest = self.ranges.get(name, 0.0)
             if not largest * HEADROOM <= LARGEST:
-                return (
-                    f"{value.name} reaches {largest:.4g}; float16 ends at {LARGEST:.0f}"
-                    if value is not None
-                    else ""
-                )
+                return f"{name} reaches {largest:.4g}; float16 ends at {LARGEST:.0f}"
         return self.accepts(node)
 
 
