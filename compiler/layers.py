@@ -140,7 +140,8 @@ def record(
 
 
 def _precision(region: Region) -> str:
-    if any(v.dtype == "float16" for op in region.ops for v in op.outputs):
+    ops = region.ops if region.anchor is None else (region.anchor,)
+    if any(v.dtype == "float16" for op in ops for v in op.outputs):
         return "f16"
     return "f16 weights" if any(v.dtype == "float16" for v in region.constants) else ""
 
