@@ -10,8 +10,8 @@ steps).
 Classifiers on ``host`` also run ``--samples`` labelled samples: share of equal top-1, and both
 accuracies. Quantized models are compared with ONNX Runtime without optimizations, which computes
 exactly what the model says (optimized, its 8-bit products saturate on x86 CPUs without VNNI).
-With ``--precision f16`` samples run under QEMU as well, which is slow; ``--calibration N`` gives it N
-samples, other ones than those it is judged by.
+With ``--precision f16`` samples run under QEMU as well, which is slow; ``--calibration N`` gives it
+N samples, other ones than those it is judged by.
 """
 
 from __future__ import annotations

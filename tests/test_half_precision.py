@@ -1,4 +1,4 @@
-"""``--precision f16`` from the model to the artifact, on targets with half arithmetic and without."""
+"""``--precision f16`` from model to artifact, on targets with half arithmetic and without."""
 
 from __future__ import annotations
 
