@@ -62,6 +62,8 @@ def compile(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    max_drop: float | None = None,
+    widen: str | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     progress: ProgressCallback | None = None,
@@ -85,8 +87,8 @@ def compile(
         precision: ``f32`` or ``f16``, see docs/PRECISION.md; with ``calibration`` from what its
             samples show.
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
-            regroup, quantize, ranges, rounding, recipe, work: As for :func:`compress`. A missed
-            ``latency_ms`` is an error.
+            regroup, quantize, ranges, rounding, max_drop, widen, recipe, work: As for
+            :func:`compress`. A missed ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
     Returns:
@@ -122,6 +124,8 @@ def compile(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        max_drop=max_drop,
+        widen=widen,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=options.shapes,
@@ -152,6 +156,8 @@ def compress(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    max_drop: float | None = None,
+    widen: str | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -180,7 +186,10 @@ def compress(
         quantize: ``int8``: weights and activations, from calibration data.
         ranges: How ranges of activations are chosen: ``mse`` (default), ``minmax``,
             ``percentile`` or ``entropy``.
-        rounding: How weights are rounded: ``nearest``.
+        rounding: How weights are rounded: ``obq`` (by what outputs lose, default) or ``nearest``.
+        max_drop: Most that quantization may lose, in per cent: operators are widened until no more
+            is lost. Measured without labels, see docs/COMPRESSION.md.
+        widen: What these have then: ``float`` (default) or ``int16`` values.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results; by default in the user's cache.
         shapes: Shapes of inputs with dynamic dimensions; a free batch stays free by itself.
@@ -208,6 +217,8 @@ def compress(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        max_drop=max_drop,
+        widen=widen,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=dict(shapes or {}),
@@ -343,17 +354,21 @@ def _verify(
     Raises:
         QualityError: An output misses its limit.
     """
-    from effc.execute import open_library
     from effc.golden import write_golden
     from effc.verify import open_reference, reference_limits, verify
+    from effc.verify_variants import verify_library
 
     options = compiled.options
     reference = open_reference(model, options.shapes, options.constants)
     limits = reference_limits(compiled.reference)
     data = _verification_data(options, manifest)
     library = folder / manifest["library"]
-    with open_library(library, manifest, None, None) as executor:
-        result = verify(manifest, executor.run, reference, executor.device, data, limits)
+    result = verify_library(
+        library,
+        manifest,
+        *(None, None, None),
+        lambda opened, run: verify(manifest, run, reference, opened.device, data, limits),
+    )
     if not result.ok:
         raise quality_error(result)
     write_golden(folder, manifest, reference, limits, data.samples[0] if data else None)
@@ -373,7 +388,15 @@ def _verification_data(options: CompileOptions, manifest: Mapping[str, Any]) -> 
 
 def quality_error(result: Verification) -> QualityError:
     """What to raise for outputs beyond their limit; lists all of them."""
-    bad = [output for output in result.outputs if not output.ok]
+    differing = [v.name for v in result.variants if not v.same_integers]
+    if differing:
+        return QualityError(
+            "versions of the code compute other integers than the first",
+            where=f"variant {', '.join(differing)}",
+            hint="nothing was written; please report this",
+        )
+    every = [*result.outputs, *(output for v in result.variants for output in v.outputs)]
+    bad = [output for output in every if not output.ok]
     return QualityError(
         "the compiled model does not match the reference",
         where=", ".join(output.name for output in bad),
@@ -390,7 +413,9 @@ def quality_error(result: Verification) -> QualityError:
     )
 
 
-def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runner:
+def load(
+    artifact: str | Path | Artifact, *, threads: int | None = None, variant: str | None = None
+) -> Runner:
     """Load an artifact into this process.
 
     An artifact is native code: load only what you trust.
@@ -398,6 +423,7 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runn
     Args:
         artifact: Path of a folder or ``.effc`` file, or what ``compile`` returned.
         threads: Threads of one inference; the artifact's own number if ``None``.
+        variant: Version of the code; the best that this processor runs if ``None``.
 
     Raises:
         ModelError: The artifact is damaged.
@@ -406,4 +432,4 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runn
     from effc.execute import open_local
 
     opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
-    return open_local(opened, threads)
+    return open_local(opened, threads, variant)

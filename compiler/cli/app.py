@@ -21,6 +21,7 @@ from effc.cli.flags import (
     Input,
     Json,
     LatencyMs,
+    MaxDrop,
     Method,
     Model,
     Precision,
@@ -38,7 +39,9 @@ from effc.cli.flags import (
     TargetName,
     Threads,
     TuningDb,
+    Variant,
     Verbose,
+    Widen,
     WorkFolder,
 )
 
@@ -116,6 +119,8 @@ def compile_(
     quantize: Quantize = None,
     ranges: Ranges = None,
     rounding: Rounding = None,
+    max_drop: MaxDrop = None,
+    widen: Widen = None,
     recipe: RecipeFile = None,
     work: WorkFolder = None,
     as_json: Json = False,
@@ -140,6 +145,8 @@ def compile_(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        max_drop=max_drop,
+        widen=widen,
         recipe=recipe,
         work=work,
         shapes=shape or [],
@@ -181,6 +188,8 @@ def compress(
     quantize: Quantize = None,
     ranges: Ranges = None,
     rounding: Rounding = None,
+    max_drop: MaxDrop = None,
+    widen: Widen = None,
     recipe: RecipeFile = None,
     work: WorkFolder = None,
     shape: Shapes = None,
@@ -222,6 +231,8 @@ def compress(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        max_drop=max_drop,
+        widen=widen,
         recipe=recipe,
         work=work,
         shapes=shape or [],
@@ -277,6 +288,7 @@ def run(
     ],
     device: Device = None,
     threads: Threads = None,
+    variant: Variant = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -284,7 +296,7 @@ def run(
     """Run an artifact on inputs from a file."""
     from effc.cli.execute import run_command
 
-    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads)
+    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads, variant)
 
 
 @app.command()
@@ -301,6 +313,7 @@ def verify(
     input: Input = None,
     device: Device = None,
     threads: Threads = None,
+    variant: Variant = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -308,7 +321,9 @@ def verify(
     """Compare an artifact with ONNX Runtime on the same inputs."""
     from effc.cli.execute import verify_command
 
-    verify_command(Console(as_json, quiet, verbose), artifact, model, input, device, threads)
+    verify_command(
+        Console(as_json, quiet, verbose), artifact, model, input, device, threads, variant
+    )
 
 
 @app.command()
@@ -322,6 +337,7 @@ def bench(
         int, typer.Option("--warmup", metavar="N", min=0, help="Inferences before measuring.")
     ] = 10,
     threads: Threads = None,
+    variant: Variant = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also the time per layer.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -337,6 +353,7 @@ def bench(
         runs=runs,
         warmup=warmup,
         threads=threads,
+        variant=variant,
         profile=profile,
     )
 

@@ -20,6 +20,7 @@ __all__ = [
     "Input",
     "Json",
     "LatencyMs",
+    "MaxDrop",
     "Method",
     "Model",
     "Precision",
@@ -37,7 +38,9 @@ __all__ = [
     "TargetName",
     "Threads",
     "TuningDb",
+    "Variant",
     "Verbose",
+    "Widen",
     "WorkFolder",
 ]
 
@@ -73,6 +76,14 @@ TuningDb = Annotated[
 Device = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--device", metavar="DEVICE", help="Where to run; see effc devices."),
+]
+Variant = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--variant",
+        metavar="NAME",
+        help="Version of the code; see effc inspect. Default: the best for the processor.",
+    ),
 ]
 Input = Annotated[
     Optional[Path],  # noqa: UP045
@@ -169,7 +180,20 @@ Ranges = Annotated[
 ]
 Rounding = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--rounding", metavar="nearest", help="How weights are rounded."),
+    typer.Option("--rounding", metavar="obq|nearest", help="How weights are rounded."),
+]
+MaxDrop = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        "--max-drop",
+        metavar="POINTS",
+        help="Most per cent of samples whose top-1 quantization may change; "
+        "operators are widened until no more is.",
+    ),
+]
+Widen = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--widen", metavar="float|int16", help="What widened operators have."),
 ]
 RecipeFile = Annotated[
     Optional[Path],  # noqa: UP045
