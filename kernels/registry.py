@@ -36,6 +36,7 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.pool_quads import QuadPool
     from effc.kernels.quads import FromQuadsTemplate, ToQuadsTemplate
     from effc.kernels.reduce import ReduceTemplate
+    from effc.kernels.resize_quads import QuadResize
     from effc.kernels.rows_integer import LayerNormInteger, SoftmaxInteger
     from effc.kernels.softmax import SoftmaxTemplate
     from effc.kernels.sparse_conv import SparseConv
@@ -63,6 +64,7 @@ def templates() -> tuple[Template, ...]:
         PlainConvInteger(),
         PlainMatMulInteger(),
         QuadPool(),
+        QuadResize(),
         LookupTemplate(),
         ToQuadsTemplate(),
         FromQuadsTemplate(),
