@@ -329,16 +329,20 @@ def _verify(
     Raises:
         QualityError: An output misses its limit.
     """
-    from effc.execute import open_library
     from effc.golden import write_golden
     from effc.verify import open_reference, reference_limits, verify
+    from effc.verify_variants import verify_library
 
     options = compiled.options
     reference = open_reference(model, options.shapes, options.constants)
     limits = reference_limits(compiled.reference)
     library = folder / manifest["library"]
-    with open_library(library, manifest, None, None) as executor:
-        result = verify(manifest, executor.run, reference, executor.device, limits=limits)
+    result = verify_library(
+        library,
+        manifest,
+        *(None, None, None),
+        lambda opened, run: verify(manifest, run, reference, opened.device, limits=limits),
+    )
     if not result.ok:
         raise quality_error(result)
     write_golden(folder, manifest, reference, limits)
@@ -347,7 +351,15 @@ def _verify(
 
 def quality_error(result: Verification) -> QualityError:
     """What to raise for outputs beyond their limit; lists all of them."""
-    bad = [output for output in result.outputs if not output.ok]
+    differing = [v.name for v in result.variants if not v.same_integers]
+    if differing:
+        return QualityError(
+            "versions of the code compute other integers than the first",
+            where=f"variant {', '.join(differing)}",
+            hint="nothing was written; please report this",
+        )
+    every = [*result.outputs, *(output for v in result.variants for output in v.outputs)]
+    bad = [output for output in every if not output.ok]
     return QualityError(
         "the compiled model does not match the reference",
         where=", ".join(output.name for output in bad),
@@ -364,7 +376,9 @@ def quality_error(result: Verification) -> QualityError:
     )
 
 
-def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runner:
+def load(
+    artifact: str | Path | Artifact, *, threads: int | None = None, variant: str | None = None
+) -> Runner:
     """Load an artifact into this process.
 
     An artifact is native code: load only what you trust.
@@ -372,6 +386,7 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runn
     Args:
         artifact: Path of a folder or ``.effc`` file, or what ``compile`` returned.
         threads: Threads of one inference; the artifact's own number if ``None``.
+        variant: Version of the code; the best that this processor runs if ``None``.
 
     Raises:
         ModelError: The artifact is damaged.
@@ -380,4 +395,4 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runn
     from effc.execute import open_local
 
     opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
-    return open_local(opened, threads)
+    return open_local(opened, threads, variant)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from effc.devices.target import BASE
 from effc.kernels.region import Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Choice
@@ -39,6 +40,7 @@ class LayerRecord:
         alternatives: The best of the others: measured ones by time, then by prediction.
         rivals: The best of each other kernel family.
         refused: Kernel families that could not compute it, and why.
+        variants: Variants of the target for which the code differs, best first.
         key: ``Region.key``, what a measured time of the layer is kept under.
     """
 
@@ -59,6 +61,7 @@ class LayerRecord:
     alternatives: tuple[Choice, ...] = ()
     rivals: tuple[Choice, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    variants: tuple[str, ...] = ()
     key: str = ""
 
 
@@ -88,6 +91,7 @@ def record(
     choice: Choice | None,
     others: Sequence[Choice] = (),
     refused: Mapping[str, str] | None = None,
+    versions: Sequence[str] = (),
 ) -> LayerRecord:
     """Describe a region.
 
@@ -96,6 +100,7 @@ def record(
         choice: What computes it; ``None`` for a view.
         others: All configurations that were not chosen, the most interesting first.
         refused: Why kernel families refused it, by name.
+        versions: Versions of its code, the one for every processor first.
     """
     weights = [v.const for v in region.constants if v.const is not None and v.const.ndim > 1]
     total = sum(w.size for w in weights)
@@ -123,6 +128,7 @@ def record(
         alternatives=tuple(others[:MAX_ALTERNATIVES]),
         rivals=tuple(rivals.values()),
         refused=tuple(sorted((refused or {}).items())),
+        variants=tuple(reversed([v for v in dict.fromkeys(versions) if v != BASE])),
         key=region.key,
     )
 

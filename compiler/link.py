@@ -107,7 +107,7 @@ def link_library(
         UnsupportedError: The weights are too large for one library.
         InternalError: An object is for another machine, or the library breaks a rule.
     """
-    runtime = _runtime_objects(target)
+    runtime = _runtime_objects(program, target)
     stubs = _stub_libraries(target)
     with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
         work = Path(folder)
@@ -220,7 +220,7 @@ def link_runner(
                 *("-m", EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-debug"),
                 *("--build-id=none", "-z", "noexecstack", "-z", f"stack-size={STACK_BYTES}"),
                 *(str(libc / "crt1.o"), str(libc / "main.o")),
-                *map(str, (*parts, *_runtime_objects(target))),
+                *map(str, (*parts, *_runtime_objects(program, target))),
                 *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
             ],
             out,
@@ -234,7 +234,7 @@ def _runner_entry(program: Program) -> str:
     return (
         f'#include "{name}.h"\n#include "runner.h"\n'
         f"const effc_entry effc_runner_entry = "
-        f"{{{name}_info, {name}_create, {name}_run, {name}_destroy}};\n"
+        f"{{{name}_info, {name}_create, {name}_run, {name}_variant, {name}_destroy}};\n"
     )
 
 
@@ -291,20 +291,22 @@ def _page_flags(target: Target) -> tuple[str, ...]:
     return ("-z", f"max-page-size={page}", "-z", f"common-page-size={page}")
 
 
-def _runtime_objects(target: Target) -> list[Path]:
-    """The runtime's objects for a target, compiled once."""
-    files = ("pool.c", "model.c", "pool.h", "program.h", "system.h", "effc.h")
+def _runtime_objects(program: Program, target: Target) -> list[Path]:
+    """The runtime's objects that a program needs, compiled once per target."""
+    code = ("pool.c", "model.c", "processor.c")
+    files = (*code, "pool.h", "program.h", "system.h", "effc.h", "processor.h")
     sources = [_core_file(f) for f in files]
 
     def build(folder: Path) -> None:
         for file, text in zip(files, sources, strict=True):
             (folder / file).write_text(text)
-        for file in files[:2]:
+        for file in code:
             _compile(folder / file, target, folder)
 
     key = ("runtime", target.clang_target, *_C_FLAGS, *sources)
     folder = zig.cached(key, build)
-    return [folder / "model.o", folder / "pool.o"]
+    detection = [folder / "processor.o"] if program.variants else []
+    return [folder / "model.o", folder / "pool.o", *detection]
 
 
 def _stub_libraries(target: Target) -> list[Path]:

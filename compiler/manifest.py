@@ -49,6 +49,14 @@ def build_manifest(
             "features": list(target.features),
             "android_api": target.android_api or None,
         },
+        "variants": [
+            {
+                "name": variant.name,
+                "features": list(variant.features),
+                "functions": sum(s.endswith(f"_{variant.name}") for s in variant.symbols.values()),
+            }
+            for variant in program.variants
+        ],
         "library": library_path(compiled),
         "entry": f"{program.name}_run",
         "symbols": list(exported_symbols(program)),
@@ -129,6 +137,7 @@ def _layer(record: LayerRecord) -> dict[str, Any]:
         "config": dict(record.config),
         "why": _why(record),
         "seconds": None if record.choice is None else record.choice.seconds,
+        "variants": list(record.variants),
         "nodes": list(record.nodes),
         "inputs": [list(shape) for shape in record.inputs],
         "outputs": [list(shape) for shape in record.outputs],

@@ -20,9 +20,11 @@ from effc.compiled import Block, CompiledModel, PassRecord
 from effc.devices.catalog import get_target
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
+from effc.functions import build_functions, code_variants, lower_functions
 from effc.kernels import registry
 from effc.kernels.region import Region
-from effc.kernels.template import Choice, Kernel, Stage
+from effc.kernels.template import Choice
+from effc.kernels.versions import versions_of
 from effc.layers import LayerRecord, record
 from effc.link import WEIGHTS_LIMIT, library_headers, link_library, link_runner
 from effc.options import CompileOptions, ProgressCallback
@@ -91,7 +93,8 @@ def compile_model(
     imported, graph, views, ranked, tuning = _select(source, target, options, clock, hints)
     chosen = {key: choices[0] for key, choices in ranked.items()}
     with clock.phase("kernels"):
-        built = _build(views.regions, chosen, target, options, source)
+        path = Path(source) if isinstance(source, (str, Path)) else None
+        built = build_functions(options.model_name(path), views.regions, chosen, target)
     with clock.phase("storage"):
         program = build_program(
             built.name,
@@ -102,8 +105,9 @@ def compile_model(
             built.symbols,
             views,
         )
+        program.variants = code_variants(built, target)
     with clock.phase("lower"):
-        objects = _lower(built, target)
+        objects = lower_functions(built, target)
     return CompiledModel(
         program=program,
         target=target,
@@ -199,23 +203,6 @@ class Imported:
     opset: int
 
 
-@dataclass(frozen=True)
-class _Built:
-    """Kernels of all regions; equal functions are kept once.
-
-    Attributes:
-        name: C prefix of the model.
-        kernels: By region name.
-        symbols: C symbol per (region name, stage number).
-        functions: Stage by C symbol.
-    """
-
-    name: str
-    kernels: dict[str, Kernel]
-    symbols: dict[tuple[str, int], str]
-    functions: dict[str, Stage]
-
-
 def import_and_simplify(source: str | Path | onnx.ModelProto, options: CompileOptions) -> Imported:
     """Import a model with the shapes and constants of ``options``, and simplify it."""
     import onnx_ir as ir
@@ -294,38 +281,6 @@ def _rank(
     )
 
 
-def _build(
-    regions: Sequence[Region],
-    chosen: Mapping[str, Choice],
-    target: Target,
-    options: CompileOptions,
-    source: str | Path | onnx.ModelProto,
-) -> _Built:
-    name = options.model_name(Path(source) if isinstance(source, (str, Path)) else None)
-    built = _Built(name, {}, {}, {})
-    symbols_of: dict[str, list[str]] = {}
-    for region in regions:
-        choice = chosen[region.key]
-        kernel = choice.template.build(region, target, choice.config)
-        built.kernels[region.name] = kernel
-        if region.key not in symbols_of:
-            symbols_of[region.key] = []
-            for stage in kernel.stages:
-                symbol = f"{name}_f{len(built.functions)}"
-                built.functions[symbol] = stage
-                symbols_of[region.key].append(symbol)
-        for number, symbol in enumerate(symbols_of[region.key]):
-            built.symbols[region.name, number] = symbol
-    return built
-
-
-def _lower(built: _Built, target: Target) -> list[bytes]:
-    from effc.lower import lower_all
-
-    functions = {symbol: stage.func for symbol, stage in built.functions.items()}
-    return lower_all(functions, target)
-
-
 def _layers(
     graph: Graph, views: ViewPlan, ranked: Mapping[str, list[Choice]], target: Target
 ) -> tuple[LayerRecord, ...]:
@@ -334,7 +289,8 @@ def _layers(
     layers = []
     for region in views.regions:
         choice, *others = ranked[region.key]
-        layers.append(record(region, choice, others, _refusals(region, target)))
+        versions = versions_of(choice.template, region, target).values()
+        layers.append(record(region, choice, others, _refusals(region, target), tuple(versions)))
     dropped = [region for region in graph.regions if region.name not in kept]
     return (*layers, *(record(region, None) for region in dropped))
 

@@ -1,7 +1,8 @@
 """The catalog of targets: families and devices, read from the TOML files beside this module.
 
 A family (``android``, ``linux-arm64`` ...) is complete; a device names its family as
-``base`` and overrides what is known about it. ``host`` is detected on the spot.
+``base`` and overrides what is known about it. ``host`` is detected on the spot. Variants
+belong to families: a device's processor is known.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from effc.devices.target import Target
+from effc.devices.target import BASE, Target, Variant
 from effc.errors import InternalError, UsageError
 
 __all__ = ["Cluster", "Entry", "get_target", "list_targets"]
@@ -109,7 +110,24 @@ def get_target(name: str) -> Target:
         from effc.devices.host import detect_host
 
         return detect_host(name)
-    merged = {**tables[table["base"]], **table} if "base" in table else table
+    base = tables[table["base"]] if "base" in table else {}
+    merged = {**{k: v for k, v in base.items() if k not in ("variants", "common")}, **table}
     values = {key: value for key, value in merged.items() if key in _FIELDS}
     values["features"] = tuple(values["features"])
-    return Target(name=name, **values)
+    values["variants"] = tuple(
+        Variant(**{**variant, "features": tuple(variant["features"])})
+        for variant in values.get("variants", ())
+    )
+    return _checked(Target(name=name, **values))
+
+
+def _checked(target: Target) -> Target:
+    """Refuse variants that nobody could name or detect.
+
+    Raises:
+        InternalError: The catalog is wrong.
+    """
+    names = [variant.name for variant in target.variants]
+    if BASE in names or len(set(names)) < len(names) or target.common not in (BASE, *names):
+        raise InternalError("variants are malformed", where=target.name, got=names)
+    return target

@@ -51,11 +51,13 @@ class Execution:
         outputs: One mapping per sample.
         times_ns: One entry per timed run.
         steps_ns: Time per step of the program, summed over the timed runs, when profiled.
+        variant: The version of the code that ran.
     """
 
     outputs: tuple[dict[str, npt.NDArray[Any]], ...]
     times_ns: tuple[int, ...]
     steps_ns: tuple[int, ...] | None
+    variant: str
 
 
 def execute(
@@ -68,6 +70,7 @@ def execute(
     warmup: int = 0,
     threads: int = 1,
     profile: bool = False,
+    variant: str | None = None,
     environment: Mapping[str, str] | None = None,
     timeout_s: float = 3600.0,
 ) -> Execution:
@@ -82,6 +85,7 @@ def execute(
         runs, warmup: Timed and untimed inferences after the samples.
         threads: Threads for one inference.
         profile: Also measure each step.
+        variant: Version of the code to run; the best one for the processor if ``None``.
         environment: Variables added to this process's own.
         timeout_s: For the whole process; an emulator may take minutes per inference.
 
@@ -100,11 +104,14 @@ def execute(
             arguments += ["--output", str(result)]
         if profile:
             arguments.append("--profile")
+        if variant is not None:
+            arguments += ["--variant", variant]
         answer = _run([*command, *arguments], {**os.environ, **(environment or {})}, timeout_s)
         return Execution(
             outputs=_read_samples(result, outputs) if wants_outputs else (),
             times_ns=tuple(answer["times_ns"]),
             steps_ns=tuple(answer["steps_ns"]) if profile else None,
+            variant=str(answer["variant"]),
         )
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from effc.devices.target import Target
 from effc.kernels.region import Region
 from effc.kernels.template import Choice, Template
+from effc.kernels.versions import ranked_target
 
 __all__ = ["accepts", "accepts_fused", "choices", "refusals", "templates"]
 
@@ -81,6 +82,6 @@ def _accepted(candidates: list[Template], region: Region, target: Target) -> lis
         Choice(t, config, cost)
         for t in candidates
         if t.refuse(region, target) is None
-        for config, cost in t.candidates(region, target)
+        for config, cost in t.candidates(region, ranked_target(t, region, target))
     ]
     return sorted(found, key=lambda choice: choice.cost)

@@ -30,7 +30,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _DTYPES = {
     1: "float32",
     2: "uint8",
@@ -79,6 +79,8 @@ class ModelInfo(ctypes.Structure):
         ("arena_bytes", ctypes.c_size_t),
         ("scratch_bytes", ctypes.c_size_t),
         ("weights_bytes", ctypes.c_size_t),
+        ("variants", ctypes.POINTER(ctypes.c_char_p)),
+        ("variant_count", ctypes.c_int32),
     )
 
 
@@ -93,6 +95,7 @@ class Options(ctypes.Structure):
         ("arena_bytes", ctypes.c_size_t),
         ("profile", ProfileFn),
         ("profile_user", ctypes.c_void_p),
+        ("variant", ctypes.c_char_p),
     )
 
 
@@ -107,6 +110,7 @@ _STATUS = {
     7: "no CPU of the affinity mask may be used",
     8: "the instance is running on another thread",
     9: "the instance belongs to another model",
+    10: "no such variant of the code, or not for this processor",
 }
 MAX_THREADS = 64
 
@@ -159,13 +163,13 @@ def check_status(status: int, where: Path) -> None:
 
     Raises:
         DeviceError: Out of memory or threads.
-        UsageError: A mask without a usable CPU.
+        UsageError: A mask without a usable CPU, a variant that is not there.
         InternalError: Anything that the loader should have prevented.
     """
     if status == 0:
         return
     message = _STATUS.get(status, f"unknown status {status}")
-    kind = DeviceError if status in (4, 6) else UsageError if status == 7 else InternalError
+    kind = DeviceError if status in (4, 6) else UsageError if status in (7, 10) else InternalError
     raise kind(message, where=str(where))
 
 

@@ -102,15 +102,17 @@ class Runner:
         manifest: The artifact's manifest; only ``name`` (prefix of the C functions) is read.
         threads: Threads for one inference, the caller's included.
         affinity: Bit i set: helper threads may use CPU i; 0 means any.
+        variant: Version of the code; the best that this processor runs if ``None``.
 
     Attributes:
         inputs, outputs: What the model takes and gives.
         threads: As given.
+        variant: The version of the code that runs.
         arena_bytes: Working memory of one instance, without its threads' scratch.
 
     Raises:
         DeviceError: This machine cannot load the library.
-        UsageError: A bad number of threads or mask.
+        UsageError: A bad number of threads or mask, or a variant that is not there.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Runner:
         *,
         threads: int = 1,
         affinity: int = 0,
+        variant: str | None = None,
     ) -> None:
         self._model = ctypes.c_void_p()
         self._name = str(manifest["name"])
@@ -148,7 +151,10 @@ class Runner:
         self.outputs = tensor_infos(info.outputs, info.output_count)
         self._affinity = affinity
         self.threads = threads
+        self._variant = None if variant is None else variant.encode()
         self._model = self._instance(threads)
+        get_variant = self._function("variant", ctypes.c_char_p)
+        self.variant = str(get_variant(self._model).decode())
 
     def run(self, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
         """Run one inference.
@@ -279,7 +285,7 @@ class Runner:
                 expected=f"1 to {MAX_THREADS}",
                 got=threads,
             )
-        options = Options(threads=threads, affinity=self._affinity)
+        options = Options(threads=threads, affinity=self._affinity, variant=self._variant)
         if hook is not None:
             options.profile = hook
         model = ctypes.c_void_p()

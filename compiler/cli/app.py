@@ -37,6 +37,7 @@ from effc.cli.flags import (
     TargetName,
     Threads,
     TuningDb,
+    Variant,
     Verbose,
     WorkFolder,
 )
@@ -274,6 +275,7 @@ def run(
     ],
     device: Device = None,
     threads: Threads = None,
+    variant: Variant = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -281,7 +283,7 @@ def run(
     """Run an artifact on inputs from a file."""
     from effc.cli.execute import run_command
 
-    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads)
+    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads, variant)
 
 
 @app.command()
@@ -298,6 +300,7 @@ def verify(
     input: Input = None,
     device: Device = None,
     threads: Threads = None,
+    variant: Variant = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -305,7 +308,9 @@ def verify(
     """Compare an artifact with ONNX Runtime on the same inputs."""
     from effc.cli.execute import verify_command
 
-    verify_command(Console(as_json, quiet, verbose), artifact, model, input, device, threads)
+    verify_command(
+        Console(as_json, quiet, verbose), artifact, model, input, device, threads, variant
+    )
 
 
 @app.command()
@@ -319,6 +324,7 @@ def bench(
         int, typer.Option("--warmup", metavar="N", min=0, help="Inferences before measuring.")
     ] = 10,
     threads: Threads = None,
+    variant: Variant = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also the time per layer.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -334,6 +340,7 @@ def bench(
         runs=runs,
         warmup=warmup,
         threads=threads,
+        variant=variant,
         profile=profile,
     )
 

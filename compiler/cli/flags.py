@@ -36,6 +36,7 @@ __all__ = [
     "TargetName",
     "Threads",
     "TuningDb",
+    "Variant",
     "Verbose",
     "WorkFolder",
 ]
@@ -72,6 +73,14 @@ TuningDb = Annotated[
 Device = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--device", metavar="DEVICE", help="Where to run; see effc devices."),
+]
+Variant = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--variant",
+        metavar="NAME",
+        help="Version of the code; see effc inspect. Default: the best for the processor.",
+    ),
 ]
 Input = Annotated[
     Optional[Path],  # noqa: UP045

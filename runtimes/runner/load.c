@@ -231,6 +231,7 @@ static const effc_entry *entry(void)
                                                                                      "_create");
         loaded.run = (effc_status(*)(effc_model *, const effc_tensor *,
                                      const effc_tensor *))exported(&lib, name, "_run");
+        loaded.variant = (const char *(*)(const effc_model *))exported(&lib, name, "_variant");
         loaded.destroy = (void (*)(effc_model *))exported(&lib, name, "_destroy");
         loaded.info = (const effc_model_info *(*)(void))exported(&lib, name, "_info");
     }
@@ -252,9 +253,14 @@ static effc_status run(effc_model *model, const effc_tensor *inputs, const effc_
     return entry()->run(model, inputs, outputs);
 }
 
+static const char *variant(const effc_model *model)
+{
+    return entry()->variant(model);
+}
+
 static void destroy(effc_model *model)
 {
     entry()->destroy(model);
 }
 
-const effc_entry effc_runner_entry = {info, create, run, destroy};
+const effc_entry effc_runner_entry = {info, create, run, variant, destroy};

@@ -1,6 +1,7 @@
 /* main.c - runs the model that it is linked with; for emulators and benchmarks.
  *
  *     runner [--input FILE] [--output FILE] [--warmup N] [--runs N] [--threads N] [--profile]
+ *            [--variant NAME]
  *
  * FILE holds tensors in the order of the model's inputs (or outputs), any number of samples
  * one after the other: the bytes "EFFCTNS1", a 64-bit count, then for each tensor its 64-bit
@@ -29,6 +30,7 @@ typedef struct arguments {
     long runs;
     long warmup;
     long threads;
+    const char *variant;
     int profile;
 } arguments;
 
@@ -74,7 +76,7 @@ static long number(const char *flag, const char *text, long least)
 
 static arguments parse(int count, char **words)
 {
-    arguments args = {NULL, NULL, 0, 0, 1, 0};
+    arguments args = {NULL, NULL, 0, 0, 1, NULL, 0};
     for (int i = 1; i < count; i++) {
         const char *flag = words[i];
         const char *value = i + 1 < count ? words[i + 1] : NULL;
@@ -90,6 +92,8 @@ static arguments parse(int count, char **words)
             args.runs = number(flag, value, 0);
         else if (strcmp(flag, "--warmup") == 0)
             args.warmup = number(flag, value, 0);
+        else if (strcmp(flag, "--variant") == 0)
+            args.variant = value;
         else if (strcmp(flag, "--threads") == 0)
             args.threads = number(flag, value, 1);
         else
@@ -219,11 +223,12 @@ static void run_samples(const arguments *args, effc_model *model, effc_tensor *i
         die(args->output, "cannot write");
 }
 
-static void print_times(const arguments *args, const uint64_t *times, const profile *p)
+static void print_times(const arguments *args, const effc_model *model, const uint64_t *times,
+                        const profile *p)
 {
     const effc_model_info *info = effc_runner_entry.info();
-    printf("{\"runs\": %ld, \"warmup\": %ld, \"threads\": %ld, \"times_ns\": [", args->runs,
-           args->warmup, args->threads);
+    printf("{\"runs\": %ld, \"warmup\": %ld, \"threads\": %ld, \"variant\": \"%s\", \"times_ns\": [",
+           args->runs, args->warmup, args->threads, effc_runner_entry.variant(model));
     for (long i = 0; i < args->runs; i++)
         printf("%s%llu", i > 0 ? ", " : "", (unsigned long long)times[i]);
     printf("]");
@@ -244,6 +249,7 @@ int main(int count, char **words)
     profile totals = {allocate(steps)};
     effc_options options = {0};
     options.threads = (int32_t)args.threads;
+    options.variant = args.variant;
     if (args.profile) {
         options.profile = on_step;
         options.profile_user = &totals;
@@ -264,7 +270,7 @@ int main(int count, char **words)
         check(effc_runner_entry.run(model, inputs, outputs), "run");
         times[i] = now() - start;
     }
-    print_times(&args, times, &totals);
+    print_times(&args, model, times, &totals);
     effc_runner_entry.destroy(model);
     return 0;
 }
