@@ -13,13 +13,13 @@ from __future__ import annotations
 import tempfile
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 from effc import elf, zig
-from effc.codegen import exported_symbols, generate_c, weights_file
+from effc.codegen import exported_symbols, generate_c, weights_file, weights_header
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
 from effc.musl import compiler_rt, static_libc
@@ -35,6 +35,7 @@ __all__ = [
     "link_jni",
     "link_library",
     "link_runner",
+    "write_weights",
 ]
 
 WEIGHTS_LIMIT = 2**31 - 2**26
@@ -85,10 +86,30 @@ class LinkReport:
     page_bytes: int
 
 
-def library_headers(program: Program) -> dict[str, str]:
-    """Headers that a user of the library includes: ``NAME.h`` and ``effc.h``."""
-    header = f"{program.name}.h"
-    return {header: generate_c(program)[header], "effc.h": _core_file("effc.h")}
+def library_headers(programs: Sequence[Program]) -> dict[str, str]:
+    """Headers that a user of a model's libraries includes, one set for all ABIs.
+
+    Sizes of caller-supplied memory are those of the library that needs most.
+    """
+    first = programs[0]
+    widest = replace(
+        first,
+        arena_bytes=max(program.arena_bytes for program in programs),
+        scratch_bytes=max(program.scratch_bytes for program in programs),
+    )
+    header = f"{first.name}.h"
+    headers = {header: generate_c(widest)[header], "effc.h": _core_file("effc.h")}
+    if first.weights_in_file:
+        headers["effc_weights.h"] = _core_file("effc_weights.h")
+    return headers
+
+
+def write_weights(program: Program, file: Path) -> None:
+    """Write the file of weights that the libraries of a model are given."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        stream.write(weights_header(program))
+        stream.write(program.weights.data)
 
 
 def link_library(
@@ -209,6 +230,7 @@ def link_runner(
         InternalError: An object is for another machine.
     """
     libc = static_libc(target)
+    program = replace(program, weights_in_file=False)
     with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
         work = Path(folder)
         parts = [*_model_objects(program, target, work), *_stage_objects(objects, target, work)]
@@ -249,8 +271,10 @@ def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
         )
     for file, text in generate_c(program).items():
         (work / file).write_text(text, "utf-8")
-    (work / weights_file(program)).write_bytes(program.weights.data)
-    sources = (work / f"{program.name}.c", work / f"{program.name}_weights.S")
+    sources = [work / f"{program.name}.c"]
+    if not program.weights_in_file:
+        (work / weights_file(program)).write_bytes(program.weights.data)
+        sources.append(work / f"{program.name}_weights.S")
     return [_compile(source, target, work) for source in sources]
 
 

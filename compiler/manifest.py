@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from effc.link import LinkReport
     from effc.verify import Verification
 
-__all__ = ["build_manifest", "library_path"]
+__all__ = ["build_manifest", "library_path", "weights_path"]
 
 _TOOLS = ("apache-tvm", "ziglang", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
@@ -30,10 +30,19 @@ def library_path(compiled: CompiledModel) -> str:
     return f"lib/{compiled.target.abi}/lib{compiled.program.name}.so"
 
 
+def weights_path(compiled: CompiledModel) -> str | None:
+    """Where the weights lie in the artifact, if not in the library."""
+    program = compiled.program
+    return f"weights/{program.name}.bin" if program.weights_in_file else None
+
+
 def build_manifest(
     compiled: CompiledModel, linked: LinkReport, verification: Verification | None
 ) -> dict[str, Any]:
-    """All fields but ``schema_version`` and ``files``, which ``write_manifest`` adds."""
+    """The fields of one library but ``schema_version`` and ``files`` (see ``write_manifest``).
+
+    Further libraries of the artifact are listed by ``effc.artifact.with_libraries``.
+    """
     program, target, options = compiled.program, compiled.target, compiled.options
     layers = [_layer(record) for record in compiled.layers]
     return {
@@ -58,6 +67,7 @@ def build_manifest(
             for variant in program.variants
         ],
         "library": library_path(compiled),
+        "weights_file": weights_path(compiled),
         "entry": f"{program.name}_run",
         "symbols": list(exported_symbols(program)),
         "inputs": [_port(port) for port in program.inputs],

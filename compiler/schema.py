@@ -71,6 +71,8 @@ _MANIFEST: dict[str, Any] = {
     },
     "variants": [{"name": str, "features": [str], "functions": int}],
     "library": str,
+    "weights_file": (str, type(None)),
+    "further_abis": [{"target": str, "abi": str, "library": str}],
     "entry": str,
     "symbols": [str],
     "inputs": [_PORT],

@@ -367,6 +367,7 @@ def build_program(
             "views": list(view_plan.notes),
             "inplace": [list(pair) for pair in arena.inplace],
         },
+        weight_blocks=tuple((offset, data.size) for offset, data in weights.arrays),
     )
 
 
