@@ -26,7 +26,7 @@ from effc.errors import (
 if TYPE_CHECKING:
     from effc.api import compile, compress, load
     from effc.artifact import Artifact
-    from effc.export.formats import export
+    from effc.packages.formats import export
     from effc.runtimes.loader import BenchStats, Runner
 
 __version__ = "0.1.0"
@@ -53,7 +53,7 @@ __all__ = [
 _LAZY = {
     "compile": "effc.api",
     "compress": "effc.api",
-    "export": "effc.export.formats",
+    "export": "effc.packages.formats",
     "load": "effc.api",
     "Artifact": "effc.artifact",
     "Runner": "effc.runtimes.loader",
