@@ -24,8 +24,9 @@ from effc.errors import (
 )
 
 if TYPE_CHECKING:
-    from effc.api import compile, compress, load
+    from effc.api import compare, compile, compress, load
     from effc.artifact import Artifact
+    from effc.comparison import Comparison
     from effc.runtimes.loader import BenchStats, Runner
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "BenchStats",
+    "Comparison",
     "DeviceError",
     "EffcError",
     "InternalError",
@@ -43,16 +45,19 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "__version__",
+    "compare",
     "compile",
     "compress",
     "load",
 ]
 
 _LAZY = {
+    "compare": "effc.api",
     "compile": "effc.api",
     "compress": "effc.api",
     "load": "effc.api",
     "Artifact": "effc.artifact",
+    "Comparison": "effc.comparison",
     "Runner": "effc.runtimes.loader",
     "BenchStats": "effc.runtimes.loader",
 }

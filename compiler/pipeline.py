@@ -30,6 +30,7 @@ from effc.link import WEIGHTS_LIMIT, library_headers, link_library, link_runner
 from effc.options import CompileOptions, ProgressCallback
 from effc.program import Program
 from effc.regions import Graph, partition
+from effc.traces import stored_values
 
 if TYPE_CHECKING:
     import onnx
@@ -123,6 +124,7 @@ def compile_model(
         source_sha256=imported.sha256,
         tuning=tuning,
         opset=imported.opset,
+        values=stored_values(graph, views, program, imported.reference),
     )
 
 
