@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from effc.api import compare, compile, compress, load
     from effc.artifact import Artifact
     from effc.comparison import Comparison
+    from effc.export.formats import export
     from effc.runtimes.loader import BenchStats, Runner
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "compare",
     "compile",
     "compress",
+    "export",
     "load",
 ]
 
@@ -55,6 +57,7 @@ _LAZY = {
     "compare": "effc.api",
     "compile": "effc.api",
     "compress": "effc.api",
+    "export": "effc.export.formats",
     "load": "effc.api",
     "Artifact": "effc.artifact",
     "Comparison": "effc.comparison",

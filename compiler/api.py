@@ -55,11 +55,15 @@ def compile(
     samples: int | None = None,
     correct: str | None = None,
     regroup: str | None = None,
+    quantize: str | None = None,
+    ranges: str | None = None,
+    rounding: str | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> Artifact:
-    """Compile an ONNX model, compressed first if ``prune``, ``regroup`` or ``recipe`` is given.
+    """Compile an ONNX model, compressed first if ``prune``, ``regroup``, ``quantize`` or ``recipe``
+    is given.
 
     Args:
         model: File, or a model in memory.
@@ -75,7 +79,8 @@ def compile(
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
-            regroup, recipe, work: As for :func:`compress`. A missed ``latency_ms`` is an error.
+            regroup, quantize, ranges, rounding, recipe, work: As for :func:`compress`. A missed
+            ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
     Returns:
@@ -105,6 +110,9 @@ def compile(
         samples=samples,
         correct=correct,
         regroup=regroup,
+        quantize=quantize,
+        ranges=ranges,
+        rounding=rounding,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=options.shapes,
@@ -132,6 +140,9 @@ def compress(
     samples: int | None = None,
     correct: str | None = None,
     regroup: str | None = None,
+    quantize: str | None = None,
+    ranges: str | None = None,
+    rounding: str | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -157,6 +168,10 @@ def compress(
         samples: Calibration samples to use at most, by default 1,024.
         correct: ``refit`` (default with data), ``statistics``, ``bias`` or ``none``.
         regroup: Block shape to turn masks made elsewhere into.
+        quantize: ``int8``: weights and activations, from calibration data.
+        ranges: How ranges of activations are chosen: ``mse`` (default), ``minmax``,
+            ``percentile`` or ``entropy``.
+        rounding: How weights are rounded: ``nearest``.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results; by default in the user's cache.
         shapes: Shapes of inputs with dynamic dimensions; a free batch stays free by itself.
@@ -181,6 +196,9 @@ def compress(
         samples=samples,
         correct=correct,
         regroup=regroup,
+        quantize=quantize,
+        ranges=ranges,
+        rounding=rounding,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=dict(shapes or {}),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from effc.devices.target import BASE
-from effc.kernels.region import Op, Region
+from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Choice
 
@@ -74,12 +74,15 @@ def macs_of(op: Op) -> int:
     if op.op_type == "Conv":
         weight = op.inputs[1]
         return prod(output) * prod(weight.shape[1:]) if weight is not None else 0
+    if op.op_type == "ConvInteger" and op.domain == DOMAIN:
+        weight = op.inputs[1]
+        return output[0] * prod(output[2:-1]) * weight.type.size if weight is not None else 0
     if op.op_type == "ConvTranspose":
         data, weight = op.inputs[0], op.inputs[1]
         if data is None or weight is None:
             return 0
         return prod(data.shape) * prod(weight.shape[1:])
-    if op.op_type in {"Gemm", "MatMul"}:
+    if op.op_type in {"Gemm", "MatMul", "MatMulInteger"}:
         left = op.inputs[0]
         if left is None:
             return 0

@@ -32,6 +32,7 @@ __all__ = [
     "LinkReport",
     "abi_symbols",
     "library_headers",
+    "link_jni",
     "link_library",
     "link_runner",
 ]
@@ -112,16 +113,9 @@ def link_library(
         work = Path(folder)
         parts = [*_model_objects(program, target, work), *_stage_objects(objects, target, work)]
         exported = exported_symbols(program)
-        script = work / "exports.map"
-        script.write_text(f"{{ global: {' '.join(f'{s};' for s in exported)} local: *; }};\n")
         zig.lld(
             [
-                *("-m", EMULATIONS[target.arch], "-shared", "-soname", out.name),
-                *("--version-script", str(script)),
-                *("--gc-sections", "--icf=all", "--strip-all", "--build-id=none", "--as-needed"),
-                *("--hash-style=both", "--no-undefined", "-O2"),
-                *("-z", "noexecstack", "-z", "relro", "-z", "now", "-z", "text"),
-                *_page_flags(target),
+                *_library_flags(target, out, exported, work),
                 *map(str, (*parts, *runtime, *stubs)),
                 *_compiler_rt(target, [*parts, *runtime]),
             ],
@@ -144,6 +138,61 @@ def link_library(
         undefined=facts.undefined,
         page_bytes=facts.page_bytes,
     )
+
+
+def link_jni(
+    name: str, java_class: str, library: Path, headers: Path, target: Target, out: Path
+) -> None:
+    """Link the native methods of a model's Java class, see ``runtimes/jni/model_jni.c``.
+
+    Args:
+        name: C prefix of the model.
+        java_class: Java class as in names of native methods.
+        library: The model's shared library; the result asks the loader for a library of this name.
+        headers: Folder with ``NAME.h`` and ``effc.h``.
+        target: What ``library`` was linked for.
+        out: File to write.
+
+    Raises:
+        ToolError: The toolchain is missing or failed.
+        InternalError: The library breaks a rule of its target.
+    """
+    folder = _runtimes() / "jni"
+    methods = ("nativeCreate", "nativeDestroy", "nativeMessage", "nativeRun")
+    exported = tuple(f"Java_{java_class}_{method}" for method in methods)
+    with tempfile.TemporaryDirectory(prefix="effc-link-") as work_name:
+        work = Path(work_name)
+        defines = (
+            f'-DEFFC_HEADER="{name}.h"',
+            f"-DEFFC_MODEL={name}",
+            f"-DEFFC_CLASS={java_class}",
+        )
+        flags = (*_C_FLAGS, *_ARCH_FLAGS.get(target.arch, ()), *defines, f"-I{headers.absolute()}")
+        zig.clang(
+            [
+                *(f"--target={target.clang_target}", *flags, "-c", str(folder / "model_jni.c")),
+                *("-o", "model_jni.o"),
+            ],
+            cwd=work,
+        )
+        inputs = [str(work / "model_jni.o"), str(library.absolute())]
+        zig.lld([*_library_flags(target, out, exported, work), *inputs], out)
+    known = [f"{name}_{function}" for function in ("create", "destroy", "info", "run")]
+    elf.check_library(out, target, exported=exported, needed=[library.name], known=known)
+
+
+def _library_flags(target: Target, out: Path, exported: Iterable[str], work: Path) -> list[str]:
+    """What every shared library is linked with; ``work`` receives the list of its symbols."""
+    script = work / "exports.map"
+    script.write_text(f"{{ global: {' '.join(f'{s};' for s in exported)} local: *; }};\n")
+    return [
+        *("-m", EMULATIONS[target.arch], "-shared", "-soname", out.name),
+        *("--version-script", str(script)),
+        *("--gc-sections", "--icf=all", "--strip-all", "--build-id=none", "--as-needed"),
+        *("--hash-style=both", "--no-undefined", "-O2"),
+        *("-z", "noexecstack", "-z", "relro", "-z", "now", "-z", "text"),
+        *_page_flags(target),
+    ]
 
 
 def link_runner(

@@ -206,10 +206,15 @@ class Imported:
 
 
 def import_and_simplify(source: str | Path | onnx.ModelProto, options: CompileOptions) -> Imported:
-    """Import a model with the shapes and constants of ``options``, and simplify it."""
+    """Import a model with the shapes and constants of ``options``, and simplify it.
+
+    Quantized operators become integer ones for the target first, before their weights are
+    folded to floats.
+    """
     import onnx_ir as ir
 
     from effc.frontend import OPSET, import_model
+    from effc.passes.integer.integerize import integerize
     from effc.passes.registry import simplify
 
     imported = import_model(
@@ -227,10 +232,12 @@ def import_and_simplify(source: str | Path | onnx.ModelProto, options: CompileOp
         )
     reference = ir.to_proto(imported)
     digest = hashlib.sha256(reference.SerializeToString(deterministic=True)).hexdigest()
-    model, reports = simplify(imported)
+    target = get_target(options.target)
+    model, rewritten = integerize(imported, target.activation_dtype)
+    model, reports = simplify(model)
     records = tuple(
         PassRecord(r.name, tuple(r.applied), tuple(f"{where}: {why}" for where, why in r.refused))
-        for r in reports
+        for r in (*rewritten, *reports)
     )
     return Imported(model, reference, digest, records, OPSET)
 

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effc.errors import InternalError
-from effc.kernels.region import Op, Region, TensorType, Value
+from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
 from effc.passes.origin import origin
 from effc.views import VIEW_OPS
 
@@ -185,7 +185,7 @@ class _Grouper:
         return [self._region(i, group) for i, group in enumerate(groups)]
 
     def _is_elementwise(self, op: Op) -> bool:
-        return op.op_type in self.elementwise and op.domain == ""
+        return op.op_type in self.elementwise and op.domain in ("", DOMAIN)
 
     def _claim(self, first: Op) -> list[Op]:
         """The largest accepted single-exit group that starts with ``first``."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from effc.kernels.region import Value
+from effc.passes.origin import origin_of
 from effc.program import Pointer, Program, StorageClass
 
 if TYPE_CHECKING:
@@ -118,9 +119,10 @@ class _Model:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
+        infos = [*graph.input, *graph.value_info, *graph.output]
+        self.origins = {v.name: origin_of(v) for v in infos}
         self.shapes = {
-            v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-            for v in (*graph.input, *graph.value_info, *graph.output)
+            origin_of(v): tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in infos
         }
         self.grids: dict[str, Grid] = {}
         self.real: dict[str, str] = {}  # float tensor that one stands for
@@ -140,7 +142,7 @@ class _Model:
         if scale.size != 1 or x in constants or zero.dtype.name not in ("int8", "uint8"):
             return
         quantize = node.op_type == "QuantizeLinear"
-        y = node.output[0]
+        x, y = (self.origins.get(name, name) for name in (x, node.output[0]))
         integers, real = (y, self.real.get(x, x)) if quantize else (x, y)
         grid = Grid(real, float(scale.item()), int(zero.item()), zero.dtype.name)
         grid = self.grids.setdefault(integers, grid)

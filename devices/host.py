@@ -9,60 +9,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
 from pathlib import Path
 
+from effc.devices.cpu import cpu_features, missing_features
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
 
 __all__ = ["detect_host", "missing_features"]
 
-# /proc/cpuinfo flag -> LLVM feature, where code generation for dense kernels can use it.
-_X86_FEATURES = {
-    "ssse3": "ssse3",
-    "sse4_1": "sse4.1",
-    "sse4_2": "sse4.2",
-    "popcnt": "popcnt",
-    "avx": "avx",
-    "avx2": "avx2",
-    "fma": "fma",
-    "f16c": "f16c",
-    "bmi1": "bmi",
-    "bmi2": "bmi2",
-    "abm": "lzcnt",
-    "movbe": "movbe",
-    "avx_vnni": "avxvnni",
-    "avx512f": "avx512f",
-    "avx512cd": "avx512cd",
-    "avx512bw": "avx512bw",
-    "avx512dq": "avx512dq",
-    "avx512vl": "avx512vl",
-    "avx512ifma": "avx512ifma",
-    "avx512vbmi": "avx512vbmi",
-    "avx512_vbmi2": "avx512vbmi2",
-    "avx512_vnni": "avx512vnni",
-    "avx512_bitalg": "avx512bitalg",
-    "avx512_vpopcntdq": "avx512vpopcntdq",
-    "avx512_bf16": "avx512bf16",
-    "avx512_fp16": "avx512fp16",
-    "gfni": "gfni",
-    "vaes": "vaes",
-    "vpclmulqdq": "vpclmulqdq",
-    "amx_tile": "amx-tile",
-    "amx_int8": "amx-int8",
-    "amx_bf16": "amx-bf16",
-}
-_ARM_FEATURES = {
-    "asimd": "neon",
-    "asimddp": "dotprod",
-    "asimdhp": "fullfp16",
-    "atomics": "lse",
-    "asimdrdm": "rdm",
-    "i8mm": "i8mm",
-    "bf16": "bf16",
-    "sve": "sve",
-    "sve2": "sve2",
-}
 _AVX512 = ("avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl")
 
 
@@ -83,8 +37,7 @@ def detect_host(name: str = "host") -> Target:
         )
     from tvm.target import codegen
 
-    table = _X86_FEATURES if machine == "x86_64" else _ARM_FEATURES
-    features = _features(Path("/proc/cpuinfo"), table)
+    features = cpu_features()
     vector_bits, registers = 128, 32
     if machine == "x86_64":
         vector_bits, registers = _x86_vectors(features)
@@ -104,27 +57,6 @@ def detect_host(name: str = "host") -> Target:
         clang_target=f"{machine}-linux-gnu",
         runner_target=f"{machine}-linux-musl",
     )
-
-
-def missing_features(features: Iterable[str]) -> list[str]:
-    """Which of a target's features (``+avx2`` ...) this machine's processor lacks.
-
-    Features that the operating system does not list are taken for granted.
-    """
-    table = _X86_FEATURES if platform.machine() == "x86_64" else _ARM_FEATURES
-    absent = {f"+{f[1:]}" for f in _features(Path("/proc/cpuinfo"), table) if f[0] == "-"}
-    return sorted(f[1:] for f in set(features) & absent)
-
-
-def _features(cpuinfo: Path, table: dict[str, str]) -> tuple[str, ...]:
-    """Features of the first CPU listed, in the order of the table, absent ones with ``-``."""
-    flags: set[str] = set()
-    for line in cpuinfo.read_text("utf-8").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            flags = set(value.split())
-            break
-    return tuple(("+" if flag in flags else "-") + feature for flag, feature in table.items())
 
 
 def _x86_vectors(features: tuple[str, ...]) -> tuple[int, int]:

@@ -18,7 +18,10 @@ import numpy as np
 
 from effc.kernels.sparsity import Structure, structure
 
-__all__ = ["Op", "Region", "TensorType", "Value"]
+__all__ = ["DOMAIN", "Op", "Region", "TensorType", "Value"]
+
+DOMAIN = "effc"
+"""Domain of the integer operators (docs/QUANTIZATION.md)."""
 
 
 @dataclass(frozen=True)

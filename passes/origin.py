@@ -9,9 +9,10 @@ scaled tensor as soon as that is replaced by it. The record is part of written O
 
 from __future__ import annotations
 
+import onnx
 import onnx_ir as ir
 
-__all__ = ["forget_origin", "origin", "stand_for"]
+__all__ = ["forget_origin", "origin", "origin_of", "stand_for"]
 
 _KEY = "effc.origin"
 _MADE = "effc.made"
@@ -23,6 +24,14 @@ def origin(value: ir.Value) -> str | None:
     if known is not None:
         return known
     return None if value.meta.get(_MADE) else value.name
+
+
+def origin_of(info: onnx.ValueInfoProto) -> str:
+    """The same of a tensor of a written model."""
+    for entry in info.metadata_props:
+        if entry.key == _KEY:
+            return str(entry.value)
+    return str(info.name)
 
 
 def forget_origin(value: ir.Value) -> None:

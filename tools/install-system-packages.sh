@@ -1,13 +1,22 @@
 #!/bin/sh
 # Installs the system packages that effc's demo and tests use, where it may; otherwise says
-# what to install. Only QEMU's user mode is needed, to run artifacts for Arm on this machine.
+# what to install. None is needed to compile a model: QEMU's user mode runs artifacts for Arm on
+# this machine, a JDK makes Android packages, the rest is for tests of packages.
 set -u
 
 missing=""
-for program in qemu-aarch64 qemu-arm; do
-    command -v "$program" >/dev/null 2>&1 || missing="$missing $program"
-done
-[ -z "$missing" ] && exit 0
+need() { # program or file, Debian package
+    if ! command -v "$1" >/dev/null 2>&1 && ! [ -e "$1" ]; then missing="$missing $2"; fi
+}
+need qemu-aarch64 qemu-user
+need qemu-arm qemu-user
+need javac default-jdk-headless
+need cmake cmake
+need pkg-config pkg-config
+[ "$(uname -m)" = aarch64 ] ||
+    need /usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1 libc6-arm64-cross
+missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
+[ -z "${missing% }" ] && exit 0
 
 if [ "$(id -u)" = 0 ]; then
     as_root=""
@@ -17,23 +26,21 @@ else
     as_root="no"
 fi
 
+install() {
+    $as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -q --no-install-recommends $missing >/dev/null
+}
+
 if [ "$as_root" != no ] && command -v apt-get >/dev/null 2>&1; then
-    echo "installing qemu-user (for:$missing)" >&2
-    if ! $as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -q --no-install-recommends qemu-user >/dev/null 2>&1; then
-        $as_root apt-get update -q >/dev/null &&
-            $as_root env DEBIAN_FRONTEND=noninteractive \
-                apt-get install -y -q --no-install-recommends qemu-user >/dev/null
-    fi
-    command -v qemu-aarch64 >/dev/null 2>&1 && exit 0
+    echo "installing: $missing" >&2
+    install 2>/dev/null && exit 0
+    $as_root apt-get update -q >/dev/null && install && exit 0
 fi
 
 cat >&2 <<TEXT
-effc: missing:$missing
-  They run artifacts for Arm on this machine. Please install them:
-    Debian, Ubuntu:  sudo apt-get install qemu-user
-    Fedora:          sudo dnf install qemu-user
-    Arch:            sudo pacman -S qemu-user
-  Without them what needs Arm is skipped (tests) or left out (demo).
+effc: missing: $missing
+  Please install them (these are Debian's names: sudo apt-get install $missing).
+  Without QEMU what needs Arm is skipped (tests) or left out (demo); without the others tests of
+  packages are skipped, and without a JDK 'effc export --as aar' does not work.
 TEXT
 exit 0

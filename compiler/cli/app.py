@@ -24,9 +24,12 @@ from effc.cli.flags import (
     Method,
     Model,
     Prune,
+    Quantize,
     Quiet,
+    Ranges,
     RecipeFile,
     Regroup,
+    Rounding,
     Samples,
     Shapes,
     Sparsity,
@@ -109,6 +112,9 @@ def compile_(
     samples: Samples = None,
     correct: Correct = None,
     regroup: Regroup = None,
+    quantize: Quantize = None,
+    ranges: Ranges = None,
+    rounding: Rounding = None,
     recipe: RecipeFile = None,
     work: WorkFolder = None,
     as_json: Json = False,
@@ -130,6 +136,9 @@ def compile_(
         samples=samples,
         correct=correct,
         regroup=regroup,
+        quantize=quantize,
+        ranges=ranges,
+        rounding=rounding,
         recipe=recipe,
         work=work,
         shapes=shape or [],
@@ -167,6 +176,9 @@ def compress(
     samples: Samples = None,
     correct: Correct = None,
     regroup: Regroup = None,
+    quantize: Quantize = None,
+    ranges: Ranges = None,
+    rounding: Rounding = None,
     recipe: RecipeFile = None,
     work: WorkFolder = None,
     shape: Shapes = None,
@@ -205,6 +217,9 @@ def compress(
         samples=samples,
         correct=correct,
         regroup=regroup,
+        quantize=quantize,
+        ranges=ranges,
+        rounding=rounding,
         recipe=recipe,
         work=work,
         shapes=shape or [],
@@ -353,6 +368,32 @@ def compare(
     compare_command(
         Console(as_json, quiet, verbose), model, artifact, input, device, variant, report
     )
+
+
+@app.command()
+def export(
+    artifact: ArtifactPath,
+    format: Annotated[
+        str, typer.Option("--as", metavar="FORMAT", help="Kind of package; see docs/EXPORT.md.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write into.")
+    ],
+    package_version: Annotated[
+        str, typer.Option("--package-version", metavar="X.Y.Z", help="Version of the package.")
+    ] = "1.0.0",
+    group: Annotated[
+        str, typer.Option("--group", metavar="GROUP", help="Maven group and Java package.")
+    ] = "effc.models",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Pack an artifact for the build system of an app."""
+    from effc.cli.export import export_command
+
+    console = Console(as_json, quiet, verbose)
+    export_command(console, artifact, format, output, version=package_version, group=group)
 
 
 @app.command()

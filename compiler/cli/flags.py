@@ -23,9 +23,12 @@ __all__ = [
     "Method",
     "Model",
     "Prune",
+    "Quantize",
     "Quiet",
+    "Ranges",
     "RecipeFile",
     "Regroup",
+    "Rounding",
     "Samples",
     "Shapes",
     "Sparsity",
@@ -151,6 +154,22 @@ Regroup = Annotated[
     typer.Option(
         "--regroup", metavar="8x4", help="Turn zeros made elsewhere into blocks of this shape."
     ),
+]
+Quantize = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--quantize", metavar="int8", help="Integers in place of floating point numbers."),
+]
+Ranges = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--ranges",
+        metavar="minmax|percentile|mse|entropy",
+        help="How ranges of activations are chosen.",
+    ),
+]
+Rounding = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--rounding", metavar="nearest", help="How weights are rounded."),
 ]
 RecipeFile = Annotated[
     Optional[Path],  # noqa: UP045

@@ -15,10 +15,13 @@ from effc.errors import UsageError
 from effc.options import CompileOptions
 from effc.passes.pruning.scheme import check_sparsity, parse_block, parse_scheme
 
-__all__ = ["CORRECTIONS", "METHODS", "CompressOptions"]
+__all__ = ["CORRECTIONS", "METHODS", "MODES", "RANGES", "ROUNDINGS", "CompressOptions"]
 
 METHODS = ("obs", "magnitude")
 CORRECTIONS = ("refit", "statistics", "bias", "none")
+MODES = ("int8",)
+RANGES = ("minmax", "percentile", "mse", "entropy")
+ROUNDINGS = ("nearest",)
 
 _WITHOUT_DATA = "magnitude"
 
@@ -40,6 +43,9 @@ class CompressOptions:
         samples: How many calibration samples to use at most.
         correct: ``refit``, ``statistics``, ``bias`` or ``none``: what makes up for the zeros.
         regroup: Block shape to turn masks made elsewhere into.
+        quantize: ``int8``: weights and activations.
+        ranges: How ranges of activations are chosen from histograms.
+        rounding: How weights are rounded.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results, to continue an interrupted run.
         shapes, constants: As for ``compile``.
@@ -56,6 +62,9 @@ class CompressOptions:
     samples: int | None = None
     correct: str | None = None
     regroup: str | None = None
+    quantize: str | None = None
+    ranges: str | None = None
+    rounding: str | None = None
     recipe: Path | None = None
     work: Path | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -74,6 +83,9 @@ class CompressOptions:
             parse_block(self.regroup)
         _one_of(self.method, METHODS, "--method")
         _one_of(self.correct, CORRECTIONS, "--correct")
+        _one_of(self.quantize, MODES, "--quantize")
+        _one_of(self.ranges, RANGES, "--ranges")
+        _one_of(self.rounding, ROUNDINGS, "--rounding")
         if self.samples is not None and self.samples < 1:
             raise UsageError(
                 "number of samples out of range",
@@ -85,32 +97,36 @@ class CompressOptions:
             self._require_no_data()
 
     def _require_no_data(self) -> None:
-        for flag, value in (("--method obs", self.method == "obs"), ("--correct", self.correct)):
+        for flag, value in (
+            ("--method obs", self.method == "obs"),
+            ("--correct", self.correct),
+            (f"--quantize {self.quantize}", self.quantize),
+        ):
             if value and value != "none":
                 raise UsageError(
                     "calibration data is needed",
                     where=flag,
                     expected="--calibration X.npz with samples of real inputs",
-                    hint=f"without data there is --method {_WITHOUT_DATA}",
+                    hint=f"weights can be pruned without data: --method {_WITHOUT_DATA}",
                 )
 
     @property
     def active(self) -> bool:
         """Whether anything is to be done."""
-        return any((self.prune, self.regroup, self.recipe))
+        return any((self.prune, self.regroup, self.quantize, self.recipe))
 
     def require_active(self) -> None:
         """Raise if there is nothing to do, or settings that nothing uses.
 
         Raises:
-            UsageError: Neither scheme, nor recipe, nor regrouping was asked for.
+            UsageError: Neither scheme, nor recipe, nor regrouping, nor quantization was asked for.
         """
         if not self.active:
             raise UsageError(
                 "nothing to do",
                 where="compress",
                 expected="--prune SCHEME with --sparsity S, --speedup X or --latency-ms L, "
-                "--recipe R.toml or --regroup BLOCK",
+                "--recipe R.toml, --regroup BLOCK or --quantize int8",
             )
 
 

@@ -28,7 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from effc.compression.goal import Goal, parse_goal
-from effc.compression.options import CORRECTIONS, METHODS, CompressOptions
+from effc.compression.options import (
+    CORRECTIONS,
+    METHODS,
+    MODES,
+    RANGES,
+    ROUNDINGS,
+    CompressOptions,
+)
 from effc.errors import UsageError
 from effc.passes.pruning.layers import Layer
 from effc.passes.pruning.prune_weights import Setting
@@ -50,8 +57,24 @@ _TOP = {
     "samples": int,
     "correct": str,
     "regroup": str,
+    "quantize": str,
+    "ranges": str,
+    "rounding": str,
 }
-_LAYER = {**_SHARED, "match": str, "dense": bool}
+_QUANTIZED: dict[str, type | tuple[type, ...]] = {"precision": str, "activation_bits": int}
+_LAYER = {**_SHARED, **_QUANTIZED, "match": str, "dense": bool}
+
+PRECISIONS = ("int8", "float")
+ACTIVATION_BITS = (8, 16)
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "method": METHODS,
+    "correct": CORRECTIONS,
+    "quantize": MODES,
+    "ranges": RANGES,
+    "rounding": ROUNDINGS,
+    "precision": PRECISIONS,
+    "activation_bits": ACTIVATION_BITS,
+}
 
 _HOW_MUCH = ("speedup", "latency_ms", "sparsity")
 """Three ways to say how much is pruned; the command line's replaces the recipe's."""
@@ -76,6 +99,8 @@ class Recipe:
         correct: What is matched with the dense model.
         regroup: Block shape for masks made elsewhere, or None.
         goal: How fast the network shall be; layers without a sparsity then get one from it.
+        quantize: ``int8`` or None.
+        ranges, rounding: How.
         where: For messages.
     """
 
@@ -85,7 +110,18 @@ class Recipe:
     correct: str = "none"
     regroup: str | None = None
     goal: Goal | None = None
+    quantize: str | None = None
+    ranges: str = "mse"
+    rounding: str = "nearest"
     where: str = "recipe"
+
+    def of_layer(self, name: str) -> dict[str, Any]:
+        """What entries say about the precision of a layer."""
+        found: dict[str, Any] = {}
+        for entry in self.overrides:
+            if _matches(entry, name):
+                found |= {key: entry[key] for key in _QUANTIZED if key in entry}
+        return found
 
 
 @dataclass(frozen=True)
@@ -136,6 +172,12 @@ def read_recipe(options: CompressOptions) -> Recipe:
     merged = {**document, **given}
     data = options.calibration is not None
     _check_choices(merged, where)
+    if not data and merged.get("quantize") == "int8":
+        raise UsageError(
+            "calibration data is needed",
+            where=f"{where}: quantize",
+            expected="--calibration X.npz with samples of real inputs",
+        )
     return Recipe(
         {key: merged[key] for key in _SHARED if key in merged}
         | {"method": merged.get("method", "obs" if data else "magnitude")},
@@ -144,6 +186,9 @@ def read_recipe(options: CompressOptions) -> Recipe:
         merged.get("correct", "refit" if data else "none"),
         merged.get("regroup"),
         parse_goal(*(_float(merged.get(key)) for key in _HOW_MUCH)),
+        merged.get("quantize"),
+        merged.get("ranges", "mse"),
+        merged.get("rounding", "nearest"),
         where,
     )
 
@@ -190,17 +235,16 @@ def _check_entry(entry: Mapping[str, Any], where: str) -> None:
         raise UsageError("the entry names no layer", where=where, expected='match = "NAME or glob"')
     if len(entry) == 1:
         raise UsageError("the entry sets nothing", where=where, expected=", ".join(_LAYER))
-    if entry.get("dense") and len(entry) > 2:
-        raise UsageError("a dense layer has no other settings", where=where)
+    if entry.get("dense") and _SHARED.keys() & entry.keys():
+        raise UsageError("a dense layer has no settings of pruning", where=where)
     _check_choices(entry, where)
 
 
 def _check_choices(table: Mapping[str, Any], where: str) -> None:
-    for key, known in (("method", METHODS), ("correct", CORRECTIONS)):
+    for key, known in _CHOICES.items():
         if key in table and table[key] not in known:
-            raise UsageError(
-                f"unknown {key}", where=where, expected=" or ".join(known), got=repr(table[key])
-            )
+            expected = " or ".join(map(str, known))
+            raise UsageError(f"unknown {key}", where=where, expected=expected, got=table[key])
     if table.get("samples", 1) < 1:
         raise UsageError(
             "number of samples out of range",
@@ -240,7 +284,7 @@ def _merge(recipe: Recipe, layer: Layer) -> _Merged:
     merged = _Merged(dict(recipe.settings), layer.role != "inner", _WHY_DENSE.get(layer.role, ""))
     for number, entry in enumerate(recipe.overrides):
         pattern = entry["match"]
-        if layer.name != pattern and not fnmatchcase(layer.name, pattern):
+        if not _matches(entry, layer.name):
             continue
         merged.used.append(number)
         merged.values |= {k: v for k, v in entry.items() if k in _SHARED}
@@ -251,9 +295,13 @@ def _merge(recipe: Recipe, layer: Layer) -> _Merged:
                 merged.values.pop("sparsity", None)
         if entry.get("dense"):
             merged.dense, merged.why = True, "the recipe says so"
-        elif layer.name == pattern or "dense" in entry:
+        elif (layer.name == pattern and _SHARED.keys() & entry.keys()) or "dense" in entry:
             merged.dense = False
     return merged
+
+
+def _matches(entry: Mapping[str, Any], name: str) -> bool:
+    return bool(name == entry["match"]) or fnmatchcase(name, entry["match"])
 
 
 def _has_own_sparsity(entry: Mapping[str, Any]) -> bool:

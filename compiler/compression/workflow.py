@@ -6,7 +6,9 @@
 3. *prune*: zeros by magnitude or by Optimal Brain Surgeon, then blocks from masks made elsewhere.
 4. *correct*: all layers refitted to the dense model, or means and deviations of their outputs, from
    the calibration samples.
-5. *finish*: an ONNX model with the names and shapes of the original; a free leading dimension stays
+5. *quantize*: QuantizeLinear and DequantizeLinear, integer weights
+   (``effc.compression.quantization``).
+6. *finish*: an ONNX model with the names and shapes of the original; a free leading dimension stays
    free where the graph allows it.
 
 Each kind of pruning is one function in ``STEPS``.
@@ -15,7 +17,7 @@ Each kind of pruning is one function in ``STEPS``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from effc.compression.channels import prune_channels_step
 from effc.compression.corrections import correct_step, refit_step
 from effc.compression.goal import Goal
 from effc.compression.options import CompressOptions
+from effc.compression.quantization import quantize_step
 from effc.compression.recipe import LayerPlan, Recipe, plan_layers, read_recipe
 from effc.compression.store import TraceStore, digest_of
 from effc.compression.surgery import refit_layers, trace_layers, unfit_for_surgeon
@@ -76,6 +79,7 @@ class LayerResult:
         loss: Relative error by the measure of the method, see docs/COMPRESSION.md.
         why: Why it was not pruned.
         channels: Output channels left of those it had, ``"16 of 32"``; empty if all are.
+        precision: ``int8`` or ``float`` in a quantized model, else empty.
     """
 
     name: str
@@ -88,6 +92,7 @@ class LayerResult:
     loss: float | None = None
     why: str = ""
     channels: str = ""
+    precision: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,8 @@ class Work:
         passes: Records of what was done.
         kept: By layer, which output channels of the dense model are left; empty for all.
         refitted: Layers that were fitted to the dense model, which leaves nothing to correct.
+        exact: The float model that was quantized, if one was.
+        precisions: Of layers, by name.
     """
 
     model: ir.Model
@@ -140,6 +147,8 @@ class Work:
     passes: list[PassRecord] = field(default_factory=list)
     kept: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     refitted: set[str] = field(default_factory=set)
+    exact: ir.Model | None = None
+    precisions: dict[str, str] = field(default_factory=dict)
 
     def report(self, phase: str, done: int, total: int, detail: str = "") -> None:
         """Tell the user where things are."""
@@ -160,7 +169,8 @@ def compress_model(
     Args:
         source: ONNX file or model.
         options: What to do.
-        progress: Called in the phases ``import``, ``calibrate``, ``prune``, ``refit``, ``correct``.
+        progress: Called in the phases ``import``, ``calibrate``, ``prune``, ``refit``, ``correct``,
+            ``quantize``.
 
     Raises:
         UsageError: Options or recipe do not fit the model.
@@ -188,8 +198,10 @@ def compress_model(
     refit_step(work)
     correct_step(work)
     notes = [] if levels is None else levels.notes()
-    result = _finish(work, free, notes)
     results = _results(work, plans, unfit)
+    quantize_step(work)
+    results = tuple(replace(r, precision=work.precisions.get(r.name, "")) for r in results)
+    result = _finish(work, free, notes)
     return Compressed(result, results, tuple(work.passes), tuple(notes), levels)
 
 
@@ -383,7 +395,7 @@ def _finish(work: Work, free: str | None, notes: list[str]) -> onnx.ModelProto:
         samples = work.samples[:2]
         if len(samples) < 2:
             samples = [generate(_tensors(model), seed=seed) for seed in (0, 1)]
-        result = free_batch(model, samples, free)
+        result = free_batch(model, samples, free, like=work.exact)
         if result is None:
             notes.append(
                 f"the free dimension '{free}' of the inputs became 1: the graph depends on it"

@@ -51,6 +51,8 @@ def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads()
     options.log_severity_level = 4
+    # Quantized models as their QuantizeLinear and DequantizeLinear say, in float between them.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # its exception types are private
@@ -58,7 +60,10 @@ def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
 
 
 def free_batch(
-    model: ir.Model, samples: Sequence[Feeds], name: str = "N"
+    model: ir.Model,
+    samples: Sequence[Feeds],
+    name: str = "N",
+    like: ir.Model | None = None,
 ) -> onnx.ModelProto | None:
     """A copy of the model whose leading dimension is free, or None if it cannot be.
 
@@ -66,14 +71,19 @@ def free_batch(
         model: All inputs have the same leading dimension.
         samples: Two of them are run together and alone, to try.
         name: Of the free dimension.
+        like: A model to try instead: the float one that a quantized model, whose results move by
+            whole steps when sums are rounded otherwise, was made of.
     """
+    if like is not None and free_batch(like, samples) is None:
+        return None
     sizes = {shape_of(v)[:1] for v in model.graph.inputs}
     if len(sizes) != 1 or () in sizes or len(samples) < 2:
         return None
     ((batch,),) = sizes
     proto = ir.to_proto(model)
     _free_dimensions(proto, model, batch, name)
-    return proto if _works(proto, ir.to_proto(model), samples[:2]) else None
+    tried = like is not None or _works(proto, ir.to_proto(model), samples[:2])
+    return proto if tried else None
 
 
 def _free_dimensions(proto: onnx.ModelProto, model: ir.Model, batch: int, name: str) -> None:
@@ -139,11 +149,14 @@ class SampleRunner:
     Args:
         model: Imported model.
         samples: Inputs of each run, in the model's own shapes.
+        like: See :func:`free_batch`.
     """
 
-    def __init__(self, model: ir.Model, samples: Sequence[Feeds]) -> None:
+    def __init__(
+        self, model: ir.Model, samples: Sequence[Feeds], like: ir.Model | None = None
+    ) -> None:
         self.samples = samples
-        free = free_batch(model, samples)
+        free = free_batch(model, samples, like=like)
         self.batched = free is not None
         self.proto = ir.to_proto(model) if free is None else free
         self._bytes = {
@@ -152,6 +165,10 @@ class SampleRunner:
         self._made = {v.name for node in model.graph for v in node.outputs}
         values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
         self.types = {v.name or "": v.dtype for v in values if v.dtype is not None}
+
+    def bytes_of(self, name: str) -> int:
+        """Size of a value of one run; 0 of the model's inputs."""
+        return self._bytes.get(name, 0)
 
     def batch_size(self, names: Sequence[str]) -> int:
         """Samples that :meth:`values` runs together for these values; 1 if they run alone."""

@@ -89,7 +89,7 @@ def test_flags_win(tmp_path: Path) -> None:
         ('layer = "x"', "list of tables"),
         ("[[layer]]\nsparsity = 0.5", "names no layer"),
         ('[[layer]]\nmatch = "fc"', "sets nothing"),
-        ('[[layer]]\nmatch = "fc"\ndense = true\nsparsity = 0.5', "no other settings"),
+        ('[[layer]]\nmatch = "fc"\ndense = true\nsparsity = 0.5', "no settings of pruning"),
         ('[[layer]]\nmatch = "fcc"\ndense = true', "expected fc"),
         ('[[layer]]\nmatch = "fc"\nprune = "blocks"\n', "unknown pruning scheme"),
         ('[[layer]]\nmatch = "fc"\nprune = "unstructured"\n', "needs a sparsity"),

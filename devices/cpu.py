@@ -1,0 +1,89 @@
+"""What this machine's processor can do, as the operating system tells it.
+
+A virtual machine may hide instructions that the processor's model has. This module needs
+nothing but Python: it is also part of wheels of compiled models.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["cpu_features", "missing_features"]
+
+# /proc/cpuinfo flag -> LLVM feature, where code generation for dense kernels can use it.
+_X86_FEATURES = {
+    "ssse3": "ssse3",
+    "sse4_1": "sse4.1",
+    "sse4_2": "sse4.2",
+    "popcnt": "popcnt",
+    "avx": "avx",
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "bmi1": "bmi",
+    "bmi2": "bmi2",
+    "abm": "lzcnt",
+    "movbe": "movbe",
+    "avx_vnni": "avxvnni",
+    "avx512f": "avx512f",
+    "avx512cd": "avx512cd",
+    "avx512bw": "avx512bw",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+    "avx512ifma": "avx512ifma",
+    "avx512vbmi": "avx512vbmi",
+    "avx512_vbmi2": "avx512vbmi2",
+    "avx512_vnni": "avx512vnni",
+    "avx512_bitalg": "avx512bitalg",
+    "avx512_vpopcntdq": "avx512vpopcntdq",
+    "avx512_bf16": "avx512bf16",
+    "avx512_fp16": "avx512fp16",
+    "gfni": "gfni",
+    "vaes": "vaes",
+    "vpclmulqdq": "vpclmulqdq",
+    "amx_tile": "amx-tile",
+    "amx_int8": "amx-int8",
+    "amx_bf16": "amx-bf16",
+}
+_ARM_FEATURES = {
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "asimdhp": "fullfp16",
+    "atomics": "lse",
+    "asimdrdm": "rdm",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+    "sve2": "sve2",
+}
+
+
+def cpu_features() -> tuple[str, ...]:
+    """LLVM features of the first CPU, each with its ``+`` or ``-``, in a fixed order.
+
+    Features that code generation has no use for are not listed.
+    """
+    return _features(Path("/proc/cpuinfo"), platform.machine())
+
+
+def missing_features(features: Iterable[str]) -> list[str]:
+    """Which of a target's features (``+avx2`` ...) this machine's processor lacks.
+
+    Features that the operating system does not list are taken for granted.
+    """
+    absent = {f"+{f[1:]}" for f in cpu_features() if f[0] == "-"}
+    return sorted(f[1:] for f in set(features) & absent)
+
+
+def _features(cpuinfo: Path, machine: str) -> tuple[str, ...]:
+    """Features in the order of the machine's table."""
+    table = _X86_FEATURES if machine == "x86_64" else _ARM_FEATURES
+    flags: set[str] = set()
+    for line in cpuinfo.read_text("utf-8").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            flags = set(value.split())
+            break
+    return tuple(("+" if flag in flags else "-") + feature for flag, feature in table.items())
