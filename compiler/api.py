@@ -1,4 +1,4 @@
-"""``effc.compile``, ``effc.compress`` and ``effc.load``."""
+"""``effc.compile``, ``effc.compress``, ``effc.compare`` and ``effc.load``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from effc.options import CompileOptions, ProgressCallback
 if TYPE_CHECKING:
     import onnx
 
+    from effc.comparison import Comparison
     from effc.compiled import CompiledModel, PassRecord
     from effc.compression.levels import LevelPlan
     from effc.runtimes.loader import Runner
     from effc.verify import Verification
 
-__all__ = ["compile", "compile_to", "compress", "load"]
+__all__ = ["compare", "compile", "compile_to", "compress", "load"]
 
 _OVERHEAD_BYTES = 4 << 20
 """Room for code, report, manifest and self-test beside the weights."""
@@ -399,6 +400,42 @@ def quality_error(result: Verification) -> QualityError:
             for o in bad
         ),
         hint="nothing was written; please report this, or pass --no-verify to look at the result",
+    )
+
+
+def compare(
+    model: str | Path | onnx.ModelProto,
+    artifact: str | Path | Artifact,
+    *,
+    inputs: str | Path | Mapping[str, Any] | None = None,
+    device: str | None = None,
+    variant: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> Comparison:
+    """Compare an artifact layer by layer with the float model that it was made from.
+
+    Args:
+        model: The float model, not a compressed one.
+        artifact: Path of a folder or ``.effc`` file, or what ``compile`` returned.
+        inputs: ``.npz`` file or arrays by input name, ``x`` being stacked samples; generated
+            inputs if ``None``.
+        device: ``local`` or ``qemu``; the natural one if ``None``.
+        variant: Version of the code; the best for the processor if ``None``.
+        progress: Called after every sample.
+
+    Raises:
+        EffcError: See docs/ERRORS.md.
+    """
+    from effc.comparison import compare_artifact
+
+    opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+    return compare_artifact(
+        Path(model) if isinstance(model, str) else model,
+        opened,
+        inputs=_path(inputs),
+        device=device,
+        variant=variant,
+        progress=progress,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from effc.artifact import Artifact
 from effc.devices.catalog import get_target
-from effc.devices.execution import Execution, execute
+from effc.devices.execution import Execution, Piece, execute
 from effc.devices.qemu import not_emulated, qemu_command
 from effc.devices.target import BASE
 from effc.errors import DeviceError, UsageError
@@ -30,6 +30,7 @@ __all__ = [
     "open_executor",
     "open_library",
     "open_local",
+    "open_tracer",
     "variant_names",
     "variant_refusal",
 ]
@@ -115,9 +116,42 @@ def open_library(
     variant: str | None = None,
 ) -> Executor:
     """Like :func:`open_executor`, for a library that is not in an artifact yet."""
-    device = device or default_device(manifest)
+    device = _checked_device(device, manifest)
     threads = int(manifest["threads"]) if threads is None else threads
     machine = manifest["machine"]
+    _check_variant(manifest, device, variant)
+    if device == "local" and machine["os"] == "linux":
+        _check_processor(machine)
+        return LocalExecutor(library, manifest, threads, variant)
+    return _open_loader(library, manifest, device, threads, variant)
+
+
+def _open_loader(
+    library: Path, manifest: Mapping[str, Any], device: str, threads: int, variant: str | None
+) -> LoaderExecutor:
+    if device == "local":
+        _check_processor(manifest["machine"])
+        return LoaderExecutor(library, manifest, threads, "local", [], variant)
+    command = qemu_command(get_target(manifest["target"]).version(variant or BASE))
+    return LoaderExecutor(library, manifest, threads, "qemu", command, variant)
+
+
+def open_tracer(
+    artifact: Artifact, device: str | None, variant: str | None = None
+) -> LoaderExecutor:
+    """Open an artifact where its tensors can be looked at: one thread, a process of its own.
+
+    Raises:
+        EffcError: As :func:`open_executor`.
+    """
+    manifest = artifact.manifest
+    device = _checked_device(device, manifest)
+    _check_variant(manifest, device, variant)
+    return _open_loader(artifact.library, manifest, device, 1, variant)
+
+
+def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> str:
+    device = device or default_device(manifest)
     if device not in ("local", "qemu"):
         raise UsageError(
             f"unknown device '{device}'",
@@ -125,14 +159,7 @@ def open_library(
             expected="local or qemu",
             hint="this version runs artifacts on this machine and in QEMU only",
         )
-    _check_variant(manifest, device, variant)
-    if device == "local":
-        _check_processor(machine)
-        if machine["os"] == "linux":
-            return LocalExecutor(library, manifest, threads, variant)
-        return LoaderExecutor(library, manifest, threads, "local", [], variant)
-    command = qemu_command(get_target(manifest["target"]).version(variant or BASE))
-    return LoaderExecutor(library, manifest, threads, "qemu", command, variant)
+    return device
 
 
 def _check_variant(manifest: Mapping[str, Any], device: str, variant: str | None) -> None:
@@ -275,6 +302,13 @@ class LoaderExecutor:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         return self._execute([inputs]).outputs[0]
+
+    def trace(
+        self, inputs: Mapping[str, np.ndarray], pieces: Sequence[Piece]
+    ) -> tuple[Arrays, Arrays]:
+        """Run once: the outputs, and tensors by name as they are after their steps."""
+        done = self._execute([inputs], trace=pieces)
+        return done.outputs[0], done.traced[0] if pieces else {}
 
     def bench(self, runs: int, warmup: int) -> BenchStats:
         times = self._execute([], runs=runs, warmup=warmup).times_ns

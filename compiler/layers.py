@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from effc.devices.target import BASE
-from effc.kernels.region import Op, Region
+from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Choice
 
@@ -33,6 +33,7 @@ class LayerRecord:
         units: Per unit size (``8x4``), the fraction of weights in units with any non-zero: what a
             sparse kernel of that unit size has to compute. Empty for dense weights.
         inputs, outputs: Shapes.
+        reads, writes: Names of the tensors of these shapes.
         choice: Chosen template and configuration with predicted cost and measured time;
             ``None`` for a view.
         considered, measured: Number of configurations there were to choose from, and of
@@ -55,6 +56,8 @@ class LayerRecord:
     units: dict[str, float]
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
     choice: Choice | None = None
     considered: int = 0
     measured: int = 0
@@ -71,12 +74,15 @@ def macs_of(op: Op) -> int:
     if op.op_type == "Conv":
         weight = op.inputs[1]
         return prod(output) * prod(weight.shape[1:]) if weight is not None else 0
+    if op.op_type == "ConvInteger" and op.domain == DOMAIN:
+        weight = op.inputs[1]
+        return output[0] * prod(output[2:-1]) * weight.type.size if weight is not None else 0
     if op.op_type == "ConvTranspose":
         data, weight = op.inputs[0], op.inputs[1]
         if data is None or weight is None:
             return 0
         return prod(data.shape) * prod(weight.shape[1:])
-    if op.op_type in {"Gemm", "MatMul"}:
+    if op.op_type in {"Gemm", "MatMul", "MatMulInteger"}:
         left = op.inputs[0]
         if left is None:
             return 0
@@ -122,6 +128,8 @@ def record(
         units={f"{r}x{d}": share for (r, d), share in structure.units} if structure else {},
         inputs=tuple(v.shape for v in region.inputs),
         outputs=tuple(v.shape for v in region.outputs),
+        reads=tuple(v.name for v in region.inputs),
+        writes=tuple(v.name for v in region.outputs),
         choice=choice,
         considered=len(others) + (choice is not None),
         measured=sum(c is not None and c.seconds is not None for c in (choice, *others)),

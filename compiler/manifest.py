@@ -18,6 +18,7 @@ from effc.program import Port
 if TYPE_CHECKING:
     from effc.compiled import CompiledModel
     from effc.link import LinkReport
+    from effc.traces import StoredValue
     from effc.verify import Verification
 
 __all__ = ["build_manifest", "library_path", "weights_path"]
@@ -85,6 +86,7 @@ def build_manifest(
         "macs": sum(record.macs for record in compiled.layers),
         "threads": options.threads,
         "layers": layers,
+        "values": [_value(value) for value in compiled.values],
         "steps": [call.region for call in program.calls],
         "passes": [
             {
@@ -135,6 +137,22 @@ def _port(port: Port) -> dict[str, Any]:
     }
 
 
+def _value(value: StoredValue) -> dict[str, Any]:
+    place = value.place
+    return {
+        "name": value.name,
+        "onnx": value.onnx,
+        "real": value.real,
+        "dtype": value.dtype,
+        "shape": list(value.shape),
+        "layout": value.layout,
+        "scale": value.scale,
+        "zero_point": value.zero_point,
+        "step": value.step,
+        "place": [place.storage.value, place.index, place.offset],
+    }
+
+
 def _layer(record: LayerRecord) -> dict[str, Any]:
     return {
         "name": record.name,
@@ -151,6 +169,8 @@ def _layer(record: LayerRecord) -> dict[str, Any]:
         "nodes": list(record.nodes),
         "inputs": [list(shape) for shape in record.inputs],
         "outputs": [list(shape) for shape in record.outputs],
+        "reads": list(record.reads),
+        "writes": list(record.writes),
         "alternatives": _alternatives(record),
         "refused": [{"kernel": name, "why": why} for name, why in record.refused],
     }

@@ -52,7 +52,8 @@ def accumulated_length(layers: Iterable[Mapping[str, Any]]) -> int:
 
 def is_quantized(manifest: Mapping[str, Any]) -> bool:
     """Whether the model rounds to 8 bits within, so that rounding errors come in steps."""
-    return any(p["name"] == "expand_quantized" and p["applied"] for p in manifest["passes"])
+    names = ("integerize", "expand_quantized")
+    return any(p["name"] in names and p["applied"] for p in manifest["passes"])
 
 
 def snr_limit(dtype: str, length: int) -> float:

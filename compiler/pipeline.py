@@ -31,6 +31,7 @@ from effc.options import CompileOptions, ProgressCallback
 from effc.program import Program
 from effc.regions import Graph, partition
 from effc.sharing import align_packings, share_weights
+from effc.traces import stored_values
 
 if TYPE_CHECKING:
     import onnx
@@ -107,7 +108,13 @@ def compile_models(
     clock = _Clock(progress)
     targets = targets_of(options.target, options.abis)
     selected = [
-        _select(source, target, options, clock, hints if target.name == options.target else None)
+        _select(
+            source,
+            target,
+            replace(options, target=target.name),
+            clock,
+            hints if target.name == options.target else None,
+        )
         for target in targets
     ]
     if options.weights == "file":
@@ -178,6 +185,7 @@ def _compiled(
         source_sha256=imported.sha256,
         tuning=selected.tuning,
         opset=imported.opset,
+        values=stored_values(selected.graph, selected.views, program, imported.reference),
     )
 
 
@@ -279,10 +287,15 @@ class Imported:
 
 
 def import_and_simplify(source: str | Path | onnx.ModelProto, options: CompileOptions) -> Imported:
-    """Import a model with the shapes and constants of ``options``, and simplify it."""
+    """Import a model with the shapes and constants of ``options``, and simplify it.
+
+    Quantized operators become integer ones for the target first, before their weights are
+    folded to floats.
+    """
     import onnx_ir as ir
 
     from effc.frontend import OPSET, import_model
+    from effc.passes.integer.integerize import integerize
     from effc.passes.registry import simplify
 
     imported = import_model(
@@ -300,10 +313,12 @@ def import_and_simplify(source: str | Path | onnx.ModelProto, options: CompileOp
         )
     reference = ir.to_proto(imported)
     digest = hashlib.sha256(reference.SerializeToString(deterministic=True)).hexdigest()
-    model, reports = simplify(imported)
+    target = get_target(options.target)
+    model, rewritten = integerize(imported, target.activation_dtype)
+    model, reports = simplify(model)
     records = tuple(
         PassRecord(r.name, tuple(r.applied), tuple(f"{where}: {why}" for where, why in r.refused))
-        for r in reports
+        for r in (*rewritten, *reports)
     )
     return Imported(model, reference, digest, records, OPSET)
 

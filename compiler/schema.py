@@ -41,10 +41,24 @@ _LAYER: dict[str, Any] = {
     "nodes": [str],
     "inputs": [[int]],
     "outputs": [[int]],
+    "reads": [str],
+    "writes": [str],
     "alternatives": [
         {"kernel": str, "config": {}, "seconds": _OPTIONAL_NUMBER, "predicted_cycles": _NUMBER}
     ],
     "refused": [{"kernel": str, "why": str}],
+}
+_VALUE: dict[str, Any] = {
+    "name": str,
+    "onnx": (str, type(None)),
+    "real": (str, type(None)),
+    "dtype": str,
+    "shape": [int],
+    "layout": str,
+    "scale": _OPTIONAL_NUMBER,
+    "zero_point": (int, type(None)),
+    "step": _NUMBER,
+    "place": [(str, int)],
 }
 _OUTPUT_ERROR: dict[str, Any] = {
     "name": str,
@@ -90,6 +104,7 @@ _MANIFEST: dict[str, Any] = {
     "threads": int,
     "layers": [_LAYER],
     "steps": [str],
+    "values": [_VALUE],
     "passes": [{"name": str, "applied": [str], "refused": [str]}],
     "options": {"shapes": {}, "constants": {}},
     "verification": (dict, type(None)),

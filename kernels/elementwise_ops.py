@@ -6,7 +6,8 @@ the same lanes, so the same table serves stand-alone chains, epilogues of other
 templates and scalar code. Semantics are ONNX's at opset 20; where ONNX leaves a
 choice (NaN in Max, conversion of values out of range, ...) ONNX Runtime's CPU
 behaviour is followed. float16 is computed in float32 and rounded after every
-operator. Booleans are uint8 vectors that hold 0 or 1 (``storage_dtype``).
+operator. Integer operators (domain ``effc``) stand in the same table. Booleans are uint8
+vectors that hold 0 or 1 (``storage_dtype``).
 """
 
 from __future__ import annotations
@@ -65,7 +66,14 @@ from effc.kernels.elementwise_emit import (
     storage_dtype,
     unary,
 )
-from effc.kernels.region import Op, Value
+from effc.kernels.integer_ops import (
+    BYTES,
+    add_rescaled,
+    flip_sign,
+    mul_integer,
+    requantize,
+)
+from effc.kernels.region import DOMAIN, Op, Value
 
 __all__ = [
     "OPS",
@@ -91,6 +99,7 @@ class ElementwiseOp:
         dtypes: ONNX dtypes allowed for the first operand.
         least, most: Number of inputs (``most`` None for variadic operators).
         widen: Whether float16 operands are converted to float32 first.
+        domain: Of the operator.
     """
 
     emit: Emit
@@ -98,6 +107,7 @@ class ElementwiseOp:
     least: int = 1
     most: int | None = 1
     widen: bool = True
+    domain: str = ""
 
     def __call__(self, operands: Operands) -> Expr:
         """Result of the operator as an expression of ``storage_dtype(out_dtype)``."""
@@ -199,13 +209,17 @@ OPS: dict[str, ElementwiseOp] = {
     "ThresholdedRelu": _float(thresholded_relu),
     "Where": ElementwiseOp(choose, BOOL, least=3, most=3, widen=False),
     "Xor": _binary(folded(tirx.bitwise_xor), BOOL),
+    "AddRescaled": _binary(add_rescaled, BYTES, domain=DOMAIN),
+    "FlipSign": ElementwiseOp(flip_sign, BYTES, domain=DOMAIN),
+    "MulInteger": _binary(mul_integer, BYTES, domain=DOMAIN),
+    "Requantize": _binary(requantize, BYTES | {"int32"}, domain=DOMAIN),
 }
 
 
 def refusal(op: Op) -> str | None:
     """Why ``op`` is not an element-wise operator that the table can compute, or ``None``."""
     entry = OPS.get(op.op_type)
-    if entry is None or op.domain:
+    if entry is None or op.domain != entry.domain:
         return f"{op.op_type} is not element-wise"
     count = len(op.inputs)
     if count < entry.least or (entry.most is not None and count > entry.most):

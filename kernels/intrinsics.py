@@ -6,6 +6,11 @@ ordinary TIR for the target at hand:
 ``tirx.effc_maximum(x, bound)``, ``tirx.effc_minimum(x, bound)``
     Float extremes that keep a NaN in ``x``: one instruction on x86 (compare and
     select in the order of ``maxps``) as well as on Arm (``llvm.maximum``).
+
+``tirx.effc_rescale(x, multiplier, right)``
+    ``floor((x * multiplier + 2^(31 + right)) / 2^(32 + right))`` of int32 lanes, as
+    docs/QUANTIZATION.md defines Requantize: ``sqdmulh`` and a rounding shift on 64-bit
+    Arm; elsewhere the high word of 64-bit products (``vpmuldq``) and a 32-bit rounding shift.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 
-__all__ = ["maximum", "minimum"]
+__all__ = ["maximum", "minimum", "rescale"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -36,6 +41,56 @@ def _extreme(intrinsic: str, node: Callable[[Expr, Expr], Expr]) -> Callable[[Ex
     return rule
 
 
+_NEON_LANES = 4
+
+
+def _high_word(x: Expr, multiplier: Expr, right: int) -> Expr:
+    lanes = int(x.ty.dtype.lanes)
+
+    def cast(value: Expr, dtype: str) -> Expr:
+        return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+    def const(value: int, dtype: str) -> Expr:
+        scalar = tirx.const(value, dtype)
+        return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
+
+    product = cast(x, "int64") * cast(multiplier, "int64")
+    high = cast(tirx.shift_right(product, const(32, "int64")), "int32")
+    return tirx.shift_right(high + const(1 << (right - 1), "int32"), const(right, "int32"))
+
+
+def _doubling(x: Expr, multiplier: Expr, right: int) -> Expr:
+    """Four lanes at a time: the intrinsics know no wider vectors."""
+    lanes = int(x.ty.dtype.lanes)
+    width = min(lanes, _NEON_LANES)
+
+    def call(name: str, a: Expr, b: Expr) -> Expr:
+        full = f"llvm.aarch64.neon.{name}.v{width}i32"
+        return tirx.call_llvm_pure_intrin(f"int32x{width}", full, a, b)
+
+    def part(value: Expr, start: int) -> Expr:
+        if width == lanes:
+            return value
+        return tirx.Shuffle([value], [tirx.const(start + i, "int32") for i in range(width)])
+
+    shift = tirx.Broadcast(tirx.const(-(right + 1), "int32"), width)
+    parts = [
+        call("srshl", call("sqdmulh", part(x, start), part(multiplier, start)), shift)
+        for start in range(0, lanes, width)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return tirx.Shuffle(parts, [tirx.const(i, "int32") for i in range(lanes)])
+
+
+def _rescale(call: Expr) -> Expr:
+    x, multiplier, right = call.args
+    lanes = int(x.ty.dtype.lanes)
+    triple = str(tvm.target.Target.current().attrs["mtriple"])
+    doubling = triple.startswith(("aarch64", "arm64")) and lanes > 1
+    return (_doubling if doubling else _high_word)(x, multiplier, int(right))
+
+
 def _register(name: str, effect: tirx.CallEffectKind, rule: Callable[[Expr], Expr]) -> None:
     if name not in tvm.ir.Op.list_op_names():
         tvm.ir._ffi_api.RegisterOp(name, "effc")
@@ -47,6 +102,8 @@ def _register(name: str, effect: tirx.CallEffectKind, rule: Callable[[Expr], Exp
 _register("tirx.effc_maximum", tirx.CallEffectKind.Pure, _extreme("llvm.maximum", tirx.GT))
 _register("tirx.effc_minimum", tirx.CallEffectKind.Pure, _extreme("llvm.minimum", tirx.LT))
 
+_register("tirx.effc_rescale", tirx.CallEffectKind.Pure, _rescale)
+
 
 def maximum(x: Expr, bound: Expr) -> Expr:
     """The larger of two floats; ``x`` must be a variable, ``bound`` not NaN."""
@@ -56,3 +113,16 @@ def maximum(x: Expr, bound: Expr) -> Expr:
 def minimum(x: Expr, bound: Expr) -> Expr:
     """The smaller of two floats; ``x`` must be a variable, ``bound`` not NaN."""
     return tirx.call_intrin(x.ty.dtype, "tirx.effc_minimum", x, bound)
+
+
+def rescale(x: Expr, multiplier: Expr, right: int) -> Expr:
+    """int32 ``x`` times ``multiplier / 2^(32 + right)``, rounded half up.
+
+    Args:
+        x: Variable of 1, 2 or a multiple of 4 lanes.
+        multiplier: Variable of as many lanes, in ``[0, 2^31)``.
+        right: 1 to 31.
+    """
+    return tirx.call_intrin(
+        x.ty.dtype, "tirx.effc_rescale", x, multiplier, tirx.const(right, "int32")
+    )

@@ -24,11 +24,15 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.depthwise import DepthwiseConv
     from effc.kernels.elementwise import ElementwiseTemplate
     from effc.kernels.fallback import FallbackTemplate
+    from effc.kernels.integer_products import PlainConvInteger, PlainMatMulInteger
     from effc.kernels.layout import LAYOUT_TEMPLATES
+    from effc.kernels.lookup import LookupTemplate
     from effc.kernels.matmul import MatMulTemplate
     from effc.kernels.normalize import NORMALIZE_TEMPLATES
     from effc.kernels.pool import PoolTemplate
     from effc.kernels.pool_global import GlobalPoolTemplate
+    from effc.kernels.pool_quads import QuadPool
+    from effc.kernels.quads import FromQuadsTemplate, ToQuadsTemplate
     from effc.kernels.reduce import ReduceTemplate
     from effc.kernels.softmax import SoftmaxTemplate
     from effc.kernels.sparse_conv import SparseConv
@@ -49,6 +53,12 @@ def templates() -> tuple[Template, ...]:
         SoftmaxTemplate(),
         ReduceTemplate(),
         *NORMALIZE_TEMPLATES,
+        PlainConvInteger(),
+        PlainMatMulInteger(),
+        QuadPool(),
+        LookupTemplate(),
+        ToQuadsTemplate(),
+        FromQuadsTemplate(),
         *LAYOUT_TEMPLATES,
         FallbackTemplate(),
     )

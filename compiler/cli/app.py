@@ -362,6 +362,31 @@ def bench(
 
 
 @app.command()
+def compare(
+    model: Model,
+    artifact: ArtifactPath,
+    input: Input = None,
+    device: Device = None,
+    variant: Variant = None,
+    report: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--report", metavar="FILE.html", help="Write the artifact's report with the result."
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare an artifact with its float model layer by layer."""
+    from effc.cli.compare import compare_command
+
+    compare_command(
+        Console(as_json, quiet, verbose), model, artifact, input, device, variant, report
+    )
+
+
+@app.command()
 def export(
     artifact: ArtifactPath,
     format: Annotated[

@@ -64,7 +64,7 @@ def factors(values: Array | float) -> Factors:
     left = max(int(exponent) + 2, 0) if largest else 0
     right = min(left - int(exponent) - 1, _MAX_RIGHT)
     scaled = np.rint(values * 2.0 ** (32 + right - left))
-    return Factors(scaled.astype(np.int32), left, right)
+    return Factors(np.asarray(scaled, np.int32), left, right)
 
 
 def requantize(

@@ -102,6 +102,10 @@ def _broadcast(operands: Operands) -> tuple[int, ...]:
     return np.broadcast_shapes(*(o[0] for o in operands if o is not None))
 
 
+def _flipped(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.uint8 if dtype == np.int8 else np.int8)
+
+
 def _target(attrs: Attrs) -> np.dtype[Any]:
     dtype: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(int(attrs["to"])))
     if dtype not in (np.int8, np.uint8):
@@ -112,6 +116,7 @@ def _target(attrs: Attrs) -> np.dtype[Any]:
 _TYPES: dict[str, Callable[[Operands, Attrs], TensorType]] = {
     "AddRescaled": lambda o, a: (_broadcast(o), _target(a)),
     "ConvInteger": _conv,
+    "FlipSign": lambda o, a: (_present(o, 0)[0], _flipped(_present(o, 0)[1])),
     "FromQuads": _from_quads,
     "Lookup": lambda o, a: (_present(o, 0)[0], _present(o, 1)[1]),
     "MatMulInteger": _matmul,

@@ -143,6 +143,7 @@ def _mul(inputs: Inputs, attrs: Attrs) -> Array:
 _OPERATORS: dict[str, Callable[[Inputs, Attrs], Array]] = {
     "AddRescaled": _add,
     "ConvInteger": _conv,
+    "FlipSign": lambda i, a: i[0].astype(np.int32) + (128 if i[0].dtype == np.int8 else -128),
     "FromQuads": lambda i, a: from_quads(i[0], int(a["channels"])),
     "Lookup": _lookup,
     "MatMulInteger": _matmul,

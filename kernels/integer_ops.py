@@ -1,0 +1,79 @@
+"""Element-wise integer operators (domain ``effc``) for ``effc.kernels.elementwise_ops``.
+
+What they compute, bit by bit, is in docs/QUANTIZATION.md. Each emitter takes 8-bit
+or int32 lanes and works in int32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from effc.kernels import intrinsics
+from effc.kernels import vectormath as vm
+from effc.kernels.builder import bind
+from effc.kernels.elementwise_emit import Operands
+from effc.kernels.vectorbase import bits_as
+
+__all__ = ["BYTES", "add_rescaled", "flip_sign", "mul_integer", "requantize"]
+
+Expr = Any  # tvm.tirx expressions have no useful static types
+
+BYTES = frozenset({"int8", "uint8"})
+_SAFE_LEFT = 22  # 9 bits and the sign still fit int32 behind such a shift
+
+
+def _wide(x: Expr, zero: int = 0) -> Expr:
+    """int32 lanes of ``x - zero``."""
+    x = vm.cast(x, "int32")
+    return x - vm.const(zero, x) if zero else x
+
+
+def _bounded(r: Expr, o: Operands) -> Expr:
+    """``clamp(r + zero, low, high)`` as the result's type."""
+    zero, low, high = (int(o.attrs[name]) for name in ("zero", "low", "high"))
+    y = bind(r + vm.const(zero, r) if zero else r)
+    y = tirx.Min(tirx.Max(y, vm.const(low, y)), vm.const(high, y))
+    return vm.cast(bind(y), o.out_dtype)
+
+
+def _shifted(v: Expr, left: int, exact: bool) -> Expr:
+    """``saturate_int32(v << left)``; ``exact`` if nothing can be lost."""
+    moved = tirx.shift_left(v, vm.const(left, v))
+    if exact:
+        return moved
+    v, moved = bind(v), bind(moved)
+    limits = np.iinfo(np.int32)
+    end = vm.select(v < vm.const(0, v), vm.const(limits.min, v), vm.const(limits.max, v))
+    back = tirx.shift_right(moved, vm.const(left, v))
+    return vm.select(tirx.EQ(back, v), moved, end)
+
+
+def requantize(o: Operands) -> Expr:
+    x, multiplier = o.args
+    left, right = int(o.attr("left", 0)), int(o.attrs["right"])
+    v = _wide(x, int(o.attr("x_zero", 0)))
+    if left:
+        v = _shifted(bind(v), left, o.dtypes[0] in BYTES and left <= _SAFE_LEFT)
+    return _bounded(intrinsics.rescale(bind(v), bind(multiplier), right), o)
+
+
+def add_rescaled(o: Operands) -> Expr:
+    a, b = (bind(_wide(x)) for x in o.args)
+    total = a * vm.const(int(o.attrs["a_multiplier"]), a)
+    total = total + vm.const(int(o.attrs["offset"]), a)
+    total = bind(total + b * vm.const(int(o.attrs["b_multiplier"]), b))
+    return _bounded(tirx.shift_right(total, vm.const(int(o.attrs["right"]), total)), o)
+
+
+def mul_integer(o: Operands) -> Expr:
+    a, b = o.args
+    zeros = (int(o.attr("a_zero", 0)), int(o.attr("b_zero", 0)))
+    return bind(_wide(a, zeros[0])) * bind(_wide(b, zeros[1]))
+
+
+def flip_sign(o: Operands) -> Expr:
+    flipped = tirx.bitwise_xor(o.x, vm.const(-128 if o.dtypes[0] == "int8" else 128, o.x))
+    return bits_as(flipped, o.out_dtype)

@@ -1,0 +1,186 @@
+"""Between plain channels and quads: ``[N, C, *S]`` and ``[N, ceil(C/4), *S, 4]``.
+
+A parallel unit is one quad of channels of one image: four planes on the plain side, one
+contiguous run on the other. Four vectors are interleaved (or dealt) in registers.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, ClassVar
+
+from tvm import tirx
+
+from effc.devices.target import Target
+from effc.kernels.builder import T, bind, loop, splat, stage_func, unravel, vload, vstore
+from effc.kernels.elementwise_emit import storage_dtype
+from effc.kernels.epilogue import Epilogue
+from effc.kernels.lanes import interleave, pick
+from effc.kernels.region import DOMAIN, Op, Region, Value
+from effc.kernels.strips import each_vector
+from effc.kernels.template import Config, Kernel, Stage, Template
+
+__all__ = ["FromQuadsTemplate", "ToQuadsTemplate", "operand"]
+
+Expr = Any
+
+
+def operand(op: Op, index: int) -> Value:
+    """A required operand."""
+    value = op.inputs[index]
+    assert value is not None
+    return value
+
+
+def _anchor(region: Region, op_type: str) -> Op | None:
+    op = region.anchor
+    return op if op is not None and (op.domain, op.op_type) == (DOMAIN, op_type) else None
+
+
+class ToQuadsTemplate(Template):
+    """Plain channels to quads."""
+
+    name: ClassVar[str] = "to_quads"
+
+    def refuse(self, region: Region, target: Target) -> str | None:
+        """See ``Template.refuse``."""
+        op = _anchor(region, "ToQuads")
+        if op is None:
+            return "the anchor is not ToQuads"
+        return _to_quads_epilogue(region, op)[0].refusal
+
+    def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
+        """Positions per step."""
+        size = region.outputs[0].type.size
+        return [({"lanes": n}, size / n) for n in (4 * target.lanes, target.lanes)]
+
+    def build(self, region: Region, target: Target, config: Config) -> Kernel:
+        """See ``Template.build``."""
+        op = region.ops[0]
+        x, y = operand(op, 0), op.outputs[0]
+        batch, channels, plane = *x.shape[:2], prod(x.shape[2:])
+        quads = y.shape[1]
+        epilogue, merged = _to_quads_epilogue(region, op)
+        lanes = max(int(config["lanes"]) // 4, 1) if merged else 1
+        dtype = storage_dtype(x.dtype)
+        fill = tirx.const(int(op.attrs.get("fill", 0)), dtype)
+        params = [("x", dtype, x.type.size), *epilogue.params]
+        params.append(("y", epilogue.out_dtype, y.type.size))
+
+        def rows(source: Any, start: Expr, width: int, present: int) -> Expr:
+            planes = [bind(vload(source, start + p * plane, width)) for p in range(present)]
+            planes += [splat(fill, width)] * (4 - present)
+            return bind(interleave(planes, width) if width > 1 else _vector(planes))
+
+        def body(source: Any, *arguments: Any) -> None:
+            *operands, out, begin, end = arguments
+            with loop(begin, end) as unit:
+                n, quad = unravel(unit, (batch, quads))
+                base = bind((n * channels + quad * 4) * plane)
+
+                def emit(present: int) -> None:
+                    def vector(at: Expr, width: int) -> None:
+                        value = rows(source, base + at, width, present)
+                        place = [at * 4] if merged else [at, T.int32(0)]
+                        value = epilogue.apply(
+                            value,
+                            [n, quad, *place],
+                            operands,
+                            axis=len(place) + 1,
+                            lanes=4 * width,
+                        )
+                        vstore(out, (unit * plane + at) * 4, value, 4 * width)
+
+                    each_vector(plane, lanes, vector)
+
+                _by_remainder(quad, quads, channels, emit)
+
+        args = (x.name, *epilogue.args, region.outputs[0].name)
+        stage = Stage(stage_func(params, body), args, batch * quads)
+        return Kernel((stage,), epilogue.weights, inplace=epilogue.inplace)
+
+
+def _vector(scalars: list[Expr]) -> Expr:
+    return tirx.Shuffle(scalars, [tirx.const(i, "int32") for i in range(len(scalars))])
+
+
+def _to_quads_epilogue(region: Region, op: Op) -> tuple[Epilogue, bool]:
+    """The epilogue, and whether its lanes may run over positions and channels alike."""
+    y = op.outputs[0]
+    batch, quads, *sizes, _ = y.shape
+    wide = Epilogue(region, y, (batch, quads, prod(sizes) * 4))
+    if wide.refusal is None:
+        return wide, True
+    return Epilogue(region, y, (batch, quads, prod(sizes), 4)), False
+
+
+def _by_remainder(quad: Expr, quads: int, channels: int, emit: Any) -> None:
+    """Call ``emit(channels present)`` for the last quad and for the others."""
+    rest = channels % 4
+    if not rest:
+        emit(4)
+    elif quads == 1:
+        emit(rest)
+    else:
+        with T.If(quad < quads - 1):
+            with T.Then():
+                emit(4)
+            with T.Else():
+                emit(rest)
+
+
+class FromQuadsTemplate(Template):
+    """Quads to plain channels."""
+
+    name: ClassVar[str] = "from_quads"
+
+    def refuse(self, region: Region, target: Target) -> str | None:
+        """See ``Template.refuse``."""
+        op = _anchor(region, "FromQuads")
+        if op is None:
+            return "the anchor is not FromQuads"
+        return _plain_epilogue(region, op).refusal
+
+    def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
+        """Positions per step."""
+        size = region.outputs[0].type.size
+        return [({"lanes": n}, size / n) for n in (target.lanes, max(target.lanes // 2, 1))]
+
+    def build(self, region: Region, target: Target, config: Config) -> Kernel:
+        """See ``Template.build``."""
+        op = region.ops[0]
+        x, y = operand(op, 0), op.outputs[0]
+        batch, channels, plane = *y.shape[:2], prod(y.shape[2:])
+        quads = x.shape[1]
+        epilogue = _plain_epilogue(region, op)
+        params = [("x", storage_dtype(x.dtype), x.type.size), *epilogue.params]
+        params.append(("y", epilogue.out_dtype, y.type.size))
+
+        def body(source: Any, *arguments: Any) -> None:
+            *operands, out, begin, end = arguments
+            with loop(begin, end) as unit:
+                n, quad = unravel(unit, (batch, quads))
+                base = bind((n * channels + quad * 4) * plane)
+
+                def emit(present: int) -> None:
+                    def vector(at: Expr, width: int) -> None:
+                        whole = bind(vload(source, (unit * plane + at) * 4, 4 * width))
+                        for p in range(present):
+                            value = bind(pick(whole, range(p, 4 * width, 4), 4 * width))
+                            value = epilogue.apply(
+                                value, [n, quad * 4 + p, at], operands, axis=2, lanes=width
+                            )
+                            vstore(out, base + p * plane + at, value, width)
+
+                    each_vector(plane, int(config["lanes"]), vector)
+
+                _by_remainder(quad, quads, channels, emit)
+
+        args = (x.name, *epilogue.args, region.outputs[0].name)
+        stage = Stage(stage_func(params, body), args, batch * quads)
+        return Kernel((stage,), epilogue.weights, inplace=epilogue.inplace)
+
+
+def _plain_epilogue(region: Region, op: Op) -> Epilogue:
+    y = op.outputs[0]
+    return Epilogue(region, y, (*y.shape[:2], prod(y.shape[2:])))

@@ -1,0 +1,203 @@
+"""One form for quantized models: float operators between DequantizeLinear and QuantizeLinear.
+
+- QLinearConv and QLinearMatMul are written so (those of ``com.microsoft`` are at import).
+- Operators that only move elements (Reshape, Transpose, Slice, Concat ...) and MaxPool work on
+  the integers: DequantizeLinear moves behind them, QuantizeLinear in front of them.
+- QuantizeLinear of what was dequantized from the same grid is the tensor itself.
+
+All of it is exact for whole-tensor scales, which is what activations have. QLinear operators
+accumulate in integers; written with floats they mean the same up to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from effc.passes.base import RewritePass
+from effc.passes.graph import Writer, attribute, const, redirect, shape_of, single_user
+from effc.passes.integer.grid import BYTES, grid_of, is_quantized
+
+__all__ = ["MOVES", "NORMAL_FORM"]
+
+MOVES = frozenset(
+    {
+        "DepthToSpace",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "MaxPool",
+        "Pad",
+        "Reshape",
+        "Resize",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+"""Operators whose results are elements of their first operand."""
+
+
+class WriteQlinear(RewritePass):
+    """QLinearConv and QLinearMatMul between DequantizeLinear and QuantizeLinear."""
+
+    name: ClassVar[str] = "write_qlinear"
+    ops: ClassVar[frozenset[str]] = frozenset({"QLinearConv", "QLinearMatMul"})
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool | str:
+        writer = Writer(graph, node)
+        x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = node.inputs[:8]
+        if any(v is None or v.dtype not in BYTES for v in (x, w)):
+            return "not 8 bits"
+        if any(v is None or const(v) is None for v in (x_scale, w_scale, y_scale)):
+            return "a scale is not constant"
+        assert x is not None
+        assert w is not None
+        convolution = node.op_type == "QLinearConv"
+        axis = 0 if convolution else len(shape_of(w)) - 1
+        if any(const(v) is not None and const(v).size > 1 for v in (x_scale, y_scale)):  # type: ignore[union-attr]
+            return "an activation has several scales"
+        operands = [
+            writer.op("DequantizeLinear", x, *_scalars(writer, x_scale, x_zero)),
+            writer.op("DequantizeLinear", w, *_scalars(writer, w_scale, w_zero), axis=axis),
+        ]
+        attrs: dict[str, Any] = dict(node.attributes)
+        bias = node.inputs[8] if len(node.inputs) > 8 else None
+        if bias is not None:
+            product = const(x_scale).reshape(()) * const(w_scale).reshape(-1)  # type: ignore[union-attr]
+            scale = product.reshape(()) if product.size == 1 else product
+            operands.append(writer.op("DequantizeLinear", bias, np.asarray(scale), axis=0))
+        y = writer.op("Conv" if convolution else "MatMul", *operands, **attrs)
+        redirect(
+            node.outputs[0], writer.op("QuantizeLinear", y, *_scalars(writer, y_scale, y_zero))
+        )
+        return True
+
+
+def _scalars(writer: Writer, *values: ir.Value | None) -> list[ir.Value | None]:
+    """Parameters of one element as scalars; others as they are."""
+    found: list[ir.Value | None] = []
+    for value in values:
+        known = const(value)
+        if known is not None and known.size == 1 and known.ndim:
+            found.append(writer.const(known.reshape(())))
+        else:
+            found.append(value)
+    return found
+
+
+class MoveDequantize(RewritePass):
+    """DequantizeLinear behind operators that only move elements."""
+
+    name: ClassVar[str] = "move_dequantize"
+    ops: ClassVar[frozenset[str]] = MOVES
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool | str:
+        x = node.inputs[0]
+        scaling = None if x is None else x.producer()
+        if scaling is None or not is_quantized(scaling, "DequantizeLinear"):
+            return False
+        if not moves_elements(node):
+            return f"{node.op_type} computes new values"
+        writer = Writer(graph, node)
+        integers = scaling.inputs[0]
+        grid = grid_of(scaling)
+        if grid is None:
+            return _move_weights(graph, node, scaling)
+        inputs = [integers, *node.inputs[1:]]
+        if node.op_type == "Pad" and len(inputs) > 2 and inputs[2] is not None:
+            fill = const(inputs[2])
+            if fill is None or not np.array_equal(grid.dequantized(grid.quantized(fill)), fill):
+                return "the padding is not on the tensor's grid"
+            inputs[2] = writer.const(grid.quantized(fill))
+        elif node.op_type == "Pad" and attribute(node, "mode", "constant") == "constant":
+            inputs = [*inputs[:2], writer.const(np.array(grid.zero, grid.dtype)), *inputs[3:]]
+        attrs: dict[str, Any] = dict(node.attributes)
+        moved = writer.ops(node.op_type, *inputs, outputs=len(node.outputs), **attrs)
+        parameters: dict[str, Any] = dict(scaling.attributes)
+        for old, new in zip(node.outputs, moved, strict=True):
+            redirect(old, writer.op("DequantizeLinear", new, *scaling.inputs[1:], **parameters))
+        return True
+
+
+def moves_elements(node: ir.Node) -> bool:
+    """Whether an operator of ``MOVES`` really does nothing else, with one known result."""
+    if node.op_type == "Resize":
+        return (
+            attribute(node, "mode", "nearest") == "nearest"
+            and all(v is None or const(v) is not None for v in node.inputs[1:])
+            and attribute(node, "coordinate_transformation_mode", "") != "tf_crop_and_resize"
+        )
+    if node.op_type == "MaxPool":
+        return len([v for v in node.outputs if v.name]) == 1
+    return True
+
+
+def _move_weights(graph: ir.Graph, node: ir.Node, scaling: ir.Node) -> bool | str:
+    """A transposed constant with scales along an axis."""
+    integers, scale = scaling.inputs[0], const(scaling.inputs[1])
+    if const(integers) is None or scale is None or integers is None:
+        return "its scale is not one constant"
+    attrs: dict[str, Any] = dict(node.attributes)
+    if scale.size > 1:
+        if node.op_type != "Transpose" or scale.ndim != 1:
+            return "the scale differs along an axis"
+        rank = len(shape_of(integers))
+        perm = list(attribute(node, "perm", range(rank)[::-1]))
+        attrs_out: dict[str, Any] = {"axis": perm.index(attribute(scaling, "axis", 1) % rank)}
+    elif node.op_type == "Pad":
+        return "a padded constant"
+    else:
+        attrs_out = {}
+    writer = Writer(graph, node)
+    moved = writer.ops(node.op_type, integers, *node.inputs[1:], outputs=len(node.outputs), **attrs)
+    for old, new in zip(node.outputs, moved, strict=True):
+        redirect(old, writer.op("DequantizeLinear", new, *scaling.inputs[1:], **attrs_out))
+    return True
+
+
+class MoveQuantize(RewritePass):
+    """QuantizeLinear in front of operators that only move elements; pairs of both removed."""
+
+    name: ClassVar[str] = "move_quantize"
+    ops: ClassVar[frozenset[str]] = frozenset({"QuantizeLinear"})
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool | str:
+        grid, x = grid_of(node), node.inputs[0]
+        producer = None if x is None else x.producer()
+        if grid is None or producer is None or producer.domain or x is None:
+            return False
+        if is_quantized(producer, "DequantizeLinear") and grid_of(producer) == grid:
+            integers = producer.inputs[0]
+            assert integers is not None
+            redirect(node.outputs[0], integers)
+            return True
+        if producer.op_type not in MOVES | {"Concat"} or single_user(x) is None:
+            return False
+        if producer.op_type == "Split" or not moves_elements(producer):
+            return False
+        if producer.op_type == "Pad":
+            return False
+        writer = Writer(graph, node)
+        count = len(producer.inputs) if producer.op_type == "Concat" else 1
+        inputs = [
+            writer.op("QuantizeLinear", v, *node.inputs[1:]) if v is not None else None
+            for v in producer.inputs[:count]
+        ]
+        attrs: dict[str, Any] = dict(producer.attributes)
+        redirect(
+            node.outputs[0],
+            writer.op(producer.op_type, *inputs, *producer.inputs[count:], **attrs),
+        )
+        return True
+
+
+NORMAL_FORM = (WriteQlinear(), MoveDequantize(), MoveQuantize())
+"""Passes to be repeated until nothing changes."""
