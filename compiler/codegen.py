@@ -414,6 +414,14 @@ def _weights_assembly(program: Program) -> str:
     """Read-only weights; a C array of this size would take the compiler minutes."""
     symbol = f"{program.name}_weights"
     lines = [
+        "#ifdef __APPLE__",
+        "    .section __TEXT,__const",
+        f"    .globl _{symbol}",
+        f"    .private_extern _{symbol}",
+        f"    .balign {_ALIGNMENT}",
+        f"_{symbol}:",
+        f'    .incbin "{weights_file(program)}"',
+        "#else",
         f'    .section .rodata.{symbol}, "a", %progbits',
         f"    .global {symbol}",
         f"    .hidden {symbol}",
@@ -423,6 +431,7 @@ def _weights_assembly(program: Program) -> str:
         f'    .incbin "{weights_file(program)}"',
         f"    .size {symbol}, . - {symbol}",
         '    .section .note.GNU-stack, "", %progbits',
+        "#endif",
     ]
     return "\n".join(lines) + "\n"
 

@@ -26,11 +26,13 @@ from effc.musl import compiler_rt, static_libc
 from effc.program import Program
 
 __all__ = [
+    "C_FLAGS",
     "EMULATIONS",
     "STACK_BYTES",
     "WEIGHTS_LIMIT",
     "LinkReport",
     "abi_symbols",
+    "check_weights",
     "library_headers",
     "link_jni",
     "link_library",
@@ -41,7 +43,7 @@ __all__ = [
 WEIGHTS_LIMIT = 2**31 - 2**26
 """Bytes: code reaches read-only data by 32-bit offsets."""
 
-_C_FLAGS = (
+C_FLAGS = (
     "-std=c11",
     "-O2",
     "-fPIC",
@@ -188,7 +190,7 @@ def link_jni(
             f"-DEFFC_MODEL={name}",
             f"-DEFFC_CLASS={java_class}",
         )
-        flags = (*_C_FLAGS, *_ARCH_FLAGS.get(target.arch, ()), *defines, f"-I{headers.absolute()}")
+        flags = (*C_FLAGS, *_ARCH_FLAGS.get(target.arch, ()), *defines, f"-I{headers.absolute()}")
         zig.clang(
             [
                 *(f"--target={target.clang_target}", *flags, "-c", str(folder / "model_jni.c")),
@@ -260,8 +262,12 @@ def _runner_entry(program: Program) -> str:
     )
 
 
-def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
-    """Compile the generated files; ``work`` receives them."""
+def check_weights(program: Program) -> None:
+    """Refuse weights beyond what code can reach.
+
+    Raises:
+        UnsupportedError: There are too many.
+    """
     if program.weights.nbytes > WEIGHTS_LIMIT:
         raise UnsupportedError(
             "the weights do not fit one library",
@@ -269,6 +275,11 @@ def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
             expected=f"at most {WEIGHTS_LIMIT} bytes",
             got=f"{program.weights.nbytes} bytes",
         )
+
+
+def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
+    """Compile the generated files; ``work`` receives them."""
+    check_weights(program)
     for file, text in generate_c(program).items():
         (work / file).write_text(text, "utf-8")
     sources = [work / f"{program.name}.c"]
@@ -294,7 +305,7 @@ def _stage_objects(objects: Iterable[bytes | Path], target: Target, work: Path) 
 def _compile(source: Path, target: Target, folder: Path) -> Path:
     """Compile one C or assembly file that lies in ``folder``."""
     out = folder / f"{source.stem}.o"
-    flags = () if source.suffix == ".S" else _C_FLAGS
+    flags = () if source.suffix == ".S" else C_FLAGS
     includes = (f"-I{folder}", f"-I{_core_folder()}", f"-I{_runtimes() / 'runner'}")
     zig.clang(
         [
@@ -327,7 +338,7 @@ def _runtime_objects(program: Program, target: Target) -> list[Path]:
         for file in code:
             _compile(folder / file, target, folder)
 
-    key = ("runtime", target.clang_target, *_C_FLAGS, *sources)
+    key = ("runtime", target.clang_target, *C_FLAGS, *sources)
     folder = zig.cached(key, build)
     detection = [folder / "processor.o"] if program.variants else []
     return [folder / "model.o", folder / "pool.o", *detection]

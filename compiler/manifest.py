@@ -28,7 +28,8 @@ _TOOLS = ("apache-tvm", "ziglang", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
 def library_path(compiled: CompiledModel) -> str:
     """Where the library lies in the artifact."""
-    return f"lib/{compiled.target.abi}/lib{compiled.program.name}.so"
+    suffix = "a" if compiled.target.os == "apple" else "so"
+    return f"lib/{compiled.target.abi}/lib{compiled.program.name}.{suffix}"
 
 
 def weights_path(compiled: CompiledModel) -> str | None:

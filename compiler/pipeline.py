@@ -31,6 +31,7 @@ from effc.options import CompileOptions, ProgressCallback
 from effc.program import Program
 from effc.regions import Graph, partition
 from effc.sharing import align_packings, share_weights
+from effc.static_link import link_archive
 from effc.traces import stored_values
 
 if TYPE_CHECKING:
@@ -170,13 +171,14 @@ def _compiled(
     imported, target = selected.imported, selected.target
     with clock.phase("lower"):
         objects = lower_functions(built, target)
+    link = link_archive if target.os == "apple" else link_library
     return CompiledModel(
         program=program,
         target=target,
         options=options,
         layers=_layers(selected.graph, selected.views, selected.ranked, target),
         headers=headers,
-        link_library=lambda out: link_library(program, objects, target, out),
+        link_library=lambda out: link(program, objects, target, out),
         link_runner=lambda out: link_runner(program, objects, target, out),
         reference=imported.reference,
         passes=imported.passes,
