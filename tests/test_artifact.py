@@ -36,6 +36,8 @@ def manifest() -> dict[str, Any]:
         "abi": "abi",
         "machine": machine,
         "library": "lib/abi/libtoy.so",
+        "weights_file": None,
+        "further_abis": [],
         "entry": "toy_run",
         "threads": 1,
         "library_bytes": len(LIBRARY),

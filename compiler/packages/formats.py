@@ -19,6 +19,7 @@ FORMATS: Mapping[str, str] = {
     "cmake": "effc.packages.cmake",
     "maven": "effc.packages.maven",
     "wheel": "effc.packages.wheel",
+    "xcframework": "effc.packages.xcframework",
     "zip": "effc.packages.zipped",
 }
 """Module by format. Each has ``write_package(package, folder)``, which fills a folder, and

@@ -7,7 +7,6 @@ could be there twice. Only ``javac`` is needed, no Android SDK.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from effc.archive import pack
 from effc.devices.catalog import get_target
 from effc.errors import ToolError, UnsupportedError
 from effc.link import link_jni
-from effc.packages.package import Binary, Package, render, write
+from effc.packages.package import Binary, Package, argument_names, render, write
 from effc.zig import run_tool
 
 __all__ = ["JavaClass", "build_jar", "build_native", "java_class"]
@@ -122,9 +121,9 @@ def build_native(package: Package, binary: Binary, out: Path) -> None:
 
 def _source(package: Package, java: JavaClass) -> str:
     manifest = package.manifest
-    taken: set[str] = set()
-    inputs = [_port(port, taken) for port in manifest["inputs"]]
-    outputs = [_port(port, taken) for port in manifest["outputs"]]
+    names = iter(argument_names([*manifest["inputs"], *manifest["outputs"]]))
+    inputs = [_port(port, next(names)) for port in manifest["inputs"]]
+    outputs = [_port(port, next(names)) for port in manifest["outputs"]]
     buffers = {port["buffer"] for port in (*inputs, *outputs)} - {"ByteBuffer"}
     return render(
         "java/model.java.j2",
@@ -148,8 +147,8 @@ def _weights(package: Package) -> dict[str, Any]:
     return {"weights": file.name, "weights_bytes": entry["bytes"], "digest": digest}
 
 
-def _port(port: dict[str, Any], taken: set[str]) -> dict[str, Any]:
-    """What the template needs of an input or output; ``taken`` collects argument names."""
+def _port(port: dict[str, Any], argument: str) -> dict[str, Any]:
+    """What the template needs of an input or output."""
     if port["bytes"] > _MAX_BYTES:
         raise UnsupportedError(
             "a tensor is too large for a Java buffer",
@@ -158,11 +157,6 @@ def _port(port: dict[str, Any], taken: set[str]) -> dict[str, Any]:
             got=port["bytes"],
         )
     java, buffer, as_buffer = _TYPES[port["dtype"]]
-    stem = re.sub(r"\W+", "_", port["name"], flags=re.ASCII).strip("_") or "tensor"
-    argument = f"{stem[0].lower()}{stem[1:]}Data" if stem[0].isalpha() else f"tensor{stem}Data"
-    while argument in taken:
-        argument += "_"
-    taken.add(argument)
     return {
         "literal": json.dumps(port["name"]),
         "dtype": port["dtype"],

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ from effc.errors import UsageError
 __all__ = [
     "Binary",
     "Package",
+    "argument_names",
     "copy",
     "module_text",
     "render",
@@ -128,6 +129,18 @@ class Package:
                 got=f"one for {', '.join(sorted(found))} ({self.manifest['target']})",
                 hint="compile the model for such a target first",
             )
+
+
+def argument_names(ports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Different names for tensors that no programming language reserves: ``imageData`` ..."""
+    names: list[str] = []
+    for port in ports:
+        stem = re.sub(r"\W+", "_", port["name"], flags=re.ASCII).strip("_") or "tensor"
+        name = f"{stem[0].lower()}{stem[1:]}Data" if stem[0].isalpha() else f"tensor{stem}Data"
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names
 
 
 def render(template: str, **values: Any) -> str:

@@ -51,7 +51,7 @@ def test_installed_in_a_fresh_environment(
         "        print(error)\n"
         "    assert model.bench(runs=3, warmup=1).runs == 3\n"
     )
-    said = run([python, "use.py"], cwd=tmp_path)
+    said = run([python, "-I", "use.py"], cwd=tmp_path)
     assert "'picture'" in said
     got = np.load(tmp_path / "out.npy")
     np.testing.assert_array_equal(got, probabilities)
