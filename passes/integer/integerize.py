@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from effc.passes.base import Log, Pass, PassReport
 from effc.passes.graph import Writer, prune, redirect
+from effc.passes.integer.dynamic import integer_product
 from effc.passes.integer.elementwise import addition, function, multiplication
 from effc.passes.integer.grid import grid_of, is_quantized
 from effc.passes.integer.movement import movement
@@ -35,6 +36,7 @@ __all__ = ["Integerize", "integerize"]
 RULES: tuple[Rule, ...] = (
     convolution,
     product,
+    integer_product,
     addition,
     multiplication,
     average,

@@ -89,24 +89,45 @@ def _in_quads(state: State, tensors: Sequence[ir.Value]) -> Operands | None:
 
 
 def _slice(node: ir.Node, rank: int) -> Operands | None:
-    starts, axes = (const(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 3))
-    if starts is None:
+    starts, ends, axes, steps = (
+        const(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 2, 3, 4)
+    )
+    if starts is None or ends is None:
         return None
-    along = range(len(starts)) if axes is None else [int(a) % rank for a in axes]
+    along = list(range(len(starts))) if axes is None else [int(a) % rank for a in axes]
+    rest: Operands = [*node.inputs[1:]]
+    rest = [*rest, None, None][:4]
+    rest[2] = np.array(along, np.int64)
     if 1 in along:
-        return None
-    rest: Operands = list(node.inputs[1:])
-    while len(rest) < 3:
-        rest.append(None)
-    rest[2] = np.array(list(along), np.int64)
+        channels = _channels(node)
+        place = along.index(1)
+        first, last, _ = slice(int(starts[place]), int(ends[place])).indices(channels)
+        if (
+            first % 4
+            or (last % 4 and last != channels)
+            or (steps is not None and steps[place] != 1)
+        ):
+            return None
+        for index, values, at in ((0, starts, first // 4), (1, ends, -(-last // 4))):
+            rest[index] = np.where(np.arange(len(values)) == place, at, values)
     return rest
+
+
+def _channels(node: ir.Node) -> int:
+    x = node.inputs[0]
+    assert x is not None
+    return shape_of(x)[1]
 
 
 def _pad(state: State, node: ir.Node, rank: int) -> Operands | None:
     pads, axes = (const(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 3))
-    if pads is None or axes is not None or pads[1] or pads[rank + 1]:
+    if pads is None or axes is not None:
+        return None
+    around = [int(pads[1]), int(pads[rank + 1])]
+    if any(around) and any(v % 4 for v in (*around, _channels(node))):
         return None
     wide = np.concatenate([pads[:rank], [0], pads[rank:], [0]])
+    wide[1], wide[rank + 2] = (v // 4 for v in around)
     fill = node.inputs[2] if len(node.inputs) > 2 else None
     if fill is None:
         return None if attribute(node, "mode", "constant") == "constant" else [wide]
@@ -126,8 +147,6 @@ def _resize(node: ir.Node, rank: int) -> Operands | None:
             return None
         wide = np.append(known, 1 if index == 2 else 4).astype(known.dtype)
         if index == 3:
-            source = node.inputs[0]
-            assert source is not None
-            wide[1] = -(-shape_of(source)[1] // 4)
+            wide[1] = -(-_channels(node) // 4)
         rest[index - 1] = wide
     return rest
