@@ -23,7 +23,6 @@ _PLATFORMS = {"macos": 1, "ios": 2, "simulator": 7}
 _STAB, _PRIVATE, _TYPE, _EXTERNAL = 0xE0, 0x10, 0x0E, 0x01
 _WEAK_DEFINITION = 0x80
 _PURE_CODE = 0x80000000
-_KINDS = ("exported", "private", "weak", "undefined")
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,8 @@ def _read(data: bytes) -> MachObject:
     if magic != _MAGIC or kind != _OBJECT:
         raise ValueError(f"magic {magic:#x}, type {kind}")
     platform = code = 0
-    names: dict[str, set[str]] = {kind: set() for kind in _KINDS}
+    names: dict[str, set[str]] = {"exported": set(), "private": set(), "weak": set()}
+    names["undefined"] = set()
     offset = 32
     for _ in range(count):
         command, size = struct.unpack_from("<2I", data, offset)
@@ -106,8 +106,11 @@ def _read(data: bytes) -> MachObject:
     return MachObject(
         cpu,
         platform,
-        *(frozenset(names[kind]) for kind in _KINDS),
-        code_bytes=code,
+        frozenset(names["exported"]),
+        frozenset(names["private"]),
+        frozenset(names["weak"]),
+        frozenset(names["undefined"]),
+        code,
     )
 
 

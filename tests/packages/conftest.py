@@ -64,3 +64,19 @@ def probabilities(digits: effc.Artifact, image: np.ndarray) -> np.ndarray:
     """What the library for this machine makes of the sample, float32 [1, 10]."""
     with effc.load(digits) as runner:
         return runner.run({"image": image})["probabilities"]
+
+
+@pytest.fixture(scope="session")
+def android(tmp_path_factory: pytest.TempPathFactory) -> effc.Artifact:
+    """The digits example for 64-bit Arm phones."""
+    out = tmp_path_factory.mktemp("android") / "digits"
+    return effc.compile(EXAMPLE / "digits.onnx", "android", out, verify=False)
+
+
+@pytest.fixture(scope="session")
+def three(tmp_path_factory: pytest.TempPathFactory) -> effc.Artifact:
+    """The digits example for three ABIs of Android, with one file of weights."""
+    out = tmp_path_factory.mktemp("three") / "digits"
+    abis = ["arm64-v8a", "armeabi-v7a", "x86_64"]
+    example = EXAMPLE / "digits.onnx"
+    return effc.compile(example, "android", out, abi=abis, weights="file", verify=False)

@@ -14,17 +14,10 @@ import pytest
 import effc
 from effc.errors import ToolError, UsageError
 
-from .conftest import EXAMPLE, need, run
+from .conftest import need, run
 
 ANDROID = "{http://schemas.android.com/apk/res/android}"
 MACHINES = {"arm64-v8a": "AArch64", "armeabi-v7a": "ARM", "x86_64": "Advanced Micro Devices X86-64"}
-
-
-@pytest.fixture(scope="session")
-def android(tmp_path_factory: pytest.TempPathFactory) -> effc.Artifact:
-    """The digits example for 64-bit Arm phones."""
-    out = tmp_path_factory.mktemp("android") / "digits"
-    return effc.compile(EXAMPLE / "digits.onnx", "android", out, verify=False)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +72,7 @@ def check_native(folder: Path, abis: tuple[str, ...]) -> None:
         assert all(n.startswith("Java_com_example_models_Digits_native") for n in exports(jni))
 
 
-def check_prefab(folder: Path, abis: tuple[str, ...]) -> None:
+def check_prefab(folder: Path, abis: tuple[str, ...], *more_headers: str) -> None:
     prefab = folder / "prefab"
     package = json.loads((prefab / "prefab.json").read_text())
     assert package == {
@@ -93,7 +86,8 @@ def check_prefab(folder: Path, abis: tuple[str, ...]) -> None:
         "export_libraries": [],
         "library_name": "libdigits",
     }
-    assert sorted(p.name for p in (module / "include").iterdir()) == ["digits.h", "effc.h"]
+    headers = {"digits.h", "effc.h", *more_headers}
+    assert {p.name for p in (module / "include").iterdir()} == headers
     assert sorted(p.name for p in (module / "libs").iterdir()) == [
         f"android.{abi}" for abi in sorted(abis)
     ]
@@ -132,6 +126,20 @@ def test_native_methods_match_the_class(unpacked: Path) -> None:
     functions = exports(unpacked / "jni/arm64-v8a/libdigits_jni.so")
     assert {f.rpartition("_")[2] for f in functions} == methods
     assert len(methods) == 4
+
+
+def test_three_abis_and_one_asset(three: effc.Artifact, tmp_path: Path) -> None:
+    need("javac")
+    done = effc.export(three, "aar", tmp_path, version="1.2.3", group="com.example.models")
+    folder = unpack(tmp_path / done.files[0])
+    abis = ("arm64-v8a", "armeabi-v7a", "x86_64")
+    check_native(folder, abis)
+    check_prefab(folder, abis, "effc_weights.h")
+    weights = three.folder / "weights/digits.bin"
+    assert [p.name for p in (folder / "assets").iterdir()] == ["digits.bin"]
+    assert (folder / "assets/digits.bin").read_bytes() == weights.read_bytes()
+    assert 'noCompress += "bin"' in done.usage
+    assert "Digits.open(context)" in done.usage
 
 
 def test_maven_repository(android: effc.Artifact, tmp_path: Path) -> None:

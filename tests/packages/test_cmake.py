@@ -133,6 +133,27 @@ def test_wrong_processor_is_refused(digits_arm64: effc.Artifact, tmp_path: Path)
         run([cmake, "-S", tmp_path, "-B", tmp_path / "b"])
 
 
+@pytest.mark.parametrize("abi", ["arm64-v8a", "armeabi-v7a", "x86_64", "mips"])
+def test_library_of_the_abi(three: effc.Artifact, tmp_path: Path, abi: str) -> None:
+    """The variables are those of the NDK's toolchain file, which is not needed to read them."""
+    cmake = need("cmake")
+    effc.export(three, "cmake", tmp_path / "package")
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.13)\nproject(app LANGUAGES NONE)\n"
+        f"set(CMAKE_SYSTEM_NAME Android)\nset(ANDROID_ABI {abi})\n"
+        "find_package(digits CONFIG REQUIRED)\n"
+        "get_target_property(place digits::digits IMPORTED_LOCATION)\n"
+        'message(STATUS "place=${place}")\n'
+    )
+    command = [cmake, "-S", tmp_path, "-B", tmp_path / "b"]
+    command += [f"-DCMAKE_PREFIX_PATH={tmp_path}/package"]
+    if abi == "mips":
+        with pytest.raises(AssertionError, match="has no library in"):
+            run(command)
+    else:
+        assert f"place={tmp_path}/package/lib/{abi}/libdigits.so" in run(command)
+
+
 def test_arm64_under_qemu(
     digits_arm64: effc.Artifact, tmp_path: Path, image: np.ndarray, probabilities: np.ndarray
 ) -> None:
