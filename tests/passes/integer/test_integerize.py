@@ -247,6 +247,22 @@ def test_movement_in_integers(move: str) -> None:
     assert made[f"{name} in quads"] == int(in_quads)
 
 
+@pytest.mark.parametrize("choice", ["Max", "Min", "GlobalMaxPool", "PRelu"])
+def test_choices_of_elements(choice: str) -> None:
+    model = Model()
+    x = model.dq(model.input("x", values(np.uint8, (1, 5, 4, 4))), 0.05, np.array(9, np.uint8))
+    a = model.dq(_conv(model, x, 5, 6, 0.1), 0.1, np.array(3, np.uint8))
+    operands = [a]
+    if choice in ("Max", "Min"):
+        operands.append(model.dq(_conv(model, x, 5, 6, 0.05), 0.05, np.array(3, np.uint8)))
+    elif choice == "PRelu":
+        operands.append(model.const(np.linspace(0, 1, 6, dtype=np.float32).reshape(6, 1, 1)))
+    y = model.q(model.op(choice, *operands), 0.08, np.array(100, np.uint8))
+    made = steps(model, y)
+    assert made[{"GlobalMaxPool": "MaxPool8", "PRelu": "Max"}.get(choice, choice)] == 1
+    assert not FLOATS & set(made)
+
+
 def test_what_has_no_integer_form_stays_float() -> None:
     model = Model()
     x = model.dq(model.input("x", values(np.uint8, (2, 8))), 0.05, np.array(9, np.uint8))
