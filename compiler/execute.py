@@ -151,6 +151,12 @@ def open_tracer(
 
 
 def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> str:
+    if manifest["machine"]["os"] == "apple":
+        raise DeviceError(
+            "nothing here runs code for Apple's systems",
+            where=str(manifest["target"]),
+            hint="compile for linux-arm64 to check the same kernels under QEMU",
+        )
     device = device or default_device(manifest)
     if device not in ("local", "qemu"):
         raise UsageError(
