@@ -43,6 +43,7 @@ def manifest() -> dict[str, Any]:
         "library_bytes": len(LIBRARY),
         "options": {"shapes": {}, "constants": {}},
         "verification": None,
+        "values": [],
         "outputs": [{"name": "y", "dtype": "float32", "shape": [2, 3], "bytes": 24}],
         **dict.fromkeys((*numbers, *sizes), 0),
         **{name: [] for name in lists},
