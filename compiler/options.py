@@ -14,9 +14,17 @@ from typing import Any, Protocol
 
 from effc.errors import UsageError
 
-__all__ = ["PRECISIONS", "TUNE_MODES", "CompileOptions", "ProgressCallback", "c_identifier"]
+__all__ = [
+    "PRECISIONS",
+    "TUNE_MODES",
+    "WEIGHT_PLACES",
+    "CompileOptions",
+    "ProgressCallback",
+    "c_identifier",
+]
 
 TUNE_MODES = ("none", "quick", "full")
+WEIGHT_PLACES = ("embedded", "file")
 
 PRECISIONS = ("f32", "f16")
 
@@ -75,6 +83,9 @@ class CompileOptions:
         layer_precision: (node name or pattern, precision) of exceptions, later ones win.
         calibration: Samples (``.npz`` file, or arrays as in one) that ``f16`` takes the ranges
             and errors of values from; at most ``samples`` of them.
+        abis: One library for each of these, the first one's figures first; the target's own if
+            empty. Other ABIs than the target's get the generic family of its system.
+        weights: ``embedded`` in the library, or in a ``file`` beside it that all libraries share.
     """
 
     target: str = "host"
@@ -89,6 +100,8 @@ class CompileOptions:
     layer_precision: tuple[tuple[str, str], ...] = ()
     calibration: Path | Mapping[str, Any] | None = None
     samples: int | None = None
+    abis: tuple[str, ...] = ()
+    weights: str = "embedded"
 
     def __post_init__(self) -> None:
         for where, precision in (("--precision", self.precision), *self.layer_precision):
@@ -129,6 +142,15 @@ class CompileOptions:
                 expected="none, quick, full or a number of measurements",
                 got=repr(self.tune),
             )
+        if self.weights not in WEIGHT_PLACES:
+            raise UsageError(
+                "unknown place for weights",
+                where="--weights",
+                expected=" or ".join(WEIGHT_PLACES),
+                got=repr(self.weights),
+            )
+        if len(set(self.abis)) < len(self.abis):
+            raise UsageError("an ABI is given twice", where="--abi", got=",".join(self.abis))
         for name, shape in self.shapes.items():
             if any(d < 1 for d in shape):
                 raise UsageError(

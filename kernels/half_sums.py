@@ -22,7 +22,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels import vectormath as vm
-from effc.kernels.arithmetic import Float16
+from effc.kernels.arithmetic import FLOAT32, Float16
 from effc.kernels.builder import bind, splat
 from effc.kernels.register_tile import (
     Accumulators,
@@ -41,10 +41,10 @@ Bias = Callable[[int, int, int], Expr]
 
 
 def split_bias(bias: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A float32 bias as two float16 ones, ``[2, size]`` flat, whose sum it is to 22 bits."""
+    """A float32 bias as two float16 ones, ``[2, size]``, whose sum it is to 22 bits."""
     large = bias.astype(np.float16)
     small = (bias - large.astype(np.float32)).astype(np.float16)
-    return np.concatenate([large, small])
+    return np.stack([large, small])
 
 
 def half_sums(
@@ -66,7 +66,7 @@ def half_sums(
         store: Takes the results.
     """
     places = list(product(range(tile.rows), range(len(tile.widths))))
-    acc = Accumulators(tile, "float16")
+    acc = Accumulators(tile, arithmetic)
 
     def multiply(part: Reduction) -> None:
         contract(acc, part, broadcast, vectors, target, arithmetic)
@@ -79,7 +79,7 @@ def half_sums(
             value = acc.get(i, v)
             store(i, v, value if bias is None else value + bias(i, v, 0))
         return
-    totals = Accumulators(tile, "float32")  # too many for registers: on the stack
+    totals = Accumulators(tile, FLOAT32)  # too many for registers: on the stack
     for i, v in places:
         start = splat(tirx.const(0, "float32"), tile.widths[v])
         if bias is not None:

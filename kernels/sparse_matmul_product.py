@@ -24,6 +24,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.errors import InternalError
+from effc.kernels.arithmetic import FLOAT32, Arithmetic, Float16
 from effc.kernels.builder import Param, T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import dtype_lanes, load_scalars, pieces, uses_lanes
@@ -152,6 +153,7 @@ class SparseMatMulProduct:
     ) -> None:
         self.roles, self.knobs, self.target, self.epilogue = roles, knobs, target, epilogue
         self.dtype, self.stored, self.terms = roles.problem.dtype, str(roles.matrix.dtype), terms
+        self.arithmetic: Arithmetic = Float16(terms) if self.dtype == "float16" else FLOAT32
         full = dtype_lanes(target, self.dtype)
         self.space = knobs.along == "space"
         readable = knobs.pack or roles.position == 1 if self.space else not roles.on_rows
@@ -378,7 +380,7 @@ class SparseMatMulProduct:
             tile = Tile(filters, row_widths(run.columns, knobs.lanes, knobs.pack))
         else:
             tile = Tile(run.columns, split_widths(filters, knobs.lanes))
-        sums = [Accumulators(tile, self.dtype) for _ in range(knobs.chains)]
+        sums = [Accumulators(tile, self.arithmetic) for _ in range(knobs.chains)]
         begin, end = bind(self.starts[number]), bind(self.starts[number + 1])
         unroll = knobs.unroll if filters == knobs.rows else 1
         ahead = weights_ahead(self.target)
@@ -411,7 +413,7 @@ class SparseMatMulProduct:
                 for i, v in places:
                     sums[0].set(i, v, sums[0].get(i, v) + chain.get(i, v))
             return sums[0]
-        totals = Accumulators(sums[0].tile, "float32")
+        totals = Accumulators(sums[0].tile, FLOAT32)
         clear(totals)
 
         def part(some: Reduction) -> None:
@@ -489,12 +491,12 @@ class SparseMatMulProduct:
             columns,
             self.room_at,
             dtype_lanes(self.target, self.dtype),
-            lambda value, column, row, lanes: self.store.vector(
+            lambda values, column, row, lanes, valid: self.store.vector(
                 self.batch,
                 position + column,
                 first + row,
-                cast(value, self.roles.problem.sums),
-                lanes,
+                cast(values[0], self.roles.problem.sums),
+                valid,
                 lanes,
             ),
         )

@@ -19,9 +19,8 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.arithmetic import FLOAT32
-from effc.kernels.conv import conv_bias, conv_epilogue
 from effc.kernels.conv_cost import tile_cycles, tile_fits, tile_parts
+from effc.kernels.conv_problem import conv_bias, conv_epilogue
 from effc.kernels.conv_shape import ConvShape, conv_refusal
 from effc.kernels.lanes import uses_lanes
 from effc.kernels.region import Region
@@ -44,10 +43,12 @@ class Winograd(Template):
     def refuse(self, region: Region, target: Target) -> str | None:
         if reason := conv_refusal(region):
             return reason
-        weight = region.anchor.inputs[1] if region.anchor is not None else None
+        assert region.anchor is not None
+        if region.anchor.domain:
+            return "integers"
+        weight = region.anchor.inputs[1]
         if weight is None or weight.dtype != "float32":
             return "the weights are not float32"
-        assert region.anchor is not None
         shape = ConvShape.of(region.anchor)
         if shape.kernel != (3, 3):
             return "the kernel is not 3x3"
@@ -76,7 +77,7 @@ class Winograd(Template):
         shape = ConvShape.of(anchor)
         knobs = WinogradConfig.of(config)
         epilogue = conv_epilogue(region, shape)
-        bias = conv_bias(region, FLOAT32)
+        bias = conv_bias(region)
         kernel = WinogradKernel(shape, knobs, target, epilogue, bias is not None)
 
         weights = {"w": _pack(transform_weights(weight.const, knobs.m), knobs.channels)}
