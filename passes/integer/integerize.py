@@ -31,6 +31,7 @@ from effc.passes.integer.resizing import interpolation
 from effc.passes.integer.rules import Rule, State
 from effc.passes.integer.tensors import Tensors
 from effc.passes.make_pads_explicit import MakePadsExplicit
+from effc.passes.sink_transposes import SinkTransposes
 
 __all__ = ["Integerize", "integerize"]
 
@@ -155,10 +156,14 @@ def integerize(model: ir.Model, dtype: str) -> tuple[ir.Model, list[PassReport]]
     """
     if not any(_is_quantized(node) for node in model.graph):
         return model, []
-    reports = {p.name: PassReport(p.name) for p in (MakePadsExplicit(), *NORMAL_FORM)}
+    prepare: tuple[Pass, ...] = (MakePadsExplicit(), SinkTransposes())
+    steps: tuple[Pass, ...] = (*prepare, *NORMAL_FORM)
+    reports = {p.name: PassReport(p.name) for p in steps}
+    for step in prepare * 2:  # a pass that sinks transposes past one operator may free another
+        reports[step.name].applied += step.run(model).applied
     for _ in range(ROUND_LIMIT):
         modified = False
-        for step in (MakePadsExplicit(), *NORMAL_FORM):
+        for step in NORMAL_FORM:
             result = step.run(model)
             reports[step.name].applied += result.applied
             reports[step.name].refused = list(result.refused)

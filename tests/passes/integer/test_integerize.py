@@ -278,6 +278,33 @@ def test_linear_resize(mode: str, size: tuple[int, int]) -> None:
     assert not FLOATS & set(made)
 
 
+def test_padding_by_the_zero_point() -> None:
+    model = Model()
+    grid = 0.05, np.array(9, np.uint8)
+    x = model.dq(model.input("x", values(np.uint8, (1, 4, 5, 5))), *grid)
+    pads = model.const(np.array([0, 0, 1, 0, 0, 0, 1, 2], np.int64))
+    padded = model.dq(model.q(model.op("Pad", x, pads), *grid), *grid)
+    w = model.dq(model.const(values(np.int8, (4, 4, 3, 3))), 0.01, np.array(0, np.int8))
+    made = steps(model, model.q(model.op("Conv", padded, w), 0.7, np.array(3, np.uint8)))
+    assert made["Pad"] == 0
+    assert made["ConvInteger"] == 1
+
+
+def test_transposes_around_every_convolution_cancel() -> None:
+    """Channels last, as some exporters write it."""
+    model = Model()
+    grid = 0.2, np.array(9, np.uint8)
+    y = model.input("x", values(np.uint8, (1, 5, 5, 4)))
+    for _ in range(3):
+        y = model.op("Transpose", model.dq(y, *grid), perm=[0, 3, 1, 2])
+        w = model.dq(model.const(values(np.int8, (4, 4, 1, 1))), 0.01, np.array(0, np.int8))
+        y = model.op("Transpose", model.op("Conv", y, w), perm=[0, 2, 3, 1])
+        y = model.q(model.op("Relu", y), *grid)
+    made = steps(model, y)
+    assert made["Transpose"] == 2
+    assert made["ToQuads"] == made["FromQuads"] == 1
+
+
 def test_what_has_no_integer_form_stays_float() -> None:
     model = Model()
     x = model.dq(model.input("x", values(np.uint8, (2, 8))), 0.05, np.array(9, np.uint8))
