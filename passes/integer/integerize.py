@@ -22,6 +22,7 @@ from effc.passes.graph import Writer, prune, redirect
 from effc.passes.integer.dynamic import integer_product
 from effc.passes.integer.elementwise import addition, function, multiplication, rectifier
 from effc.passes.integer.grid import grid_of, is_quantized
+from effc.passes.integer.keep_quads import keep_quads
 from effc.passes.integer.movement import movement
 from effc.passes.integer.normal_form import NORMAL_FORM
 from effc.passes.integer.operators import DOMAIN
@@ -82,6 +83,7 @@ class Integerize(Pass):
         if log.applied:
             graph.opset_imports[DOMAIN] = 1
             _connect(graph, tensors)
+            log.applied += keep_quads(graph)
             _remove_dead(graph)
             graph.sort()
 

@@ -305,6 +305,30 @@ def test_transposes_around_every_convolution_cancel() -> None:
     assert made["ToQuads"] == made["FromQuads"] == 1
 
 
+def _float_conv(model: Model, x: str, channels: int, filters: int) -> str:
+    weights = model.const(values(np.int8, (filters, channels, 1, 1), filters))
+    w = model.dq(weights, np.linspace(0.01, 0.02, filters), np.zeros(filters, np.int8), axis=0)
+    return model.op("Conv", x, w)
+
+
+@pytest.mark.parametrize("filters", [6, 8])
+def test_floats_between_convolutions_stay_in_quads(filters: int) -> None:
+    """A residual block whose sum and activation are not quantized in between."""
+    model = Model()
+    grid = 0.05, np.array(128, np.uint8)
+    x = model.dq(model.input("x", values(np.uint8, (1, 5, 4, 4))), *grid)
+    a = _float_conv(model, x, 5, filters)
+    silu = model.op("Mul", a, model.op("Sigmoid", a))
+    inner = model.dq(model.q(silu, *grid), *grid)
+    total = model.op("Relu", model.op("Add", _float_conv(model, inner, filters, filters), silu))
+    slope = model.const(np.linspace(0.5, 1, filters, dtype=np.float32).reshape(filters, 1, 1))
+    end = model.dq(model.q(model.op("Mul", total, slope), *grid), *grid)
+    made = steps(model, model.q(_float_conv(model, end, filters, 4), 0.9, np.array(9, np.uint8)))
+    assert made["ConvInteger"] == 3
+    assert made["ToQuads"] == made["FromQuads"] == 1
+    assert made["Sigmoid in quads"] == made["Sigmoid"] == 1
+
+
 def test_what_has_no_integer_form_stays_float() -> None:
     model = Model()
     x = model.dq(model.input("x", values(np.uint8, (2, 8))), 0.05, np.array(9, np.uint8))
