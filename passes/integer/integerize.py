@@ -23,7 +23,7 @@ from effc.passes.integer.dynamic import integer_product
 from effc.passes.integer.elementwise import addition, function, multiplication, rectifier
 from effc.passes.integer.grid import grid_of, is_quantized
 from effc.passes.integer.keep_quads import keep_quads
-from effc.passes.integer.movement import movement
+from effc.passes.integer.movement import depth_to_space, movement
 from effc.passes.integer.normal_form import NORMAL_FORM
 from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.pools import average, maximum
@@ -31,6 +31,7 @@ from effc.passes.integer.products import convolution, product
 from effc.passes.integer.resizing import interpolation
 from effc.passes.integer.rules import Rule, State
 from effc.passes.integer.tensors import Tensors
+from effc.passes.integer.write_conv_transpose import WriteConvTranspose
 from effc.passes.make_pads_explicit import MakePadsExplicit
 from effc.passes.sink_transposes import SinkTransposes
 
@@ -46,6 +47,7 @@ RULES: tuple[Rule, ...] = (
     average,
     maximum,
     interpolation,
+    depth_to_space,
     movement,
     function,
 )
@@ -158,7 +160,7 @@ def integerize(model: ir.Model, dtype: str) -> tuple[ir.Model, list[PassReport]]
     """
     if not any(_is_quantized(node) for node in model.graph):
         return model, []
-    prepare: tuple[Pass, ...] = (MakePadsExplicit(), SinkTransposes())
+    prepare: tuple[Pass, ...] = (MakePadsExplicit(), SinkTransposes(), WriteConvTranspose())
     steps: tuple[Pass, ...] = (*prepare, *NORMAL_FORM)
     reports = {p.name: PassReport(p.name) for p in steps}
     for step in prepare * 2:  # a pass that sinks transposes past one operator may free another

@@ -118,9 +118,11 @@ class MoveDequantize(RewritePass):
     """DequantizeLinear behind operators that only move elements."""
 
     name: ClassVar[str] = "move_dequantize"
-    ops: ClassVar[frozenset[str]] = MOVES
+    ops: ClassVar[frozenset[str]] = MOVES | CHOICES
 
     def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool | str:
+        if node.op_type in CHOICES:
+            return _move_common(graph, node)
         x = node.inputs[0]
         scaling = None if x is None else x.producer()
         if scaling is None or not is_quantized(scaling, "DequantizeLinear"):
@@ -146,6 +148,23 @@ class MoveDequantize(RewritePass):
         for old, new in zip(node.outputs, moved, strict=True):
             redirect(old, writer.op("DequantizeLinear", new, *scaling.inputs[1:], **parameters))
         return True
+
+
+def _move_common(graph: ir.Graph, node: ir.Node) -> bool | str:
+    """Several operands on one grid."""
+    found = [source(v) for v in node.inputs]
+    operands = [pair[0] for pair in found if pair is not None]
+    if len(operands) != len(found):
+        return False
+    if len({pair[1] for pair in found if pair is not None}) > 1:
+        return "its operands are on different grids"
+    scaling = node.inputs[0].producer()  # type: ignore[union-attr]
+    assert scaling is not None
+    writer = Writer(graph, node)
+    attrs: dict[str, Any] = dict(node.attributes)
+    chosen = writer.op(node.op_type, *operands, **attrs)
+    redirect(node.outputs[0], writer.op("DequantizeLinear", chosen, *scaling.inputs[1:]))
+    return True
 
 
 def moves_elements(node: ir.Node) -> bool:

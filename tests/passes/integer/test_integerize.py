@@ -329,6 +329,31 @@ def test_floats_between_convolutions_stay_in_quads(filters: int) -> None:
     assert made["Sigmoid in quads"] == made["Sigmoid"] == 1
 
 
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_transposed_convolution(data: st.DataObject) -> None:
+    draw = data.draw
+    model = Model()
+    filters, stride = draw(st.sampled_from([1, 4, 6])), draw(st.integers(1, 3))
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    x = model.dq(model.input("x", values(np.uint8, (1, 5, 4, 3))), 0.05, np.array(9, np.uint8))
+    weights = model.const(values(np.int8, (5, filters, *kernel), 1))
+    scale = np.linspace(0.01, 0.02, filters)
+    w = model.dq(weights, scale, np.zeros(filters, np.int8), axis=1)
+    bias = model.const(np.linspace(-1, 1, filters, dtype=np.float32))
+    attrs = {
+        "strides": [stride, stride],
+        "pads": [draw(st.integers(0, k // 2)) for k in (*kernel, *kernel)],
+        "output_padding": [draw(st.integers(0, stride - 1)) for _ in kernel],
+    }
+    y = model.op("ConvTranspose", x, w, bias, **attrs)
+    if draw(st.booleans()):
+        y = model.op("Relu", y)
+    made = steps(model, model.q(y, 0.5, np.array(60, np.uint8)))
+    assert made["ConvInteger"] == 1
+    assert not FLOATS & set(made)
+
+
 def test_what_has_no_integer_form_stays_float() -> None:
     model = Model()
     x = model.dq(model.input("x", values(np.uint8, (2, 8))), 0.05, np.array(9, np.uint8))
