@@ -35,6 +35,7 @@ class LayerRecord:
         units: Per unit size (``8x4``), the fraction of weights in units with any non-zero: what a
             sparse kernel of that unit size has to compute. Empty for dense weights.
         inputs, outputs: Shapes.
+        reads, writes: Names of the tensors of these shapes.
         choice: Chosen template and configuration with predicted cost and measured time;
             ``None`` for a view.
         considered, measured: Number of configurations there were to choose from, and of
@@ -57,6 +58,8 @@ class LayerRecord:
     units: dict[str, float]
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
     choice: Choice | None = None
     considered: int = 0
     measured: int = 0
@@ -130,6 +133,8 @@ def record(
         units={f"{r}x{d}": share for (r, d), share in structure.units} if structure else {},
         inputs=tuple(v.shape for v in region.inputs),
         outputs=tuple(v.shape for v in region.outputs),
+        reads=tuple(v.name for v in region.inputs),
+        writes=tuple(v.name for v in region.outputs),
         choice=choice,
         considered=len(others) + (choice is not None),
         measured=sum(c is not None and c.seconds is not None for c in (choice, *others)),

@@ -29,6 +29,7 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.layout import LAYOUT_TEMPLATES
     from effc.kernels.lookup import LookupTemplate
     from effc.kernels.matmul import MatMulTemplate
+    from effc.kernels.matmul_integer import MatMulInteger
     from effc.kernels.normalize import NORMALIZE_TEMPLATES
     from effc.kernels.pool import PoolTemplate
     from effc.kernels.pool_global import GlobalPoolTemplate
@@ -36,6 +37,7 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.quads import FromQuadsTemplate, ToQuadsTemplate
     from effc.kernels.reduce import ReduceTemplate
     from effc.kernels.resize_quads import QuadResize
+    from effc.kernels.rows_integer import LayerNormInteger, SoftmaxInteger
     from effc.kernels.softmax import SoftmaxTemplate
     from effc.kernels.sparse_conv import SparseConv
     from effc.kernels.sparse_matmul import SparseMatMul
@@ -50,10 +52,13 @@ def templates() -> tuple[Template, ...]:
         DepthwiseInteger(),
         ConvTranspose(),
         MatMulTemplate(),
+        MatMulInteger(),
         SparseMatMul(),
         PoolTemplate(),
         GlobalPoolTemplate(),
         SoftmaxTemplate(),
+        SoftmaxInteger(),
+        LayerNormInteger(),
         ReduceTemplate(),
         *NORMALIZE_TEMPLATES,
         PlainConvInteger(),

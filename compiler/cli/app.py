@@ -104,6 +104,20 @@ def compile_(
         bool,
         typer.Option("--verify/--no-verify", help="Run the result against ONNX Runtime first."),
     ] = True,
+    abi: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--abi",
+            metavar="ABI,ABI",
+            help="Libraries for several ABIs in one artifact (arm64-v8a,armeabi-v7a,x86_64).",
+        ),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights", metavar="embedded|file", help="In the library, or in a file beside it."
+        ),
+    ] = "embedded",
     prune: Prune = None,
     sparsity: Sparsity = None,
     speedup: Speedup = None,
@@ -162,6 +176,8 @@ def compile_(
         tune=tune,
         tuning_db=tuning_db,
         verify=verify,
+        abis=tuple(part.strip() for part in abi.split(",")) if abi else (),
+        weights=weights,
         compression=compression,
     )
 
@@ -352,6 +368,31 @@ def bench(
         threads=threads,
         variant=variant,
         profile=profile,
+    )
+
+
+@app.command()
+def compare(
+    model: Model,
+    artifact: ArtifactPath,
+    input: Input = None,
+    device: Device = None,
+    variant: Variant = None,
+    report: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--report", metavar="FILE.html", help="Write the artifact's report with the result."
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare an artifact with its float model layer by layer."""
+    from effc.cli.compare import compare_command
+
+    compare_command(
+        Console(as_json, quiet, verbose), model, artifact, input, device, variant, report
     )
 
 

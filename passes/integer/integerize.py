@@ -29,6 +29,7 @@ from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.pools import average, maximum
 from effc.passes.integer.products import convolution, product
 from effc.passes.integer.resizing import interpolation
+from effc.passes.integer.rows import normalization, softmax_rule
 from effc.passes.integer.rules import Rule, State
 from effc.passes.integer.tensors import Tensors
 from effc.passes.integer.write_conv_transpose import WriteConvTranspose
@@ -44,6 +45,8 @@ RULES: tuple[Rule, ...] = (
     addition,
     multiplication,
     rectifier,
+    softmax_rule,
+    normalization,
     average,
     maximum,
     interpolation,
