@@ -59,6 +59,7 @@ def compile(
     rounding: str | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
+    group: int | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     progress: ProgressCallback | None = None,
@@ -80,7 +81,7 @@ def compile(
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
-            regroup, quantize, ranges, rounding, max_drop, widen, recipe, work: As for
+            regroup, quantize, ranges, rounding, max_drop, widen, group, recipe, work: As for
             :func:`compress`. A missed ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
@@ -116,6 +117,7 @@ def compile(
         rounding=rounding,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=options.shapes,
@@ -148,6 +150,7 @@ def compress(
     rounding: str | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
+    group: int | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -173,13 +176,16 @@ def compress(
         samples: Calibration samples to use at most, by default 1,024.
         correct: ``refit`` (default with data), ``statistics``, ``bias`` or ``none``.
         regroup: Block shape to turn masks made elsewhere into.
-        quantize: ``int8``: weights and activations, from calibration data.
+        quantize: ``int8``: weights and activations, from calibration data. ``int8-weights``,
+            ``int4-weights``: weights alone, for size.
         ranges: How ranges of activations are chosen: ``mse`` (default), ``minmax``,
             ``percentile`` or ``entropy``.
         rounding: How weights are rounded: ``obq`` (by what outputs lose, default) or ``nearest``.
         max_drop: Most that quantization may lose, in per cent: operators are widened until no more
             is lost. Measured without labels, see docs/COMPRESSION.md.
         widen: What these have then: ``float`` (default) or ``int16`` values.
+        group: With ``int8-weights`` or ``int4-weights``: consecutive weights with one scale; 32 of
+            int4 by default, all of a filter of int8.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results; by default in the user's cache.
         shapes: Shapes of inputs with dynamic dimensions; a free batch stays free by itself.
@@ -209,6 +215,7 @@ def compress(
         rounding=rounding,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=dict(shapes or {}),

@@ -17,6 +17,7 @@ __all__ = [
     "Constants",
     "Correct",
     "Device",
+    "GroupSize",
     "Input",
     "Json",
     "LatencyMs",
@@ -188,3 +189,9 @@ WorkFolder = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what every pass did.")]
+GroupSize = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--group", metavar="N", help="Of integer weights alone: this many share a scale (int4: 32)."
+    ),
+]

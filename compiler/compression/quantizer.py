@@ -15,7 +15,7 @@ import onnx_ir as ir
 from effc.options import ProgressCallback
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.layers import find_layers
-from effc.passes.quantization.fit_weights import Fitted, fit_weights
+from effc.passes.quantization.fit_weights import Fitted, Form, fit_weights
 from effc.passes.quantization.grid import Grid, grid_of
 from effc.passes.quantization.histogram import Histogram, observe
 from effc.passes.quantization.insert_activations import InsertActivations
@@ -101,7 +101,7 @@ class Quantizer:
                 self.exact,
                 self.samples,
                 names,
-                rounding=self.rounding,
+                Form(rounding=self.rounding),
                 tick=partial(self._report, "quantize"),
             )
         else:
