@@ -57,6 +57,7 @@ def compile(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    equalize: bool | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
     group: int | None = None,
@@ -81,8 +82,8 @@ def compile(
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
-            regroup, quantize, ranges, rounding, max_drop, widen, group, recipe, work: As for
-            :func:`compress`. A missed ``latency_ms`` is an error.
+            regroup, quantize, ranges, rounding, equalize, max_drop, widen, group, recipe, work: As
+            for :func:`compress`. A missed ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
     Returns:
@@ -115,6 +116,7 @@ def compile(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
         max_drop=max_drop,
         widen=widen,
         group=group,
@@ -148,6 +150,7 @@ def compress(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    equalize: bool | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
     group: int | None = None,
@@ -181,6 +184,7 @@ def compress(
         ranges: How ranges of activations are chosen: ``mse`` (default), ``minmax``,
             ``percentile`` or ``entropy``.
         rounding: How weights are rounded: ``obq`` (by what outputs lose, default) or ``nearest``.
+        equalize: Whether channels between two layers are evened out first.
         max_drop: Most that quantization may lose, in per cent: operators are widened until no more
             is lost. Measured without labels, see docs/COMPRESSION.md.
         widen: What these have then: ``float`` (default) or ``int16`` values.
@@ -213,6 +217,7 @@ def compress(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
         max_drop=max_drop,
         widen=widen,
         group=group,

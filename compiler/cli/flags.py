@@ -17,6 +17,7 @@ __all__ = [
     "Constants",
     "Correct",
     "Device",
+    "Equalize",
     "GroupSize",
     "Input",
     "Json",
@@ -193,5 +194,11 @@ GroupSize = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(
         "--group", metavar="N", help="Of integer weights alone: this many share a scale (int4: 32)."
+    ),
+]
+Equalize = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--equalize/--no-equalize", help="Even out channels between two layers before quantizing."
     ),
 ]

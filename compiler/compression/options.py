@@ -56,6 +56,7 @@ class CompressOptions:
         quantize: ``int8``: weights and activations; ``int8-weights``, ``int4-weights``: weights.
         ranges: How ranges of activations are chosen from histograms.
         rounding: How weights are rounded.
+        equalize: Whether channels between layers are evened out first.
         max_drop: Most that may be lost, see ``effc.compression.precision``; operators are widened
             until no more is.
         widen: What those then have, ``float`` or ``int16`` values.
@@ -79,6 +80,7 @@ class CompressOptions:
     quantize: str | None = None
     ranges: str | None = None
     rounding: str | None = None
+    equalize: bool | None = None
     max_drop: float | None = None
     widen: str | None = None
     group: int | None = None

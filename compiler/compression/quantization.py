@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 from effc.compiled import PassRecord
 from effc.compression.precision import choose_precisions
 from effc.compression.quantizer import Precisions, Quantizer
+from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.layers import find_layers
+from effc.passes.quantization.equalize_channels import (
+    EqualizeChannels,
+    channel_ranges,
+    find_pairs,
+)
 from effc.passes.quantization.fit_weights import Form, fit_weights, round_alone
 from effc.passes.quantization.insert_grouped_weights import InsertGroupedWeights
 from effc.passes.registry import simplify
@@ -39,6 +45,8 @@ def quantize_step(work: Work) -> None:
         return
     wide = {n: own["activation_bits"] for n, own in asked.items() if "activation_bits" in own}
     precisions = Precisions(in_float, wide)
+    if recipe.equalize:
+        _equalize(work)
     make = partial(
         Quantizer,
         work.exact,
@@ -50,6 +58,7 @@ def quantize_step(work: Work) -> None:
         "quantize": recipe.quantize,
         "ranges": recipe.ranges,
         "rounding": recipe.rounding,
+        "equalize": recipe.equalize,
         "calibration_samples": len(work.samples),
     }
     if recipe.max_drop is None:
@@ -68,6 +77,16 @@ def quantize_step(work: Work) -> None:
     for unit in found.points.units:
         bits = max(found.points.group_of(name).bits for name in (*unit.reads, *unit.results))
         work.precisions[unit.node.name or ""] = "int8" if bits == 8 else f"int8, values int{bits}"
+
+
+def _equalize(work: Work) -> None:
+    """Even out channels of the float model; it computes the same."""
+    assert work.exact is not None
+    pairs = find_pairs(work.exact)
+    task = EqualizeChannels(channel_ranges(SampleRunner(work.exact, work.samples), pairs))
+    result = task.run(work.exact)
+    refused = tuple(f"{where}: {why}" for where, why in result.refused)
+    work.passes.append(PassRecord(task.name, result.applied, refused))
 
 
 _FORMS = {"int8-weights": Form(8), "int4-weights": Form(4, group=32)}

@@ -63,6 +63,7 @@ _TOP = {
     "quantize": str,
     "ranges": str,
     "rounding": str,
+    "equalize": bool,
     "max_drop": _NUMBER,
     "widen": str,
     "group": int,
@@ -107,7 +108,7 @@ class Recipe:
         regroup: Block shape for masks made elsewhere, or None.
         goal: How fast the network shall be; layers without a sparsity then get one from it.
         quantize: ``int8``, ``int8-weights``, ``int4-weights`` or None.
-        ranges, rounding: How.
+        ranges, rounding, equalize: How.
         max_drop: Most that quantization may lose, in per cent, or None.
         widen: What operators have that would lose more.
         group: Size of groups of integer weights alone; None for the mode's own.
@@ -123,6 +124,7 @@ class Recipe:
     quantize: str | None = None
     ranges: str = "mse"
     rounding: str = "obq"
+    equalize: bool = True
     max_drop: float | None = None
     widen: str = "float"
     group: int | None = None
@@ -203,6 +205,7 @@ def read_recipe(options: CompressOptions) -> Recipe:
         merged.get("quantize"),
         merged.get("ranges", "mse"),
         merged.get("rounding", "obq"),
+        merged.get("equalize", True),
         _float(merged.get("max_drop")),
         merged.get("widen", "float"),
         merged.get("group"),
@@ -213,7 +216,7 @@ def read_recipe(options: CompressOptions) -> Recipe:
 def _check_quantization(merged: Mapping[str, Any], where: str) -> None:
     """Settings of a mode that another one has no use for."""
     mode = merged.get("quantize")
-    of_values, of_weights = ("ranges", "max_drop", "widen"), ("group",)
+    of_values, of_weights = ("ranges", "equalize", "max_drop", "widen"), ("group",)
     unused = of_weights if mode == "int8" else (*of_values, *(() if mode else of_weights))
     for key in unused:
         if key in merged:
