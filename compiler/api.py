@@ -58,6 +58,7 @@ def compile(
     ranges: str | None = None,
     rounding: str | None = None,
     equalize: bool | None = None,
+    refine: bool | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
     group: int | None = None,
@@ -82,8 +83,8 @@ def compile(
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
-            regroup, quantize, ranges, rounding, equalize, max_drop, widen, group, recipe, work: As
-            for :func:`compress`. A missed ``latency_ms`` is an error.
+            regroup, quantize, ranges, rounding, equalize, refine, max_drop, widen, group, recipe,
+            work: As for :func:`compress`. A missed ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
     Returns:
@@ -117,6 +118,7 @@ def compile(
         ranges=ranges,
         rounding=rounding,
         equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
         group=group,
@@ -151,6 +153,7 @@ def compress(
     ranges: str | None = None,
     rounding: str | None = None,
     equalize: bool | None = None,
+    refine: bool | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
     group: int | None = None,
@@ -185,6 +188,7 @@ def compress(
             ``percentile`` or ``entropy``.
         rounding: How weights are rounded: ``obq`` (by what outputs lose, default) or ``nearest``.
         equalize: Whether channels between two layers are evened out first.
+        refine: Whether ranges are then refined by what reading layers make of errors.
         max_drop: Most that quantization may lose, in per cent: operators are widened until no more
             is lost. Measured without labels, see docs/COMPRESSION.md.
         widen: What these have then: ``float`` (default) or ``int16`` values.
@@ -218,6 +222,7 @@ def compress(
         ranges=ranges,
         rounding=rounding,
         equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
         group=group,

@@ -30,6 +30,7 @@ __all__ = [
     "Quiet",
     "Ranges",
     "RecipeFile",
+    "Refine",
     "Regroup",
     "Rounding",
     "Samples",
@@ -200,5 +201,11 @@ Equalize = Annotated[
     Optional[bool],  # noqa: UP045
     typer.Option(
         "--equalize/--no-equalize", help="Even out channels between two layers before quantizing."
+    ),
+]
+Refine = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--refine/--no-refine", help="Refine ranges by what the layers make of their errors."
     ),
 ]

@@ -57,6 +57,7 @@ class CompressOptions:
         ranges: How ranges of activations are chosen from histograms.
         rounding: How weights are rounded.
         equalize: Whether channels between layers are evened out first.
+        refine: Whether ranges are refined by what reading layers make of errors.
         max_drop: Most that may be lost, see ``effc.compression.precision``; operators are widened
             until no more is.
         widen: What those then have, ``float`` or ``int16`` values.
@@ -81,6 +82,7 @@ class CompressOptions:
     ranges: str | None = None
     rounding: str | None = None
     equalize: bool | None = None
+    refine: bool | None = None
     max_drop: float | None = None
     widen: str | None = None
     group: int | None = None

@@ -52,6 +52,7 @@ def quantize_step(work: Work) -> None:
         work.exact,
         ranges=recipe.ranges,
         rounding=recipe.rounding,
+        refine=recipe.refine,
         progress=work.progress,
     )
     settings: dict[str, Any] = {
@@ -59,6 +60,7 @@ def quantize_step(work: Work) -> None:
         "ranges": recipe.ranges,
         "rounding": recipe.rounding,
         "equalize": recipe.equalize,
+        "refine": recipe.refine,
         "calibration_samples": len(work.samples),
     }
     if recipe.max_drop is None:

@@ -22,6 +22,7 @@ from effc.passes.quantization.insert_activations import InsertActivations
 from effc.passes.quantization.insert_weights import InsertWeights
 from effc.passes.quantization.points import Group, Points, find_points
 from effc.passes.quantization.ranges import choose_range
+from effc.passes.quantization.refine_ranges import refine_ranges
 from effc.samples import Arrays
 
 __all__ = ["Precisions", "Quantized", "Quantizer"]
@@ -62,6 +63,7 @@ class Quantizer:
         exact: The float model, simplified; it is not changed.
         samples: To calibrate with.
         ranges, rounding: Methods.
+        refine: Whether ranges are then refined by what layers make of errors.
         progress: To report to.
     """
 
@@ -71,12 +73,14 @@ class Quantizer:
         samples: Sequence[Arrays],
         ranges: str,
         rounding: str,
+        refine: bool = True,
         progress: ProgressCallback | None = None,
     ) -> None:
         self.exact = exact
         self.samples = samples
         self.ranges = ranges
         self.rounding = rounding
+        self.refine = refine
         self._progress = progress
         self._histograms: dict[str, Histogram] = {}
 
@@ -120,7 +124,11 @@ class Quantizer:
         found: dict[str, Grid] = {}
         for group in points.groups:
             found |= dict.fromkeys(group.values, self._grid(group))
-        return found
+        if not self.refine:
+            return found
+        ends = {name: (seen.low, seen.high) for name, seen in self._histograms.items()}
+        tick = partial(self._report, "ranges")
+        return refine_ranges(self.exact, self.samples, points, found, ends, tick)
 
     def _observe(self, points: Points) -> None:
         """Histograms of values that were not seen yet."""

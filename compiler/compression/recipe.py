@@ -64,6 +64,7 @@ _TOP = {
     "ranges": str,
     "rounding": str,
     "equalize": bool,
+    "refine": bool,
     "max_drop": _NUMBER,
     "widen": str,
     "group": int,
@@ -108,7 +109,7 @@ class Recipe:
         regroup: Block shape for masks made elsewhere, or None.
         goal: How fast the network shall be; layers without a sparsity then get one from it.
         quantize: ``int8``, ``int8-weights``, ``int4-weights`` or None.
-        ranges, rounding, equalize: How.
+        ranges, rounding, equalize, refine: How.
         max_drop: Most that quantization may lose, in per cent, or None.
         widen: What operators have that would lose more.
         group: Size of groups of integer weights alone; None for the mode's own.
@@ -125,6 +126,7 @@ class Recipe:
     ranges: str = "mse"
     rounding: str = "obq"
     equalize: bool = True
+    refine: bool = True
     max_drop: float | None = None
     widen: str = "float"
     group: int | None = None
@@ -206,6 +208,7 @@ def read_recipe(options: CompressOptions) -> Recipe:
         merged.get("ranges", "mse"),
         merged.get("rounding", "obq"),
         merged.get("equalize", True),
+        merged.get("refine", True),
         _float(merged.get("max_drop")),
         merged.get("widen", "float"),
         merged.get("group"),
@@ -216,7 +219,7 @@ def read_recipe(options: CompressOptions) -> Recipe:
 def _check_quantization(merged: Mapping[str, Any], where: str) -> None:
     """Settings of a mode that another one has no use for."""
     mode = merged.get("quantize")
-    of_values, of_weights = ("ranges", "equalize", "max_drop", "widen"), ("group",)
+    of_values, of_weights = ("ranges", "equalize", "refine", "max_drop", "widen"), ("group",)
     unused = of_weights if mode == "int8" else (*of_values, *(() if mode else of_weights))
     for key in unused:
         if key in merged:
