@@ -1,4 +1,4 @@
-"""``effc.compile``, ``effc.compress`` and ``effc.load``."""
+"""``effc.compile``, ``effc.compress``, ``effc.compare`` and ``effc.load``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effc.artifact import Artifact, load_artifact, staging, write_manifest
+from effc.artifact import Artifact, load_artifact, staging, with_libraries, write_manifest
 from effc.compression.options import CompressOptions
 from effc.errors import QualityError
 from effc.options import CompileOptions, ProgressCallback
@@ -21,12 +21,13 @@ from effc.options import CompileOptions, ProgressCallback
 if TYPE_CHECKING:
     import onnx
 
+    from effc.comparison import Comparison
     from effc.compiled import CompiledModel, PassRecord
     from effc.compression.levels import LevelPlan
     from effc.runtimes.loader import Runner
     from effc.verify import Verification
 
-__all__ = ["compile", "compile_to", "compress", "load"]
+__all__ = ["compare", "compile", "compile_to", "compress", "load"]
 
 _OVERHEAD_BYTES = 4 << 20
 """Room for code, report, manifest and self-test beside the weights."""
@@ -44,6 +45,8 @@ def compile(
     tune: str | int = "none",
     tuning_db: str | Path | None = None,
     verify: bool = True,
+    abi: Sequence[str] | None = None,
+    weights: str = "embedded",
     prune: str | None = None,
     sparsity: float | None = None,
     speedup: float | None = None,
@@ -82,6 +85,8 @@ def compile(
         tuning_db: Tuning database file.
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
+        abi: ABIs to make a library for, ``["arm64-v8a", "x86_64"]``; the target's own if ``None``.
+        weights: ``embedded`` in the library, or in a ``file`` beside it.
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
             regroup, quantize, ranges, rounding, equalize, refine, max_drop, widen, group, recipe,
             work: As for :func:`compress`. A missed ``latency_ms`` is an error.
@@ -102,6 +107,8 @@ def compile(
         tune=tune,
         tuning_db=None if tuning_db is None else Path(tuning_db),
         verify=verify,
+        abis=tuple(abi or ()),
+        weights=weights,
     )
     compression = CompressOptions(
         prune=prune,
@@ -262,7 +269,7 @@ def compile_to(
         seconds: Receives the wall time of each phase.
         compression: What to do to the model first, if anything.
     """
-    from effc.pipeline import compile_model
+    from effc.pipeline import compile_models
 
     with staging(output) as folder:
         records: tuple[PassRecord, ...] = ()
@@ -270,15 +277,16 @@ def compile_to(
         if compression is not None and compression.active:
             compression = replace(compression, timing=options)
             model, options, records, levels = _compressed(model, options, compression, progress)
-        compiled = compile_model(model, options, progress, levels.hints if levels else None)
-        compiled.passes = (*records, *compiled.passes)
+        every = compile_models(model, options, progress, levels.hints if levels else None)
+        for compiled in every:
+            compiled.passes = (*records, *compiled.passes)
         if levels is not None:
             from effc.compression.levels import check_goal
 
-            compiled.levels = check_goal(levels, compiled)
-        _write(folder, model, compiled, progress)
+            every[0].levels = check_goal(levels, every[0])
+        _write(folder, model, every, progress)
         if seconds is not None:
-            seconds.update(compiled.phase_seconds)
+            seconds.update(every[0].phase_seconds)
     return load_artifact(output)
 
 
@@ -302,12 +310,22 @@ def _compressed(
 def _write(
     folder: Path,
     model: str | Path | onnx.ModelProto,
-    compiled: CompiledModel,
+    every: Sequence[CompiledModel],
     progress: ProgressCallback | None,
 ) -> None:
-    """Link, verify, and write every file of the artifact into an empty folder."""
-    from effc.manifest import build_manifest, library_path
+    """Link, verify, and write every file of the artifact into an empty folder.
+
+    Args:
+        folder: Empty.
+        model: File, or a model in memory.
+        every: What was compiled, one per ABI; the first stands for the artifact.
+        progress: Called as the phases advance.
+    """
+    from effc.link import write_weights
+    from effc.manifest import build_manifest, library_path, weights_path
     from effc.report import render_report
+
+    first = every[0]
 
     @contextmanager
     def phase(name: str) -> Iterator[None]:
@@ -315,23 +333,30 @@ def _write(
             progress(name, 0, 1)
         start = time.perf_counter()
         yield
-        compiled.phase_seconds[name] = time.perf_counter() - start
+        first.phase_seconds[name] = time.perf_counter() - start
         if progress is not None:
             progress(name, 1, 1)
 
-    _require_space(folder, compiled.program.weights.nbytes)
+    _require_space(folder, first.program.weights.nbytes * len(every))
+    manifests = []
     with phase("link"):
-        library = folder / library_path(compiled)
-        library.parent.mkdir(parents=True)
-        linked = compiled.link_library(library)
+        for compiled in every:
+            library = folder / library_path(compiled)
+            library.parent.mkdir(parents=True)
+            manifests.append(build_manifest(compiled, compiled.link_library(library), None))
+        weights = weights_path(first)
+        if weights is not None:
+            write_weights(first.program, folder / weights)
     include = folder / "include"
     include.mkdir()
-    for file, text in compiled.headers.items():
+    for file, text in first.headers.items():
         (include / file).write_text(text, encoding="utf-8")
-    manifest = build_manifest(compiled, linked, None)
-    if compiled.options.verify:
+    if first.options.verify and first.target.os != "apple":  # nothing here runs Apple's code
         with phase("verify"):
-            manifest["verification"] = _verify(folder, model, compiled, manifest).describe()
+            for compiled, entry in zip(every, manifests, strict=True):
+                golden = folder if compiled is first else None
+                entry["verification"] = _verify(folder, model, compiled, entry, golden).describe()
+    manifest = with_libraries(manifests)
     (folder / "report.html").write_text(render_report(manifest), encoding="utf-8")
     write_manifest(folder, manifest)
 
@@ -351,31 +376,45 @@ def _verify(
     model: str | Path | onnx.ModelProto,
     compiled: CompiledModel,
     manifest: Mapping[str, Any],
+    golden: Path | None,
 ) -> Verification:
-    """Run the linked program against ONNX Runtime; store golden inputs and outputs.
+    """Run a linked library against ONNX Runtime; store golden inputs and outputs in ``golden``.
 
     Raises:
         QualityError: An output misses its limit.
     """
-    from effc.execute import open_library
     from effc.golden import write_golden
     from effc.verify import open_reference, reference_limits, verify
+    from effc.verify_variants import verify_library
 
     options = compiled.options
     reference = open_reference(model, options.shapes, options.constants)
     limits = reference_limits(compiled.reference)
     library = folder / manifest["library"]
-    with open_library(library, manifest, None, None) as executor:
-        result = verify(manifest, executor.run, reference, executor.device, limits=limits)
+    result = verify_library(
+        library,
+        manifest,
+        *(None, None, None),
+        lambda opened, run: verify(manifest, run, reference, opened.device, limits=limits),
+    )
     if not result.ok:
         raise quality_error(result)
-    write_golden(folder, manifest, reference, limits)
+    if golden is not None:
+        write_golden(golden, manifest, reference, limits)
     return result
 
 
 def quality_error(result: Verification) -> QualityError:
     """What to raise for outputs beyond their limit; lists all of them."""
-    bad = [output for output in result.outputs if not output.ok]
+    differing = [v.name for v in result.variants if not v.same_integers]
+    if differing:
+        return QualityError(
+            "versions of the code compute other integers than the first",
+            where=f"variant {', '.join(differing)}",
+            hint="nothing was written; please report this",
+        )
+    every = [*result.outputs, *(output for v in result.variants for output in v.outputs)]
+    bad = [output for output in every if not output.ok]
     return QualityError(
         "the compiled model does not match the reference",
         where=", ".join(output.name for output in bad),
@@ -392,7 +431,45 @@ def quality_error(result: Verification) -> QualityError:
     )
 
 
-def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runner:
+def compare(
+    model: str | Path | onnx.ModelProto,
+    artifact: str | Path | Artifact,
+    *,
+    inputs: str | Path | Mapping[str, Any] | None = None,
+    device: str | None = None,
+    variant: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> Comparison:
+    """Compare an artifact layer by layer with the float model that it was made from.
+
+    Args:
+        model: The float model, not a compressed one.
+        artifact: Path of a folder or ``.effc`` file, or what ``compile`` returned.
+        inputs: ``.npz`` file or arrays by input name, ``x`` being stacked samples; generated
+            inputs if ``None``.
+        device: ``local`` or ``qemu``; the natural one if ``None``.
+        variant: Version of the code; the best for the processor if ``None``.
+        progress: Called after every sample.
+
+    Raises:
+        EffcError: See docs/ERRORS.md.
+    """
+    from effc.comparison import compare_artifact
+
+    opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+    return compare_artifact(
+        Path(model) if isinstance(model, str) else model,
+        opened,
+        inputs=_path(inputs),
+        device=device,
+        variant=variant,
+        progress=progress,
+    )
+
+
+def load(
+    artifact: str | Path | Artifact, *, threads: int | None = None, variant: str | None = None
+) -> Runner:
     """Load an artifact into this process.
 
     An artifact is native code: load only what you trust.
@@ -400,6 +477,7 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runn
     Args:
         artifact: Path of a folder or ``.effc`` file, or what ``compile`` returned.
         threads: Threads of one inference; the artifact's own number if ``None``.
+        variant: Version of the code; the best that this processor runs if ``None``.
 
     Raises:
         ModelError: The artifact is damaged.
@@ -408,4 +486,4 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Runn
     from effc.execute import open_local
 
     opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
-    return open_local(opened, threads)
+    return open_local(opened, threads, variant)

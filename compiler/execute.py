@@ -17,13 +17,23 @@ import numpy as np
 
 from effc.artifact import Artifact
 from effc.devices.catalog import get_target
-from effc.devices.execution import Execution, execute
-from effc.devices.qemu import qemu_command
+from effc.devices.execution import Execution, Piece, execute
+from effc.devices.qemu import not_emulated, qemu_command
+from effc.devices.target import BASE
 from effc.errors import DeviceError, UsageError
 from effc.runtimes.loader import BenchStats, LayerTime, Runner
 from effc.samples import Arrays, Tensor
 
-__all__ = ["Executor", "default_device", "open_executor", "open_local"]
+__all__ = [
+    "Executor",
+    "default_device",
+    "open_executor",
+    "open_library",
+    "open_local",
+    "open_tracer",
+    "variant_names",
+    "variant_refusal",
+]
 
 
 class Executor(Protocol):
@@ -32,10 +42,12 @@ class Executor(Protocol):
     Attributes:
         device: ``local``, ``qemu`` ...
         threads: Threads of one inference.
+        variant: Version of the code that runs, known after the first inference.
     """
 
     device: str
     threads: int
+    variant: str
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays: ...
 
@@ -58,29 +70,94 @@ def default_device(manifest: Mapping[str, Any]) -> str:
     return "qemu"
 
 
-def open_executor(artifact: Artifact, device: str | None, threads: int | None) -> Executor:
+def variant_names(manifest: Mapping[str, Any]) -> list[str]:
+    """Versions of a library's code, best first; the last is ``base``."""
+    return [*(variant["name"] for variant in manifest["variants"]), BASE]
+
+
+def variant_refusal(manifest: Mapping[str, Any], device: str | None, variant: str) -> str | None:
+    """Why a device cannot run a version of the code beyond the base, or ``None``."""
+    from effc.devices.host import missing_features
+
+    features = [
+        f"+{f}" for v in manifest["variants"] if v["name"] == variant for f in v["features"]
+    ]
+    local = (device or default_device(manifest)) == "local"
+    missing = missing_features(features) if local else not_emulated(features)
+    who = "this machine's processor lacks" if local else "QEMU does not emulate"
+    return f"{who} {', '.join(missing)}" if missing else None
+
+
+def open_executor(
+    artifact: Artifact, device: str | None, threads: int | None, variant: str | None = None
+) -> Executor:
     """Open an artifact on a device.
 
     Args:
         artifact: What to run.
         device: ``local`` or ``qemu``; the natural one if ``None``.
         threads: The artifact's own number if ``None``.
+        variant: Version of the code; the best for the processor if ``None``. An emulated
+            processor is the weakest one that the version asks for.
 
     Raises:
-        UsageError: The device is unknown, or cannot run this artifact.
+        UsageError: The device or variant is unknown, or cannot run this artifact.
         ToolError: The emulator is missing.
         DeviceError: The device fails.
     """
-    return open_library(artifact.library, artifact.manifest, device, threads)
+    return open_library(artifact.library, artifact.manifest, device, threads, variant)
 
 
 def open_library(
-    library: Path, manifest: Mapping[str, Any], device: str | None, threads: int | None
+    library: Path,
+    manifest: Mapping[str, Any],
+    device: str | None,
+    threads: int | None,
+    variant: str | None = None,
 ) -> Executor:
     """Like :func:`open_executor`, for a library that is not in an artifact yet."""
-    device = device or default_device(manifest)
+    device = _checked_device(device, manifest)
     threads = int(manifest["threads"]) if threads is None else threads
     machine = manifest["machine"]
+    _check_variant(manifest, device, variant)
+    if device == "local" and machine["os"] == "linux":
+        _check_processor(machine)
+        return LocalExecutor(library, manifest, threads, variant)
+    return _open_loader(library, manifest, device, threads, variant)
+
+
+def _open_loader(
+    library: Path, manifest: Mapping[str, Any], device: str, threads: int, variant: str | None
+) -> LoaderExecutor:
+    if device == "local":
+        _check_processor(manifest["machine"])
+        return LoaderExecutor(library, manifest, threads, "local", [], variant)
+    command = qemu_command(get_target(manifest["target"]).version(variant or BASE))
+    return LoaderExecutor(library, manifest, threads, "qemu", command, variant)
+
+
+def open_tracer(
+    artifact: Artifact, device: str | None, variant: str | None = None
+) -> LoaderExecutor:
+    """Open an artifact where its tensors can be looked at: one thread, a process of its own.
+
+    Raises:
+        EffcError: As :func:`open_executor`.
+    """
+    manifest = artifact.manifest
+    device = _checked_device(device, manifest)
+    _check_variant(manifest, device, variant)
+    return _open_loader(artifact.library, manifest, device, 1, variant)
+
+
+def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> str:
+    if manifest["machine"]["os"] == "apple":
+        raise DeviceError(
+            "nothing here runs code for Apple's systems",
+            where=str(manifest["target"]),
+            hint="compile for linux-arm64 to check the same kernels under QEMU",
+        )
+    device = device or default_device(manifest)
     if device not in ("local", "qemu"):
         raise UsageError(
             f"unknown device '{device}'",
@@ -88,13 +165,23 @@ def open_library(
             expected="local or qemu",
             hint="this version runs artifacts on this machine and in QEMU only",
         )
-    if device == "local":
-        _check_processor(machine)
-        if machine["os"] == "linux":
-            return LocalExecutor(library, manifest, threads)
-        return LoaderExecutor(library, manifest, threads, "local", [])
-    command = qemu_command(get_target(manifest["target"]))
-    return LoaderExecutor(library, manifest, threads, "qemu", command)
+    return device
+
+
+def _check_variant(manifest: Mapping[str, Any], device: str, variant: str | None) -> None:
+    """Refuse a version of the code that is not there, or not for the processor."""
+    names = variant_names(manifest)
+    if variant is not None and variant not in names:
+        raise UsageError(
+            f"the library has no variant '{variant}'",
+            where="--variant",
+            expected=", ".join(names),
+        )
+    refusal = None if variant is None else variant_refusal(manifest, device, variant)
+    if refusal is not None:
+        raise DeviceError(
+            f"the device cannot run variant {variant}", where="--variant", got=refusal
+        )
 
 
 def _check_processor(machine: Mapping[str, Any]) -> None:
@@ -114,14 +201,18 @@ def _check_processor(machine: Mapping[str, Any]) -> None:
         )
 
 
-def open_local(artifact: Artifact, threads: int | None = None) -> Runner:
+def open_local(
+    artifact: Artifact, threads: int | None = None, variant: str | None = None
+) -> Runner:
     """Load an artifact into this process.
 
     Raises:
         DeviceError: It was compiled for another machine.
+        UsageError: It has no such variant.
     """
     machine = artifact.manifest["machine"]
     _check_processor(machine)
+    _check_variant(artifact.manifest, "local", variant)
     if machine["os"] != "linux":
         raise DeviceError(
             "this process cannot load the artifact",
@@ -134,7 +225,15 @@ def open_local(artifact: Artifact, threads: int | None = None) -> Runner:
         artifact.library,
         artifact.manifest,
         threads=int(artifact.manifest["threads"]) if threads is None else threads,
+        variant=variant,
+        weights=_weights_beside(artifact.library, artifact.manifest),
     )
+
+
+def _weights_beside(library: Path, manifest: Mapping[str, Any]) -> Path | None:
+    """The file of weights of a library that lies where its manifest says, if it has one."""
+    root = library.parents[len(Path(manifest["library"]).parts) - 1]
+    return root / manifest["weights_file"] if manifest["weights_file"] else None
 
 
 class LocalExecutor:
@@ -142,9 +241,13 @@ class LocalExecutor:
 
     device = "local"
 
-    def __init__(self, library: Path, manifest: Mapping[str, Any], threads: int) -> None:
+    def __init__(
+        self, library: Path, manifest: Mapping[str, Any], threads: int, variant: str | None
+    ) -> None:
         self.threads = threads
-        self._runner = Runner(library, manifest, threads=threads)
+        weights = _weights_beside(library, manifest)
+        self._runner = Runner(library, manifest, threads=threads, variant=variant, weights=weights)
+        self.variant = self._runner.variant
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         return self._runner.run(inputs)
@@ -181,17 +284,23 @@ class LoaderExecutor:
         threads: int,
         device: str,
         prefix: Sequence[str],
+        variant: str | None,
     ) -> None:
         from effc.emulate import loader_program
 
         self.device = device
         self.threads = threads
+        self.variant = variant or ""
+        self._asked = variant
         self._manifest = manifest
         self._command = [*prefix, str(loader_program(get_target(manifest["target"])))]
         self._environment = {
             "EFFC_LIBRARY": str(library.absolute()),
             "EFFC_NAME": str(manifest["name"]),
         }
+        weights = _weights_beside(library, manifest)
+        if weights is not None:
+            self._environment["EFFC_WEIGHTS"] = str(weights.absolute())
         self._ports = _Ports(
             tuple(Tensor.of(entry) for entry in manifest["inputs"]),
             tuple(Tensor.of(entry) for entry in manifest["outputs"]),
@@ -199,6 +308,13 @@ class LoaderExecutor:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         return self._execute([inputs]).outputs[0]
+
+    def trace(
+        self, inputs: Mapping[str, np.ndarray], pieces: Sequence[Piece]
+    ) -> tuple[Arrays, Arrays]:
+        """Run once: the outputs, and tensors by name as they are after their steps."""
+        done = self._execute([inputs], trace=pieces)
+        return done.outputs[0], done.traced[0] if pieces else {}
 
     def bench(self, runs: int, warmup: int) -> BenchStats:
         times = self._execute([], runs=runs, warmup=warmup).times_ns
@@ -215,15 +331,18 @@ class LoaderExecutor:
         )
 
     def _execute(self, samples: Sequence[Mapping[str, np.ndarray]], **options: Any) -> Execution:
-        return execute(
+        done = execute(
             self._command,
             samples,
             self._ports.inputs,
             self._ports.outputs,
             threads=self.threads,
+            variant=self._asked,
             environment=self._environment,
             **options,
         )
+        self.variant = done.variant
+        return done
 
     def close(self) -> None:
         """Nothing is held open."""

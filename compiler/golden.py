@@ -20,8 +20,7 @@ from effc.samples import Arrays, Tensor, generate, numpy_dtype, read_npz, write_
 
 if TYPE_CHECKING:
     from effc.artifact import Artifact
-    from effc.execute import Executor
-    from effc.verify import Reference, Verification
+    from effc.verify import Execute, Reference, Verification
 
 __all__ = ["FILE", "verify_against_golden", "write_golden"]
 
@@ -61,8 +60,13 @@ def write_golden(
         write_npz(stream, arrays)
 
 
-def verify_against_golden(artifact: Artifact, executor: Executor) -> Verification:
+def verify_against_golden(artifact: Artifact, execute: Execute, device: str) -> Verification:
     """Run an artifact on its golden inputs.
+
+    Args:
+        artifact: What is verified.
+        execute: Runs it.
+        device: Name for the record.
 
     Raises:
         UsageError: It was compiled without verification and holds none.
@@ -80,7 +84,7 @@ def verify_against_golden(artifact: Artifact, executor: Executor) -> Verificatio
     arrays = read_npz(file)
     tensors = [Tensor.of(entry) for entry in artifact.manifest["inputs"]]
     inputs = {t.name: arrays[f"in|{t.name}"] for t in tensors if f"in|{t.name}" in arrays}
-    results = executor.run(inputs or generate(tensors))
+    results = dict(execute(inputs or generate(tensors)))
     length = accumulated_length(artifact.manifest["layers"])
     errors = []
     for entry in artifact.manifest["outputs"]:
@@ -91,7 +95,7 @@ def verify_against_golden(artifact: Artifact, executor: Executor) -> Verificatio
         error.add(want, got)
         errors.append(error)
     _keep_limits(errors, artifact.manifest)
-    return Verification(executor.device, "golden outputs", 1, errors)
+    return Verification(device, "golden outputs", 1, errors)
 
 
 def _stored(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from effc.devices.target import BASE
 from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Choice
@@ -32,6 +33,7 @@ class LayerRecord:
         units: Per unit size (``8x4``), the fraction of weights in units with any non-zero: what a
             sparse kernel of that unit size has to compute. Empty for dense weights.
         inputs, outputs: Shapes.
+        reads, writes: Names of the tensors of these shapes.
         choice: Chosen template and configuration with predicted cost and measured time;
             ``None`` for a view.
         considered, measured: Number of configurations there were to choose from, and of
@@ -39,6 +41,7 @@ class LayerRecord:
         alternatives: The best of the others: measured ones by time, then by prediction.
         rivals: The best of each other kernel family.
         refused: Kernel families that could not compute it, and why.
+        variants: Variants of the target for which the code differs, best first.
         key: ``Region.key``, what a measured time of the layer is kept under.
     """
 
@@ -53,12 +56,15 @@ class LayerRecord:
     units: dict[str, float]
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
     choice: Choice | None = None
     considered: int = 0
     measured: int = 0
     alternatives: tuple[Choice, ...] = ()
     rivals: tuple[Choice, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    variants: tuple[str, ...] = ()
     key: str = ""
 
 
@@ -91,6 +97,7 @@ def record(
     choice: Choice | None,
     others: Sequence[Choice] = (),
     refused: Mapping[str, str] | None = None,
+    versions: Sequence[str] = (),
 ) -> LayerRecord:
     """Describe a region.
 
@@ -99,6 +106,7 @@ def record(
         choice: What computes it; ``None`` for a view.
         others: All configurations that were not chosen, the most interesting first.
         refused: Why kernel families refused it, by name.
+        versions: Versions of its code, the one for every processor first.
     """
     weights = [v.const for v in region.constants if v.const is not None and v.const.ndim > 1]
     total = sum(w.size for w in weights)
@@ -120,12 +128,15 @@ def record(
         units={f"{r}x{d}": share for (r, d), share in structure.units} if structure else {},
         inputs=tuple(v.shape for v in region.inputs),
         outputs=tuple(v.shape for v in region.outputs),
+        reads=tuple(v.name for v in region.inputs),
+        writes=tuple(v.name for v in region.outputs),
         choice=choice,
         considered=len(others) + (choice is not None),
         measured=sum(c is not None and c.seconds is not None for c in (choice, *others)),
         alternatives=tuple(others[:MAX_ALTERNATIVES]),
         rivals=tuple(rivals.values()),
         refused=tuple(sorted((refused or {}).items())),
+        variants=tuple(reversed([v for v in dict.fromkeys(versions) if v != BASE])),
         key=region.key,
     )
 

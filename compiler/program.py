@@ -6,6 +6,7 @@ classes, and a straight list of calls.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from effc.kernels.region import TensorType
 
-__all__ = ["Call", "Pointer", "Port", "Program", "StorageClass"]
+__all__ = ["Call", "CodeVariant", "Pointer", "Port", "Program", "StorageClass"]
 
 
 class StorageClass(Enum):
@@ -65,6 +66,21 @@ class Port:
     type: TensorType
 
 
+@dataclass(frozen=True)
+class CodeVariant:
+    """A kind of processor for which some functions have another version.
+
+    Attributes:
+        name: ``dotprod`` ...
+        features: LLVM features that it needs, without signs.
+        symbols: C symbol by the one in ``Call.symbol``, where it is another.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    symbols: Mapping[str, str]
+
+
 @dataclass
 class Program:
     """Everything that ``run`` does, in order.
@@ -77,6 +93,9 @@ class Program:
         arena_bytes: Bytes of the shared part of the arena (64-byte aligned offsets).
         arena_lower_bound_bytes: No plan for this order can be smaller.
         scratch_bytes: Private bytes per worker, added once per thread.
+        variants: Further versions of the code, best first.
+        weight_blocks: Offset and bytes of every tensor in ``weights``.
+        weights_in_file: The library holds no weights; it is given a file's contents.
     """
 
     name: str
@@ -88,3 +107,6 @@ class Program:
     arena_lower_bound_bytes: int
     scratch_bytes: int
     metadata: dict[str, object] = field(default_factory=dict)
+    variants: tuple[CodeVariant, ...] = ()
+    weight_blocks: tuple[tuple[int, int], ...] = ()
+    weights_in_file: bool = False

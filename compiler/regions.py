@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from effc.errors import InternalError
 from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
+from effc.passes.origin import origin
 from effc.views import VIEW_OPS
 
 __all__ = ["MAX_FUSED_OPS", "Graph", "partition"]
@@ -73,7 +74,8 @@ def _convert(model: ir.Model) -> tuple[tuple[Value, ...], tuple[Value, ...], lis
             return None
         if id(value) not in values:
             const = value.const_value.numpy() if value.const_value is not None else None
-            values[id(value)] = Value(value.name or "", _type_of(value, const), const)
+            kind = _type_of(value, const)
+            values[id(value)] = Value(value.name or "", kind, const, origin(value))
         return values[id(value)]
 
     inputs = tuple(_present(convert(v)) for v in graph.inputs if not v.is_initializer())
@@ -101,7 +103,7 @@ def _separate(outputs: list[Value], ops: list[Op]) -> tuple[Value, ...]:
             seen.add(id(value))
             result.append(value)
             continue
-        copy = Value(f"{value.name}__output{index}", value.type)
+        copy = Value(f"{value.name}__output{index}", value.type, origin=value.origin)
         ops.append(Op("Identity", (value,), (copy,), {}, copy.name))
         result.append(copy)
     return tuple(result)

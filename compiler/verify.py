@@ -28,7 +28,15 @@ from effc.metrics import OutputError, accumulated_length, is_quantized
 from effc.options import ProgressCallback
 from effc.samples import Arrays, Dataset, Tensor, generate, index_limits
 
-__all__ = ["Execute", "Reference", "Verification", "open_reference", "reference_limits", "verify"]
+__all__ = [
+    "Execute",
+    "Reference",
+    "VariantCheck",
+    "Verification",
+    "open_reference",
+    "reference_limits",
+    "verify",
+]
 
 Execute = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """Runs one inference: arrays by input name to arrays by output name."""
@@ -45,12 +53,15 @@ class Reference:
     Args:
         source: Model file (external data beside it), or the model in memory.
         constants: Inputs that were fixed at compile time.
+        optimize: Whether ONNX Runtime may fuse operators.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
     """
 
-    def __init__(self, source: Any, constants: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, source: Any, constants: Mapping[str, Any] | None = None, *, optimize: bool = True
+    ) -> None:
         try:
             import onnxruntime as ort
         except ImportError as error:
@@ -64,7 +75,7 @@ class Reference:
         options.log_severity_level = 4
         # Products by 4-bit weights in float32; by default it rounds what they read to 8 bits.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        if _is_quantized(source):
+        if not optimize or _is_quantized(source):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         model = str(source) if isinstance(source, str | Path) else source.SerializeToString()
         try:
@@ -106,6 +117,37 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
+@dataclass(frozen=True)
+class VariantCheck:
+    """Result for a further version of the code.
+
+    Attributes:
+        name: Of the variant.
+        outputs: Its errors against the reference.
+        identical: All outputs have the bits of the first version's.
+        same_integers: The integer ones have.
+    """
+
+    name: str
+    outputs: list[OutputError]
+    identical: bool
+    same_integers: bool
+
+    @property
+    def ok(self) -> bool:
+        """Within every limit, and integers do not depend on the version."""
+        return self.same_integers and all(output.ok for output in self.outputs)
+
+    def describe(self) -> dict[str, Any]:
+        """For JSON and the manifest."""
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "identical": self.identical,
+            "snr_db": min(output.describe()["snr_db"] for output in self.outputs),
+        }
+
+
 @dataclass
 class Verification:
     """Result of a comparison.
@@ -117,7 +159,8 @@ class Verification:
         outputs: One record per output.
         agreement: Share of samples with the same top-1 class, if labels were given.
         accuracy, reference_accuracy: Share of right classes of the artifact and the reference.
-        notes: Limits that were lowered, and why.
+        notes: Limits that were lowered, and why; what was left out.
+        variants: Further versions of the code, see ``effc.verify_variants``.
     """
 
     device: str
@@ -128,11 +171,12 @@ class Verification:
     accuracy: float | None = None
     reference_accuracy: float | None = None
     notes: list[str] = field(default_factory=list)
+    variants: list[VariantCheck] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Every output within its limit."""
-        return all(output.ok for output in self.outputs)
+        """Every output within its limit, in every version of the code."""
+        return all(output.ok for output in self.outputs) and all(v.ok for v in self.variants)
 
     def describe(self) -> dict[str, Any]:
         """For JSON and the manifest."""
@@ -143,6 +187,7 @@ class Verification:
             "samples": self.samples,
             "outputs": [output.describe() for output in self.outputs],
             "notes": list(self.notes),
+            "variants": [variant.describe() for variant in self.variants],
         }
         if self.agreement is not None:
             result |= {

@@ -1,22 +1,24 @@
 """The catalog of targets: families and devices, read from the TOML files beside this module.
 
 A family (``android``, ``linux-arm64`` ...) is complete; a device names its family as
-``base`` and overrides what is known about it. ``host`` is detected on the spot.
+``base`` and overrides what is known about it. ``host`` is detected on the spot. Variants
+belong to families: a device's processor is known.
 """
 
 from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from effc.devices.target import Target
+from effc.devices.target import BASE, Target, Variant
 from effc.errors import InternalError, UsageError
 
-__all__ = ["Cluster", "Entry", "get_target", "list_targets"]
+__all__ = ["Cluster", "Entry", "get_target", "list_targets", "targets_of"]
 
 _DESCRIPTIVE = frozenset({"base", "summary", "soc", "clusters", "detect"})
 _FIELDS = frozenset(f.name for f in fields(Target)) - {"name"}
@@ -109,7 +111,55 @@ def get_target(name: str) -> Target:
         from effc.devices.host import detect_host
 
         return detect_host(name)
-    merged = {**tables[table["base"]], **table} if "base" in table else table
+    base = tables[table["base"]] if "base" in table else {}
+    merged = {**{k: v for k, v in base.items() if k not in ("variants", "common")}, **table}
     values = {key: value for key, value in merged.items() if key in _FIELDS}
     values["features"] = tuple(values["features"])
-    return Target(name=name, **values)
+    values["variants"] = tuple(
+        Variant(**{**variant, "features": tuple(variant["features"])})
+        for variant in values.get("variants", ())
+    )
+    return _checked(Target(name=name, **values))
+
+
+def _checked(target: Target) -> Target:
+    """Refuse variants that nobody could name or detect.
+
+    Raises:
+        InternalError: The catalog is wrong.
+    """
+    names = [variant.name for variant in target.variants]
+    if BASE in names or len(set(names)) < len(names) or target.common not in (BASE, *names):
+        raise InternalError("variants are malformed", where=target.name, got=names)
+    return target
+
+
+def targets_of(name: str, abis: Sequence[str]) -> tuple[Target, ...]:
+    """Targets for several ABIs of one system.
+
+    Args:
+        name: Of a target; it serves its own ABI.
+        abis: Folder names of ABIs, in the wanted order; the target's own if empty. Others than the
+            target's get the family of the same system.
+
+    Raises:
+        UsageError: The target is unknown, or its system has no such ABI.
+    """
+    own = get_target(name)
+    families = {
+        target.abi: target
+        for entry in list_targets()
+        if entry.base is None and not _tables()[entry.name].get("detect")
+        for target in [get_target(entry.name)]
+        if target.os == own.os
+    }
+    families[own.abi] = own
+    unknown = [abi for abi in abis if abi not in families]
+    if unknown:
+        raise UsageError(
+            f"target '{name}' has no such ABI",
+            where="--abi",
+            expected=", ".join(families),
+            got=", ".join(unknown),
+        )
+    return tuple(families[abi] for abi in abis) or (own,)

@@ -7,11 +7,12 @@ target does not promise is caught here and not on a phone.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 
 from effc.devices.target import Target
 from effc.errors import ToolError
 
-__all__ = ["qemu_command"]
+__all__ = ["not_emulated", "qemu_command"]
 
 _PROGRAMS = {"aarch64": "qemu-aarch64", "arm": "qemu-arm", "x86_64": "qemu-x86_64"}
 
@@ -30,6 +31,15 @@ _CPUS = {
 }
 
 
+_LACKING = ("avxvnni", "avx512")
+"""Beginnings of features that QEMU's code generator does not know."""
+
+
+def not_emulated(features: Iterable[str]) -> list[str]:
+    """Which of a target's features (``+avx2`` ...) QEMU cannot emulate."""
+    return sorted(f[1:] for f in features if f[0] == "+" and f[1:].startswith(_LACKING))
+
+
 def qemu_command(target: Target) -> list[str]:
     """The emulator and its CPU, to be put in front of a static executable.
 
@@ -45,4 +55,5 @@ def qemu_command(target: Target) -> list[str]:
             hint="install it (Debian and Ubuntu: apt-get install qemu-user), "
             "or compile with --no-verify",
         )
-    return [path, "-cpu", _CPUS[target.arch].get(target.cpu, "max")]
+    known = "max" if target.has("i8mm") else _CPUS[target.arch].get(target.cpu, "max")
+    return [path, "-cpu", known]

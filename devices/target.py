@@ -3,13 +3,37 @@
 A target is data: an architecture, its vector unit and caches, an operating
 system and its library rules. The catalog lives in TOML files beside this
 module (``effc.devices.catalog`` reads them).
+
+A target that stands for many processors may have *variants*: further versions of some
+functions for processors with more features, of which the library picks one when it is used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["Target"]
+from effc.errors import InternalError
+
+__all__ = ["BASE", "Target", "Variant"]
+
+BASE = "base"
+"""Name of the version that every processor of a target runs."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Processors of a target that have more than it promises.
+
+    Attributes:
+        name: Short name, part of C symbols.
+        features: LLVM features, each with its ``+``; the processor is asked for every one.
+            They cover what ``cpu`` implies, as far as code for a kernel may use it.
+        cpu: LLVM CPU name to schedule for; the target's own if empty.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    cpu: str = ""
 
 
 @dataclass(frozen=True)
@@ -19,7 +43,7 @@ class Target:
     Attributes:
         name: Catalog name (``host``, ``android``, ``raspberry-pi-4``, ...).
         arch: ``x86_64``, ``aarch64``, ``arm``, ``thumb``, ``riscv32``, ...
-        os: ``linux``, ``android``, ``ios`` or ``none``.
+        os: ``linux``, ``android``, ``apple`` (iOS, its simulator, macOS) or ``none``.
         abi: Folder name below ``lib/`` (``arm64-v8a``, ``x86_64-linux-gnu``, ...).
         triple: LLVM triple for TVM.
         cpu: LLVM CPU name (``mcpu``), empty for the architecture's generic one.
@@ -29,8 +53,10 @@ class Target:
         l1_bytes, l2_bytes: Data caches of one core.
         cores: Cores worth using for one inference.
         clang_target: ``-target`` for ``ziglang cc`` (shared library).
-        runner_target: ``-target`` for a static test executable.
+        runner_target: ``-target`` for a static test executable, empty where none can run.
         android_api: Minimum API level, 0 when not Android.
+        variants: Processors worth code of their own, best first.
+        common: The version that most devices run: configurations are ranked for it.
     """
 
     name: str
@@ -48,6 +74,8 @@ class Target:
     clang_target: str
     runner_target: str
     android_api: int = 0
+    variants: tuple[Variant, ...] = ()
+    common: str = BASE
 
     @property
     def lanes(self) -> int:
@@ -65,6 +93,28 @@ class Target:
     def has(self, feature: str) -> bool:
         """Whether a feature (without sign) is switched on."""
         return f"+{feature}" in self.features
+
+    def version(self, name: str) -> Target:
+        """The target as one of its versions sees it: ``base``, or a variant's name.
+
+        Vectors, caches and cores stay, so that kernels come out with the same layouts.
+
+        Raises:
+            InternalError: There is no such variant.
+        """
+        if name == BASE:
+            return replace(self, variants=(), common=BASE)
+        for variant in self.variants:
+            if variant.name == name:
+                kept = [f for f in self.features if f"+{f[1:]}" not in variant.features]
+                return replace(
+                    self,
+                    cpu=variant.cpu or self.cpu,
+                    features=(*kept, *variant.features),
+                    variants=(),
+                    common=BASE,
+                )
+        raise InternalError("target has no such variant", where=self.name, got=name)
 
     def tvm(self) -> dict[str, object]:
         """The target as TVM's dictionary."""

@@ -28,6 +28,7 @@ from effc.kernels.depthwise_taps import (
     pack_taps,
     taps_for,
 )
+from effc.kernels.dot_product import DOT_FEATURES
 from effc.kernels.lanes import repeated
 from effc.kernels.plane import Plane
 from effc.kernels.quad_epilogue import QuadEpilogue, QuadOutput
@@ -70,6 +71,10 @@ class DepthwiseInteger(Template):
         if _products(shape, taps_for(shape.x, shape.y.kernel, data.dtype, target), 1) > _UNROLLED:
             return "the kernel is too large to unroll"
         return QuadEpilogue(region, target).refusal
+
+    def features(self, region: Region) -> frozenset[str]:
+        """See :meth:`Template.features`."""
+        return DOT_FEATURES
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""

@@ -10,9 +10,12 @@ from effc.devices.target import Target
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import T
 
-__all__ = ["dot4", "has_dot4", "multiply_pairs"]
+__all__ = ["DOT_FEATURES", "dot4", "has_dot4", "multiply_pairs"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
+
+DOT_FEATURES = frozenset({"avx512vnni", "avxvnni", "dotprod"})
+"""What ``Template.features`` says of code that asks ``has_dot4``."""
 
 _PAIRS = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
 

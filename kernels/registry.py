@@ -11,6 +11,7 @@ from functools import cache
 from effc.devices.target import Target
 from effc.kernels.region import Region
 from effc.kernels.template import Choice, Template
+from effc.kernels.versions import ranked_target
 
 __all__ = ["accepts", "accepts_fused", "choices", "refusals", "templates"]
 
@@ -28,12 +29,15 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.layout import LAYOUT_TEMPLATES
     from effc.kernels.lookup import LookupTemplate
     from effc.kernels.matmul import MatMulTemplate
+    from effc.kernels.matmul_integer import MatMulInteger
     from effc.kernels.normalize import NORMALIZE_TEMPLATES
     from effc.kernels.pool import PoolTemplate
     from effc.kernels.pool_global import GlobalPoolTemplate
     from effc.kernels.pool_quads import QuadPool
     from effc.kernels.quads import FromQuadsTemplate, ToQuadsTemplate
     from effc.kernels.reduce import ReduceTemplate
+    from effc.kernels.resize_quads import QuadResize
+    from effc.kernels.rows_integer import LayerNormInteger, SoftmaxInteger
     from effc.kernels.softmax import SoftmaxTemplate
     from effc.kernels.sparse_conv import SparseConv
     from effc.kernels.sparse_matmul import SparseMatMul
@@ -48,15 +52,19 @@ def templates() -> tuple[Template, ...]:
         DepthwiseInteger(),
         ConvTranspose(),
         MatMulTemplate(),
+        MatMulInteger(),
         SparseMatMul(),
         PoolTemplate(),
         GlobalPoolTemplate(),
         SoftmaxTemplate(),
+        SoftmaxInteger(),
+        LayerNormInteger(),
         ReduceTemplate(),
         *NORMALIZE_TEMPLATES,
         PlainConvInteger(),
         PlainMatMulInteger(),
         QuadPool(),
+        QuadResize(),
         LookupTemplate(),
         ToQuadsTemplate(),
         FromQuadsTemplate(),
@@ -93,6 +101,6 @@ def _accepted(candidates: list[Template], region: Region, target: Target) -> lis
         Choice(t, config, cost)
         for t in candidates
         if t.refuse(region, target) is None
-        for config, cost in t.candidates(region, target)
+        for config, cost in t.candidates(region, ranked_target(t, region, target))
     ]
     return sorted(found, key=lambda choice: choice.cost)

@@ -93,6 +93,16 @@ class Template(ABC):
     def refuse(self, region: Region, target: Target) -> str | None:
         """Say in one sentence why this template cannot compute the region, or ``None``."""
 
+    def features(self, region: Region) -> frozenset[str]:
+        """Processor features (LLVM names) that, beyond its target's own, change the code.
+
+        A target with variants gets one version of the functions per variant that adds any of
+        them. All versions are built with one configuration and must have the same stages,
+        weights and workspaces; so a feature that wants other layouts is not listed. By default
+        none is: there is one version.
+        """
+        return frozenset()
+
     @abstractmethod
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """Valid configurations with predicted cost (cycles, rough), best first, never empty."""

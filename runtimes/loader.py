@@ -25,6 +25,7 @@ from effc.runtimes.c_api import (
     ABI_VERSION,
     MAX_THREADS,
     Library,
+    MappedFile,
     ModelInfo,
     Options,
     ProfileFn,
@@ -102,15 +103,19 @@ class Runner:
         manifest: The artifact's manifest; only ``name`` (prefix of the C functions) is read.
         threads: Threads for one inference, the caller's included.
         affinity: Bit i set: helper threads may use CPU i; 0 means any.
+        variant: Version of the code; the best that this processor runs if ``None``.
+        weights: File of weights, for a library that has none of its own.
 
     Attributes:
         inputs, outputs: What the model takes and gives.
         threads: As given.
+        variant: The version of the code that runs.
         arena_bytes: Working memory of one instance, without its threads' scratch.
 
     Raises:
         DeviceError: This machine cannot load the library.
-        UsageError: A bad number of threads or mask.
+        UsageError: A bad number of threads or mask, a variant that is not there, or weights of
+            another model.
     """
 
     def __init__(
@@ -120,6 +125,8 @@ class Runner:
         *,
         threads: int = 1,
         affinity: int = 0,
+        variant: str | None = None,
+        weights: str | os.PathLike[str] | None = None,
     ) -> None:
         self._model = ctypes.c_void_p()
         self._name = str(manifest["name"])
@@ -148,7 +155,11 @@ class Runner:
         self.outputs = tensor_infos(info.outputs, info.output_count)
         self._affinity = affinity
         self.threads = threads
+        self._variant = None if variant is None else variant.encode()
+        self._weights = None if weights is None else MappedFile(Path(weights))
         self._model = self._instance(threads)
+        get_variant = self._function("variant", ctypes.c_char_p)
+        self.variant = str(get_variant(self._model).decode())
 
     def run(self, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
         """Run one inference.
@@ -279,9 +290,12 @@ class Runner:
                 expected=f"1 to {MAX_THREADS}",
                 got=threads,
             )
-        options = Options(threads=threads, affinity=self._affinity)
+        options = Options(threads=threads, affinity=self._affinity, variant=self._variant)
         if hook is not None:
             options.profile = hook
+        if self._weights is not None:
+            options.weights = self._weights.address
+            options.weights_bytes = self._weights.size
         model = ctypes.c_void_p()
         status = self._create(ctypes.byref(options), ctypes.byref(model))
         check_status(status, self._path)

@@ -27,7 +27,7 @@ def manifest() -> dict[str, Any]:
     """The smallest manifest that loads."""
     numbers = ("arena_bytes", "arena_lower_bound_bytes", "scratch_bytes_per_thread", "macs")
     sizes = ("weights_bytes", "code_bytes", "runtime_bytes", "segment_alignment")
-    lists = ("symbols", "inputs", "needed_libraries", "layers", "steps", "passes")
+    lists = ("variants", "symbols", "inputs", "needed_libraries", "layers", "steps", "passes")
     machine = {"arch": "", "os": "", "triple": "", "cpu": "", "features": [], "android_api": None}
     return {
         "effc_version": "0",
@@ -36,11 +36,14 @@ def manifest() -> dict[str, Any]:
         "abi": "abi",
         "machine": machine,
         "library": "lib/abi/libtoy.so",
+        "weights_file": None,
+        "further_abis": [],
         "entry": "toy_run",
         "threads": 1,
         "library_bytes": len(LIBRARY),
         "options": {"shapes": {}, "constants": {}},
         "verification": None,
+        "values": [],
         "outputs": [{"name": "y", "dtype": "float32", "shape": [2, 3], "bytes": 24}],
         **dict.fromkeys((*numbers, *sizes), 0),
         **{name: [] for name in lists},
@@ -178,6 +181,13 @@ def test_changed_files_are_found(tmp_path: Path) -> None:
         ({"schema_version": 2}, "another format"),
         ({"schema_version": "1"}, "no schema version"),
         ({"library": "lib/other.so"}, "not listed"),
+        ({"weights_file": "weights/w.bin"}, "not listed"),
+        ({"abi": "../x"}, "a name"),
+        ({"target": "a/b"}, "a name"),
+        ({"further_abis": [{"target": "t", "abi": "b", "library": "lib/b.so"}]}, "not listed"),
+        ({"further_abis": [{"target": "t", "abi": "..", "library": "x"}]}, "a name"),
+        ({"further_abis": [{"target": "t", "abi": "b", "library": "x", "macs": "1"}]}, "macs"),
+        ({"further_abis": [{"target": "t", "abi": "b", "library": "x", "name": "n"}]}, "one lib"),
         ({"layers": "none"}, "damaged"),
         ({"macs": True}, "macs"),
         ({"machine": {}}, "a field 'arch'"),

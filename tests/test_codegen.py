@@ -16,13 +16,33 @@ from effc.devices.catalog import get_target
 from effc.errors import InternalError, UnsupportedError
 from effc.kernels.region import TensorType
 from effc.link import link_library
-from effc.program import Call, Pointer, Port, Program, StorageClass
+from effc.program import Call, CodeVariant, Pointer, Port, Program, StorageClass
 from effc.runtimes.loader import Runner
 
 
 def test_golden(golden: Callable[[str, str], None]) -> None:
     for name, text in generate_c(toy_program(bounds=True)).items():
         golden(name, text)
+
+
+def with_variants(program: Program) -> Program:
+    """Two further versions of the first function, one more of the second."""
+    first, second = (program.calls[i].symbol for i in (0, 1))
+    less = CodeVariant("dotprod", ("fullfp16", "dotprod"), {first: f"{first}_dotprod"})
+    more = {first: f"{first}_i8mm", second: f"{second}_i8mm"}
+    program.variants = (CodeVariant("i8mm", ("dotprod", "i8mm"), more), less)
+    return program
+
+
+def test_golden_variants(golden: Callable[[str, str], None]) -> None:
+    golden("toy_variants.c", generate_c(with_variants(toy_program()))["toy.c"])
+
+
+def test_a_feature_that_nothing_asks_for_is_refused() -> None:
+    program = toy_program()
+    program.variants = (CodeVariant("sve", ("sve",), {}),)
+    with pytest.raises(InternalError, match="cannot ask the processor"):
+        generate_c(program)
 
 
 def test_equal_programs_give_equal_text() -> None:
@@ -35,6 +55,7 @@ def test_exports_are_prefixed() -> None:
         "net_destroy",
         "net_info",
         "net_run",
+        "net_variant",
     )
 
 

@@ -22,6 +22,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "config": {"lanes": 8},
         "why": "fastest of 2",
         "seconds": None,
+        "variants": ["dotprod"],
         "nodes": ["conv<1>", "relu&1"],
         "inputs": [[1, 3, 8, 8]],
         "outputs": [[1, 8, 8, 8]],
@@ -86,7 +87,9 @@ def manifest(**changes: Any) -> dict[str, Any]:
             "samples": 1,
             "outputs": [error],
             "notes": [],
+            "variants": [{"name": "dotprod", "ok": True, "identical": True, "snr_db": 300.0}],
         },
+        "variants": [{"name": "dotprod", "features": ["dotprod"], "functions": 3}],
         "tools": {"numpy": "2", "onnx": None},
         **changes,
     }

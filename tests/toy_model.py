@@ -118,7 +118,7 @@ def native_program(
     if compiler is None:
         pytest.skip("no system C compiler (cc)")
     core = Path(str(resources.files("effc.runtimes"))) / "core"
-    files = [*sources, core / "model.c", core / "pool.c"]
+    files = [*sources, core / "model.c", core / "pool.c", core / "processor.c"]
     for program in programs:
         for name, text in generate_c(program).items():
             (folder / name).write_text(text)

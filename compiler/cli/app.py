@@ -12,6 +12,7 @@ import typer
 
 from effc.cli.console import Console
 from effc.cli.flags import (
+    Abi,
     ArtifactPath,
     Block,
     Calibration,
@@ -41,6 +42,7 @@ from effc.cli.flags import (
     TargetName,
     Threads,
     TuningDb,
+    Variant,
     Verbose,
     Widen,
     WorkFolder,
@@ -106,6 +108,20 @@ def compile_(
         bool,
         typer.Option("--verify/--no-verify", help="Run the result against ONNX Runtime first."),
     ] = True,
+    abi: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--abi",
+            metavar="ABI,ABI",
+            help="Libraries for several ABIs in one artifact (arm64-v8a,armeabi-v7a,x86_64).",
+        ),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights", metavar="embedded|file", help="In the library, or in a file beside it."
+        ),
+    ] = "embedded",
     prune: Prune = None,
     sparsity: Sparsity = None,
     speedup: Speedup = None,
@@ -170,6 +186,8 @@ def compile_(
         tune=tune,
         tuning_db=tuning_db,
         verify=verify,
+        abis=tuple(part.strip() for part in abi.split(",")) if abi else (),
+        weights=weights,
         compression=compression,
     )
 
@@ -299,6 +317,8 @@ def run(
     ],
     device: Device = None,
     threads: Threads = None,
+    variant: Variant = None,
+    abi: Abi = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -306,7 +326,8 @@ def run(
     """Run an artifact on inputs from a file."""
     from effc.cli.execute import run_command
 
-    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads)
+    console = Console(as_json, quiet, verbose)
+    run_command(console, artifact, input, output, device, threads, variant, abi)
 
 
 @app.command()
@@ -323,6 +344,8 @@ def verify(
     input: Input = None,
     device: Device = None,
     threads: Threads = None,
+    variant: Variant = None,
+    abi: Abi = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -330,7 +353,8 @@ def verify(
     """Compare an artifact with ONNX Runtime on the same inputs."""
     from effc.cli.execute import verify_command
 
-    verify_command(Console(as_json, quiet, verbose), artifact, model, input, device, threads)
+    console = Console(as_json, quiet, verbose)
+    verify_command(console, artifact, model, input, device, threads, variant, abi)
 
 
 @app.command()
@@ -344,6 +368,8 @@ def bench(
         int, typer.Option("--warmup", metavar="N", min=0, help="Inferences before measuring.")
     ] = 10,
     threads: Threads = None,
+    variant: Variant = None,
+    abi: Abi = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also the time per layer.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -359,7 +385,34 @@ def bench(
         runs=runs,
         warmup=warmup,
         threads=threads,
+        variant=variant,
+        abi=abi,
         profile=profile,
+    )
+
+
+@app.command()
+def compare(
+    model: Model,
+    artifact: ArtifactPath,
+    input: Input = None,
+    device: Device = None,
+    variant: Variant = None,
+    report: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--report", metavar="FILE.html", help="Write the artifact's report with the result."
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare an artifact with its float model layer by layer."""
+    from effc.cli.compare import compare_command
+
+    compare_command(
+        Console(as_json, quiet, verbose), model, artifact, input, device, variant, report
     )
 
 

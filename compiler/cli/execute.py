@@ -12,7 +12,9 @@ from effc.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from effc.execute import Executor
     from effc.runtimes.loader import LayerTime
+    from effc.verify import Execute, Verification
 
 __all__ = ["bench_command", "run_command", "verify_command"]
 
@@ -24,6 +26,8 @@ def run_command(
     output: Path,
     device: str | None,
     threads: int | None,
+    variant: str | None,
+    abi: str | None,
 ) -> None:
     """Run an artifact on the samples of a file; stacked samples give stacked outputs."""
     import numpy as np
@@ -32,19 +36,22 @@ def run_command(
     from effc.execute import open_executor
     from effc.samples import Tensor, load_inputs
 
-    artifact = load_artifact(path)
+    artifact = load_artifact(path).of_abi(abi)
     data = load_inputs(source, [Tensor.of(entry) for entry in artifact.manifest["inputs"]])
     if not output.absolute().parent.is_dir():
         raise UsageError("the output's folder does not exist", where=f"-o {output}")
     if output.is_dir():
         raise UsageError("in the way: a folder", where=f"-o {output}")
-    with open_executor(artifact, device, threads) as executor, console.progress() as progress:
+    with (
+        open_executor(artifact, device, threads, variant) as executor,
+        console.progress() as progress,
+    ):
         results = []
         for number, sample in enumerate(data.samples):
             results.append(executor.run(sample))
             if progress is not None:
                 progress("run", number + 1, len(data.samples))
-        used = executor.device
+        used, version = executor.device, executor.variant
     names = list(results[0])
     if len(results) == 1:
         arrays = results[0]
@@ -55,6 +62,7 @@ def run_command(
         {
             "ok": True,
             "device": used,
+            "variant": version,
             "samples": data.count,
             "output": str(output),
             "outputs": [
@@ -106,24 +114,28 @@ def verify_command(
     source: Path | None,
     device: str | None,
     threads: int | None,
+    variant: str | None,
+    abi: str | None,
 ) -> None:
     """Compare an artifact with its model, or with its own golden outputs."""
     from effc.api import quality_error
     from effc.artifact import load_artifact
-    from effc.execute import open_executor
     from effc.golden import verify_against_golden
     from effc.samples import Tensor, load_inputs
     from effc.verify import open_reference, reference_limits, verify
+    from effc.verify_variants import verify_library
 
     if model is not None and not model.is_file():
         raise UsageError("no such file", where=str(model), expected="an ONNX model")
     if source is not None and model is None:
         raise UsageError("--input needs --model", hint="golden outputs exist for one input only")
-    artifact = load_artifact(path)
+    artifact = load_artifact(path).of_abi(abi)
     manifest = artifact.manifest
-    with open_executor(artifact, device, threads) as executor:
+    with console.progress() as progress:
         if model is None:
-            result = verify_against_golden(artifact, executor)
+
+            def check(executor: Executor, run: Execute) -> Verification:
+                return verify_against_golden(artifact, run, executor.device)
         else:
             data = None
             if source is not None:
@@ -132,10 +144,11 @@ def verify_command(
             shapes = {name: tuple(shape) for name, shape in options["shapes"].items()}
             reference = open_reference(model, shapes, options["constants"])
             limits = reference_limits(model)
-            with console.progress() as progress:
-                result = verify(
-                    manifest, executor.run, reference, executor.device, data, limits, progress
-                )
+
+            def check(executor: Executor, run: Execute) -> Verification:
+                return verify(manifest, run, reference, executor.device, data, limits, progress)
+
+        result = verify_library(artifact.library, manifest, device, threads, variant, check)
     description = result.describe()
     console.result(description)
     console.table(
@@ -154,6 +167,9 @@ def verify_command(
         title=f"{result.samples} sample(s) on {result.device} against {result.against}",
         right=["SNR dB", "required", "max abs error", "max rel error"],
     )
+    for version in description["variants"]:
+        same = "the same bits" if version["identical"] else f"SNR {version['snr_db']} dB"
+        console.say(f"variant {version['name']}: {same}, {'ok' if version['ok'] else 'FAILS'}")
     if result.agreement is not None:
         console.say(
             f"accuracy {_percent(result.accuracy)} (reference "
@@ -186,18 +202,20 @@ def bench_command(
     runs: int,
     warmup: int,
     threads: int | None,
+    variant: str | None,
+    abi: str | None,
     profile: bool,
 ) -> None:
     """Measure latency, and with ``profile`` the time of each layer."""
     from effc.artifact import load_artifact
     from effc.execute import open_executor
 
-    artifact = load_artifact(path)
-    with open_executor(artifact, device, threads) as executor:
+    artifact = load_artifact(path).of_abi(abi)
+    with open_executor(artifact, device, threads, variant) as executor:
         console.note(f"measuring {runs} inferences after {warmup} on {executor.device} ...")
         stats = executor.bench(runs, warmup)
         layers = executor.profile(runs, warmup) if profile else ()
-        used = executor.device
+        used, version = executor.device, executor.variant
     payload: dict[str, Any] = {
         "latency_ms": {
             "median": stats.median_ms,
@@ -211,6 +229,7 @@ def bench_command(
         "warmup": stats.warmup,
         "threads": stats.threads,
         "device": used,
+        "variant": version,
         "emulated": used == "qemu",
     }
     rows = _layer_rows(artifact.manifest, layers)
@@ -220,7 +239,7 @@ def bench_command(
     console.say(
         f"median {stats.median_ms:.4g} ms, min {stats.min_ms:.4g}, p90 {stats.p90_ms:.4g}, "
         f"p99 {stats.p99_ms:.4g}, mean {stats.mean_ms:.4g}, std {stats.std_ms:.2g} "
-        f"({stats.runs} runs, {stats.threads} thread(s), {used})"
+        f"({stats.runs} runs, {stats.threads} thread(s), {used}, code {version})"
     )
     if used == "qemu":
         console.note("times under an emulator say nothing about the real device")

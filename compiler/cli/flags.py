@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 __all__ = [
+    "Abi",
     "ArtifactPath",
     "Block",
     "Calibration",
@@ -40,6 +41,7 @@ __all__ = [
     "TargetName",
     "Threads",
     "TuningDb",
+    "Variant",
     "Verbose",
     "Widen",
     "WorkFolder",
@@ -48,6 +50,10 @@ __all__ = [
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="ONNX model.")]
 ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="Folder or .effc file that compile wrote.")
+]
+Abi = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--abi", metavar="ABI", help="Which library of the artifact; default: the first."),
 ]
 TargetName = Annotated[
     str, typer.Option("--target", metavar="TARGET", help="What to compile for; see effc targets.")
@@ -77,6 +83,14 @@ TuningDb = Annotated[
 Device = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--device", metavar="DEVICE", help="Where to run; see effc devices."),
+]
+Variant = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--variant",
+        metavar="NAME",
+        help="Version of the code; see effc inspect. Default: the best for the processor.",
+    ),
 ]
 Input = Annotated[
     Optional[Path],  # noqa: UP045

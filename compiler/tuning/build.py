@@ -23,6 +23,8 @@ from effc.devices.target import Target
 from effc.errors import EffcError
 from effc.kernels.region import Region
 from effc.kernels.template import Choice, Kernel
+from effc.kernels.versions import ranked_target
+from effc.tuning.context import measured_here
 
 __all__ = ["Candidate", "Compiled", "CompiledStage", "Content", "compile_candidates"]
 
@@ -214,6 +216,7 @@ def _compile(candidate: Candidate, target: Target, folder: Path, item: int) -> C
     from effc.lower import lower
 
     choice = candidate.choice
+    target = ranked_target(choice.template, candidate.region, measured_here(target))
     kernel = choice.template.build(candidate.region, target, choice.config)
     symbols = [f"c{item}_{number}" for number in range(len(kernel.stages))]
     path = folder / f"c{item}.o"

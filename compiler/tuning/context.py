@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from dataclasses import replace
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 
-from effc.devices.target import Target
+from effc.devices.host import missing_features
+from effc.devices.target import BASE, Target
 
-__all__ = ["Context", "device_name", "toolchain"]
+__all__ = ["Context", "device_name", "measured_here", "toolchain"]
 
 
 class Context:
@@ -36,8 +38,22 @@ class Context:
             "device": device,
             "toolchain": toolchain(),
         }
+        if target.variants:
+            self.details["version"] = measured_here(target).common
         text = json.dumps(self.details, sort_keys=True)
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def measured_here(target: Target) -> Target:
+    """The target ranked for a version of code that this machine can measure.
+
+    That is the common one if the processor runs it, otherwise the best that it runs.
+    """
+    versions = {variant.name: variant.features for variant in target.variants}
+    for name in (target.common, *versions):
+        if not missing_features(versions.get(name, ())):
+            return replace(target, common=name)
+    return replace(target, common=BASE)
 
 
 def device_name() -> str:

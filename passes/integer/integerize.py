@@ -20,13 +20,15 @@ import onnx_ir as ir
 from effc.passes.base import Log, Pass, PassReport
 from effc.passes.graph import Writer, prune, redirect
 from effc.passes.integer.dynamic import integer_product
-from effc.passes.integer.elementwise import addition, function, multiplication
+from effc.passes.integer.elementwise import addition, function, multiplication, rectifier
 from effc.passes.integer.grid import grid_of, is_quantized
 from effc.passes.integer.movement import movement
 from effc.passes.integer.normal_form import NORMAL_FORM
 from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.pools import average, maximum
 from effc.passes.integer.products import convolution, product
+from effc.passes.integer.resizing import interpolation
+from effc.passes.integer.rows import normalization, softmax_rule
 from effc.passes.integer.rules import Rule, State
 from effc.passes.integer.tensors import Tensors
 from effc.passes.make_pads_explicit import MakePadsExplicit
@@ -39,8 +41,12 @@ RULES: tuple[Rule, ...] = (
     integer_product,
     addition,
     multiplication,
+    rectifier,
+    softmax_rule,
+    normalization,
     average,
     maximum,
+    interpolation,
     movement,
     function,
 )

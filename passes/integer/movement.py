@@ -1,4 +1,4 @@
-"""Operators that only move the elements of 8-bit tensors, in quads where that is possible.
+"""Operators that move or choose elements of 8-bit tensors, in quads where that is possible.
 
 Along batch and positions quads move like single elements; along channels only whole quads
 do. Everything else happens in plain order.
@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from effc.passes.graph import attribute, const, shape_of
 from effc.passes.integer.grid import BYTES
-from effc.passes.integer.normal_form import MOVES
+from effc.passes.integer.normal_form import CHOICES, MOVES
 from effc.passes.integer.rules import State, has_planes
 
 __all__ = ["movement"]
@@ -24,9 +24,9 @@ Operands = list["ir.Value | Array | None"]
 
 
 def movement(state: State) -> bool | str:
-    """Concat and the operators of ``MOVES``, of 8-bit tensors."""
+    """Operators of ``MOVES`` and ``CHOICES`` on 8-bit tensors."""
     node = state.node
-    if node.domain or node.op_type not in MOVES | {"Concat"} or node.op_type == "MaxPool":
+    if node.domain or node.op_type not in MOVES | CHOICES:
         return False
     sources = _sources(node)
     if any(v is None or v.dtype not in BYTES for v in sources):
@@ -57,12 +57,12 @@ def movement(state: State) -> bool | str:
 
 
 def _sources(node: ir.Node) -> Sequence[ir.Value | None]:
-    return node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    return node.inputs if node.op_type in CHOICES else node.inputs[:1]
 
 
 def _typed(state: State, node: ir.Node) -> Operands:
     """The other operands in plain order."""
-    rest: Operands = [] if node.op_type == "Concat" else list(node.inputs[1:])
+    rest: Operands = [] if node.op_type in CHOICES else list(node.inputs[1:])
     if node.op_type == "Pad" and len(rest) > 1 and isinstance(rest[1], ir.Value):
         rest[1] = state.tensors.plain(rest[1], state.writer)
     return rest
@@ -74,6 +74,9 @@ def _in_quads(state: State, tensors: Sequence[ir.Value]) -> Operands | None:
     if not all(state.tensors.in_quads(v) for v in tensors) or not has_planes(out):
         return None
     rank = len(shape_of(out))
+    if node.op_type in ("Max", "Min"):
+        whole = all(len(s) == rank and s[1] == shape_of(out)[1] for s in map(shape_of, tensors))
+        return [] if whole else None
     if node.op_type in ("Concat", "Split"):
         axis = attribute(node, "axis", 0) % rank
         parts = tensors if node.op_type == "Concat" else list(node.outputs)

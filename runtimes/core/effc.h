@@ -6,6 +6,7 @@
  *     effc_status NAME_create(const effc_options *options, effc_model **model);
  *     effc_status NAME_run(effc_model *model, const effc_tensor *inputs,
  *                          const effc_tensor *outputs);
+ *     const char *NAME_variant(const effc_model *model);
  *     void NAME_destroy(effc_model *model);
  *
  * Any number of models and of instances of one model may live in a process. Different
@@ -25,7 +26,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a struct of this header changes. */
-#define EFFC_ABI_VERSION 1
+#define EFFC_ABI_VERSION 2
 
 /* Alignment of the arena in bytes. */
 #define EFFC_ALIGNMENT 64
@@ -46,7 +47,9 @@ typedef enum effc_status {
     EFFC_NO_THREADS = 6,      /* the system refused a thread, or built without them */
     EFFC_BAD_AFFINITY = 7,    /* no CPU of the mask may be used */
     EFFC_BUSY = 8,            /* another thread is running this instance */
-    EFFC_WRONG_MODEL = 9      /* instance of another model */
+    EFFC_WRONG_MODEL = 9,     /* instance of another model */
+    EFFC_NO_VARIANT = 10,     /* no variant of this name, or not for this processor */
+    EFFC_WRONG_WEIGHTS = 11   /* no weights, or those of another model; see effc_options */
 } effc_status;
 
 /* Element types; the numbers are those of ONNX. */
@@ -100,6 +103,8 @@ typedef struct effc_model_info {
     size_t arena_bytes;   /* shared working memory */
     size_t scratch_bytes; /* further working memory of each thread */
     size_t weights_bytes; /* read-only */
+    const char *const *variants; /* versions of the code, best first; the last is "base" */
+    int32_t variant_count;
 } effc_model_info;
 
 /* Called on the thread that called `run`, after each step. */
@@ -115,6 +120,11 @@ typedef struct effc_options {
     size_t arena_bytes;      /* bytes at `arena` */
     effc_profile_fn profile; /* null: no profiling */
     void *profile_user;      /* passed to `profile` */
+    const char *variant;     /* one of the info's; null: the best that this processor runs */
+    const void *weights;     /* contents of the weights file, aligned to EFFC_ALIGNMENT (a mapped
+                                file is), which must outlive the instance. Only for a library
+                                without weights of its own, see NAME_WEIGHTS_FILE_BYTES. */
+    size_t weights_bytes;    /* bytes at `weights` */
 } effc_options;
 
 typedef struct effc_model effc_model;
@@ -133,6 +143,8 @@ static inline const char *effc_status_message(effc_status status)
     case EFFC_BAD_AFFINITY: return "no CPU of the affinity mask may be used";
     case EFFC_BUSY: return "the instance is running on another thread";
     case EFFC_WRONG_MODEL: return "the instance belongs to another model";
+    case EFFC_NO_VARIANT: return "no such variant of the code, or not for this processor";
+    case EFFC_WRONG_WEIGHTS: return "the weights are missing, or those of another model";
     }
     return "unknown status";
 }

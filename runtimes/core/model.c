@@ -5,6 +5,8 @@
 
 struct effc_model {
     const effc_program *program;
+    const effc_step *steps;
+    const char *variant;
     effc_context context;
     uint8_t *scratch; /* one slice per worker */
     size_t scratch_stride;
@@ -26,6 +28,36 @@ static size_t round_up(size_t bytes)
     return (bytes + EFFC_ALIGNMENT - 1) / EFFC_ALIGNMENT * EFFC_ALIGNMENT;
 }
 
+/* Index of the variant of a name, or of the best one; -1 if this processor has none. */
+static int32_t choose_variant(const effc_program *program, const char *name)
+{
+    const effc_model_info *info = program->info;
+    uint32_t features = program->features != NULL ? program->features() : 0;
+    for (int32_t i = 0; i < info->variant_count; i++)
+        if ((program->variants[i].needs & ~features) == 0 &&
+            (name == NULL || strcmp(name, info->variants[i]) == 0))
+            return i;
+    return -1;
+}
+
+/* The weights of an instance, or null and why not. */
+static const uint8_t *find_weights(const effc_program *program, const effc_options *options,
+                                   effc_status *status)
+{
+    const uint8_t *file = options->weights;
+    if (program->weights != NULL)
+        return program->weights;
+    if ((uintptr_t)file % EFFC_ALIGNMENT != 0)
+        *status = EFFC_MISALIGNED;
+    else if (file == NULL ||
+             options->weights_bytes != EFFC_WEIGHTS_HEADER + program->info->weights_bytes ||
+             memcmp(file, program->weights_header, EFFC_WEIGHTS_HEADER) != 0)
+        *status = EFFC_WRONG_WEIGHTS;
+    else
+        return file + EFFC_WEIGHTS_HEADER;
+    return NULL;
+}
+
 effc_status effc_create(const effc_program *program, const effc_options *options,
                         effc_model **model)
 {
@@ -38,6 +70,14 @@ effc_status effc_create(const effc_program *program, const effc_options *options
     int32_t threads = options->threads == 0 ? 1 : options->threads;
     if (threads < 1 || threads > EFFC_MAX_THREADS)
         return EFFC_INVALID_ARGUMENT;
+    int32_t variant = choose_variant(program, options->variant);
+    if (variant < 0)
+        return EFFC_NO_VARIANT;
+
+    effc_status status = EFFC_OK;
+    const uint8_t *weights = find_weights(program, options, &status);
+    if (weights == NULL)
+        return status;
 
     const effc_model_info *info = program->info;
     size_t stride = round_up(info->scratch_bytes);
@@ -59,24 +99,30 @@ effc_status effc_create(const effc_program *program, const effc_options *options
 
     effc_model *made = memory;
     made->program = program;
+    made->steps = program->variants[variant].steps;
+    made->variant = info->variants[variant];
     made->context.inputs = NULL;
     made->context.outputs = NULL;
     made->context.arena = (uint8_t *)memory + state;
-    made->context.weights = program->weights;
+    made->context.weights = weights;
     made->scratch = made->context.arena + arena;
     made->scratch_stride = stride;
     made->profile = options->profile;
     made->profile_user = options->profile_user;
     made->owned = owned;
     atomic_flag_clear(&made->busy);
-    effc_status status =
-        effc_pool_start(&made->pool, made->workers, threads, options->affinity);
+    status = effc_pool_start(&made->pool, made->workers, threads, options->affinity);
     if (status != EFFC_OK) {
         free(owned);
         return status;
     }
     *model = made;
     return EFFC_OK;
+}
+
+const char *effc_variant_of(const effc_program *program, const effc_model *model)
+{
+    return model != NULL && model->program == program ? model->variant : NULL;
 }
 
 void effc_destroy(const effc_program *program, effc_model *model)
@@ -117,7 +163,7 @@ static uint64_t nanoseconds(void)
 static void run_steps(void *argument, int32_t worker)
 {
     effc_model *model = argument;
-    const effc_step *steps = model->program->steps;
+    const effc_step *steps = model->steps;
     int32_t count = model->program->info->step_count;
     int32_t threads = model->pool.threads;
     uint8_t *scratch = model->scratch + model->scratch_stride * (size_t)worker;

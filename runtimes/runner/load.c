@@ -1,7 +1,7 @@
 /* load.c - lets main.c run a shared library that was made for Android or Linux.
  *
  * A static executable has no dynamic linker, and an emulator has no bionic: so this maps the
- * library named by EFFC_LIBRARY itself, resolves the few C functions that effc's libraries
+ * library named by EFFC_LIBRARY itself (and the file of weights named by EFFC_WEIGHTS), resolves the few C functions that effc's libraries
  * may use to the ones linked in here (effc_functions), and calls the model named by
  * EFFC_NAME. What is tested is the very file that ships.
  *
@@ -231,6 +231,7 @@ static const effc_entry *entry(void)
                                                                                      "_create");
         loaded.run = (effc_status(*)(effc_model *, const effc_tensor *,
                                      const effc_tensor *))exported(&lib, name, "_run");
+        loaded.variant = (const char *(*)(const effc_model *))exported(&lib, name, "_variant");
         loaded.destroy = (void (*)(effc_model *))exported(&lib, name, "_destroy");
         loaded.info = (const effc_model_info *(*)(void))exported(&lib, name, "_info");
     }
@@ -242,9 +243,22 @@ static const effc_model_info *info(void)
     return entry()->info();
 }
 
+/* Maps the weights file that EFFC_WEIGHTS names, if any. */
 static effc_status create(const effc_options *options, effc_model **model)
 {
-    return entry()->create(options, model);
+    effc_options all = *options;
+    const char *path = getenv("EFFC_WEIGHTS");
+    if (path != NULL) {
+        int file = open(path, O_RDONLY | O_CLOEXEC);
+        if (file < 0)
+            die(path, "cannot open");
+        all.weights_bytes = (size_t)lseek(file, 0, SEEK_END);
+        all.weights = mmap(NULL, all.weights_bytes, PROT_READ, MAP_PRIVATE, file, 0);
+        if (all.weights == MAP_FAILED)
+            die(path, "cannot map");
+        close(file);
+    }
+    return entry()->create(&all, model);
 }
 
 static effc_status run(effc_model *model, const effc_tensor *inputs, const effc_tensor *outputs)
@@ -252,9 +266,14 @@ static effc_status run(effc_model *model, const effc_tensor *inputs, const effc_
     return entry()->run(model, inputs, outputs);
 }
 
+static const char *variant(const effc_model *model)
+{
+    return entry()->variant(model);
+}
+
 static void destroy(effc_model *model)
 {
     entry()->destroy(model);
 }
 
-const effc_entry effc_runner_entry = {info, create, run, destroy};
+const effc_entry effc_runner_entry = {info, create, run, variant, destroy};

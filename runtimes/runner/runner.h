@@ -9,6 +9,7 @@ typedef struct effc_entry {
     const effc_model_info *(*info)(void);
     effc_status (*create)(const effc_options *, effc_model **);
     effc_status (*run)(effc_model *, const effc_tensor *, const effc_tensor *);
+    const char *(*variant)(const effc_model *);
     void (*destroy)(effc_model *);
 } effc_entry;
 

@@ -41,6 +41,10 @@ static const effc_step_info step_infos[] = {
     {"add", "a\012b"},
     {"sum", "s"},
 };
+static const effc_variant variants[] = {
+    {steps, 0},
+};
+static const char *const variant_names[] = {"base"};
 static const int64_t input_shape_0[] = {10, 4};
 static const effc_tensor_info input_infos[] = {
     {"in \042x\042", input_shape_0, 160, 2, EFFC_FLOAT32},
@@ -56,9 +60,10 @@ static const effc_model_info info = {
     1, 2, 3,
     input_infos, output_infos,
     step_infos,
-    224, 16, 160
+    224, 16, 160,
+    variant_names, 1
 };
-static const effc_program program = {&info, steps, toy_weights};
+static const effc_program program = {&info, variants, toy_weights, NULL, NULL};
 
 const effc_model_info *toy_info(void)
 {
@@ -73,6 +78,11 @@ effc_status toy_create(const effc_options *options, effc_model **model)
 effc_status toy_run(effc_model *model, const effc_tensor *inputs, const effc_tensor *outputs)
 {
     return effc_run(&program, model, inputs, outputs);
+}
+
+const char *toy_variant(const effc_model *model)
+{
+    return effc_variant_of(&program, model);
 }
 
 void toy_destroy(effc_model *model)

@@ -45,6 +45,9 @@ toy_API effc_status toy_run(effc_model *model, const effc_tensor *inputs,
 /* Ends the instance's threads and frees what create allocated. Null is ignored. */
 toy_API void toy_destroy(effc_model *model);
 
+/* Which of the info's variants an instance runs; null for no instance of this model. */
+toy_API const char *toy_variant(const effc_model *model);
+
 #ifdef __cplusplus
 }
 #endif

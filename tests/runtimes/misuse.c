@@ -76,6 +76,12 @@ int main(void)
     first_destroy(NULL);
 
     options.affinity = 0;
+    options.variant = "dotprod";
+    model = NULL;
+    EXPECT(first_create(&options, &model), EFFC_NO_VARIANT);
+    options.variant = first_info()->variants[first_info()->variant_count - 1];
+    if (model != NULL || first_variant(NULL) != NULL || strcmp(options.variant, "base") != 0)
+        return 6;
     options.profile = hook;
     options.profile_user = &calls;
     EXPECT(first_create(&options, &model), EFFC_OK);
@@ -85,6 +91,8 @@ int main(void)
     EXPECT(first_run(model, &in, out), EFFC_OK);
     if (calls != first_info()->step_count)
         return 4;
+    if (strcmp(first_variant(model), "base") != 0 || second_variant(model) != NULL)
+        return 7;
     first_destroy(model);
     if (strcmp(effc_status_message(EFFC_OK), effc_status_message(EFFC_BUSY)) == 0)
         return 5;

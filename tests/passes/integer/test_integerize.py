@@ -247,10 +247,41 @@ def test_movement_in_integers(move: str) -> None:
     assert made[f"{name} in quads"] == int(in_quads)
 
 
+@pytest.mark.parametrize("choice", ["Max", "Min", "GlobalMaxPool", "PRelu"])
+def test_choices_of_elements(choice: str) -> None:
+    model = Model()
+    x = model.dq(model.input("x", values(np.uint8, (1, 5, 4, 4))), 0.05, np.array(9, np.uint8))
+    a = model.dq(_conv(model, x, 5, 6, 0.1), 0.1, np.array(3, np.uint8))
+    operands = [a]
+    if choice in ("Max", "Min"):
+        operands.append(model.dq(_conv(model, x, 5, 6, 0.05), 0.05, np.array(3, np.uint8)))
+    elif choice == "PRelu":
+        operands.append(model.const(np.linspace(0, 1, 6, dtype=np.float32).reshape(6, 1, 1)))
+    y = model.q(model.op(choice, *operands), 0.08, np.array(100, np.uint8))
+    made = steps(model, y)
+    assert made[{"GlobalMaxPool": "MaxPool8", "PRelu": "Max"}.get(choice, choice)] == 1
+    assert not FLOATS & set(made)
+
+
+@pytest.mark.parametrize(
+    "mode", ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel"]
+)
+@pytest.mark.parametrize("size", [(8, 8), (7, 3), (1, 9)])
+def test_linear_resize(mode: str, size: tuple[int, int]) -> None:
+    model = Model()
+    x = model.dq(model.input("x", values(np.uint8, (2, 5, 4, 4))), 0.05, np.array(9, np.uint8))
+    sizes = model.const(np.array([2, 5, *size], np.int64))
+    attrs = {"mode": "linear", "coordinate_transformation_mode": mode}
+    y = model.q(model.op("Resize", x, "", "", sizes, **attrs), 0.05, np.array(9, np.uint8))
+    made = steps(model, y)
+    assert made["ResizeLinear"] == 1
+    assert not FLOATS & set(made)
+
+
 def test_what_has_no_integer_form_stays_float() -> None:
     model = Model()
     x = model.dq(model.input("x", values(np.uint8, (2, 8))), 0.05, np.array(9, np.uint8))
-    y = model.q(model.op("Softmax", x), 1 / 256, np.array(0, np.uint8))
+    y = model.q(model.op("Softmax", x, axis=0), 1 / 256, np.array(0, np.uint8))
     made = steps(model, y)
     assert made["Softmax"] == 1
     assert made["DequantizeLinear"] == made["QuantizeLinear"] == 1
