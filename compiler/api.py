@@ -65,8 +65,11 @@ def compile(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    equalize: bool | None = None,
+    refine: bool | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
+    group: int | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     progress: ProgressCallback | None = None,
@@ -92,8 +95,8 @@ def compile(
         abi: ABIs to make a library for, ``["arm64-v8a", "x86_64"]``; the target's own if ``None``.
         weights: ``embedded`` in the library, or in a ``file`` beside it.
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
-            regroup, quantize, ranges, rounding, max_drop, widen, recipe, work: As for
-            :func:`compress`. A missed ``latency_ms`` is an error.
+            regroup, quantize, ranges, rounding, equalize, refine, max_drop, widen, group, recipe,
+            work: As for :func:`compress`. A missed ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
     Returns:
@@ -131,8 +134,11 @@ def compile(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=options.shapes,
@@ -163,8 +169,11 @@ def compress(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    equalize: bool | None = None,
+    refine: bool | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
+    group: int | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -190,13 +199,18 @@ def compress(
         samples: Calibration samples to use at most, by default 1,024.
         correct: ``refit`` (default with data), ``statistics``, ``bias`` or ``none``.
         regroup: Block shape to turn masks made elsewhere into.
-        quantize: ``int8``: weights and activations, from calibration data.
+        quantize: ``int8``: weights and activations, from calibration data. ``int8-weights``,
+            ``int4-weights``: weights alone, for size.
         ranges: How ranges of activations are chosen: ``mse`` (default), ``minmax``,
             ``percentile`` or ``entropy``.
         rounding: How weights are rounded: ``obq`` (by what outputs lose, default) or ``nearest``.
+        equalize: Whether channels between two layers are evened out first.
+        refine: Whether ranges are then refined by what reading layers make of errors.
         max_drop: Most that quantization may lose, in per cent: operators are widened until no more
             is lost. Measured without labels, see docs/COMPRESSION.md.
         widen: What these have then: ``float`` (default) or ``int16`` values.
+        group: With ``int8-weights`` or ``int4-weights``: consecutive weights with one scale; 32 of
+            int4 by default, all of a filter of int8.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results; by default in the user's cache.
         shapes: Shapes of inputs with dynamic dimensions; a free batch stays free by itself.
@@ -224,8 +238,11 @@ def compress(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=dict(shapes or {}),
@@ -267,7 +284,7 @@ def compile_to(
     if compression is not None and compression.recipe is not None and options.precision == "f16":
         from effc.compression.recipe import layer_precisions
 
-        options = replace(options, layer_precision=layer_precisions(compression.recipe))
+        options = replace(options, layer_precision=layer_precisions(compression))
     with staging(output) as folder:
         records: tuple[PassRecord, ...] = ()
         levels: LevelPlan | None = None

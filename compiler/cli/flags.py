@@ -18,6 +18,8 @@ __all__ = [
     "Constants",
     "Correct",
     "Device",
+    "Equalize",
+    "GroupSize",
     "Input",
     "Json",
     "LatencyMs",
@@ -30,6 +32,7 @@ __all__ = [
     "Quiet",
     "Ranges",
     "RecipeFile",
+    "Refine",
     "Regroup",
     "Rounding",
     "Samples",
@@ -211,3 +214,21 @@ WorkFolder = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what every pass did.")]
+GroupSize = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--group", metavar="N", help="Of integer weights alone: this many share a scale (int4: 32)."
+    ),
+]
+Equalize = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--equalize/--no-equalize", help="Even out channels between two layers before quantizing."
+    ),
+]
+Refine = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--refine/--no-refine", help="Refine ranges by what the layers make of their errors."
+    ),
+]

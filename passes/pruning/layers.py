@@ -97,7 +97,11 @@ class Layer:
         value = self.node.inputs[1]
         assert value is not None
         assert value.dtype is not None
-        return np.ascontiguousarray(weight.T if self._turned else weight, dtype=value.dtype.numpy())
+        return self.stored_like(weight).astype(value.dtype.numpy(), copy=False)
+
+    def stored_like(self, weight: Array) -> Array:
+        """The same in the dtype of ``weight``."""
+        return np.ascontiguousarray(weight.T if self._turned else weight)
 
     def set_weight(self, weight: Array) -> None:
         """Give the node other weights of :attr:`shape`; the dtype stays."""
