@@ -24,9 +24,10 @@ from effc.errors import (
 )
 
 if TYPE_CHECKING:
-    from effc.api import compile, compress, load
+    from effc.api import compare, compile, compress, load
     from effc.artifact import Artifact
-    from effc.export.formats import export
+    from effc.comparison import Comparison
+    from effc.packages.formats import export
     from effc.runtimes.loader import BenchStats, Runner
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "BenchStats",
+    "Comparison",
     "DeviceError",
     "EffcError",
     "InternalError",
@@ -44,6 +46,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "__version__",
+    "compare",
     "compile",
     "compress",
     "export",
@@ -51,11 +54,13 @@ __all__ = [
 ]
 
 _LAZY = {
+    "compare": "effc.api",
     "compile": "effc.api",
     "compress": "effc.api",
-    "export": "effc.export.formats",
+    "export": "effc.packages.formats",
     "load": "effc.api",
     "Artifact": "effc.artifact",
+    "Comparison": "effc.comparison",
     "Runner": "effc.runtimes.loader",
     "BenchStats": "effc.runtimes.loader",
 }

@@ -1,4 +1,4 @@
-"""``effc.compile``, ``effc.compress`` and ``effc.load``."""
+"""``effc.compile``, ``effc.compress``, ``effc.compare`` and ``effc.load``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effc.artifact import Artifact, load_artifact, staging, write_manifest
+from effc.artifact import Artifact, load_artifact, staging, with_libraries, write_manifest
 from effc.compression.options import CompressOptions
 from effc.errors import QualityError
 from effc.options import CompileOptions, ProgressCallback
@@ -21,12 +21,17 @@ from effc.options import CompileOptions, ProgressCallback
 if TYPE_CHECKING:
     import onnx
 
+    from effc.comparison import Comparison
     from effc.compiled import CompiledModel, PassRecord
     from effc.compression.levels import LevelPlan
     from effc.runtimes.loader import Runner
+    from effc.samples import Dataset
     from effc.verify import Verification
 
-__all__ = ["compile", "compile_to", "compress", "load"]
+__all__ = ["compare", "compile", "compile_to", "compress", "load"]
+
+_VERIFIED_SAMPLES = 4
+"""Calibration samples that a model is verified on."""
 
 _OVERHEAD_BYTES = 4 << 20
 """Room for code, report, manifest and self-test beside the weights."""
@@ -44,6 +49,9 @@ def compile(
     tune: str | int = "none",
     tuning_db: str | Path | None = None,
     verify: bool = True,
+    precision: str = "f32",
+    abi: Sequence[str] | None = None,
+    weights: str = "embedded",
     prune: str | None = None,
     sparsity: float | None = None,
     speedup: float | None = None,
@@ -57,8 +65,11 @@ def compile(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    equalize: bool | None = None,
+    refine: bool | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
+    group: int | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     progress: ProgressCallback | None = None,
@@ -79,9 +90,13 @@ def compile(
         tuning_db: Tuning database file.
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
+        precision: ``f32`` or ``f16``, see docs/PRECISION.md; with ``calibration`` from what its
+            samples show.
+        abi: ABIs to make a library for, ``["arm64-v8a", "x86_64"]``; the target's own if ``None``.
+        weights: ``embedded`` in the library, or in a ``file`` beside it.
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
-            regroup, quantize, ranges, rounding, max_drop, widen, recipe, work: As for
-            :func:`compress`. A missed ``latency_ms`` is an error.
+            regroup, quantize, ranges, rounding, equalize, refine, max_drop, widen, group, recipe,
+            work: As for :func:`compress`. A missed ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
     Returns:
@@ -99,6 +114,11 @@ def compile(
         tune=tune,
         tuning_db=None if tuning_db is None else Path(tuning_db),
         verify=verify,
+        precision=precision,
+        calibration=_path(calibration) if precision != "f32" else None,
+        samples=samples,
+        abis=tuple(abi or ()),
+        weights=weights,
     )
     compression = CompressOptions(
         prune=prune,
@@ -114,8 +134,11 @@ def compile(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=options.shapes,
@@ -146,8 +169,11 @@ def compress(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    equalize: bool | None = None,
+    refine: bool | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
+    group: int | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -173,13 +199,18 @@ def compress(
         samples: Calibration samples to use at most, by default 1,024.
         correct: ``refit`` (default with data), ``statistics``, ``bias`` or ``none``.
         regroup: Block shape to turn masks made elsewhere into.
-        quantize: ``int8``: weights and activations, from calibration data.
+        quantize: ``int8``: weights and activations, from calibration data. ``int8-weights``,
+            ``int4-weights``: weights alone, for size.
         ranges: How ranges of activations are chosen: ``mse`` (default), ``minmax``,
             ``percentile`` or ``entropy``.
         rounding: How weights are rounded: ``obq`` (by what outputs lose, default) or ``nearest``.
+        equalize: Whether channels between two layers are evened out first.
+        refine: Whether ranges are then refined by what reading layers make of errors.
         max_drop: Most that quantization may lose, in per cent: operators are widened until no more
             is lost. Measured without labels, see docs/COMPRESSION.md.
         widen: What these have then: ``float`` (default) or ``int16`` values.
+        group: With ``int8-weights`` or ``int4-weights``: consecutive weights with one scale; 32 of
+            int4 by default, all of a filter of int8.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results; by default in the user's cache.
         shapes: Shapes of inputs with dynamic dimensions; a free batch stays free by itself.
@@ -207,8 +238,11 @@ def compress(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=dict(shapes or {}),
@@ -245,23 +279,28 @@ def compile_to(
         seconds: Receives the wall time of each phase.
         compression: What to do to the model first, if anything.
     """
-    from effc.pipeline import compile_model
+    from effc.pipeline import compile_models
 
+    if compression is not None and compression.recipe is not None and options.precision == "f16":
+        from effc.compression.recipe import layer_precisions
+
+        options = replace(options, layer_precision=layer_precisions(compression))
     with staging(output) as folder:
         records: tuple[PassRecord, ...] = ()
         levels: LevelPlan | None = None
         if compression is not None and compression.active:
             compression = replace(compression, timing=options)
             model, options, records, levels = _compressed(model, options, compression, progress)
-        compiled = compile_model(model, options, progress, levels.hints if levels else None)
-        compiled.passes = (*records, *compiled.passes)
+        every = compile_models(model, options, progress, levels.hints if levels else None)
+        for compiled in every:
+            compiled.passes = (*records, *compiled.passes)
         if levels is not None:
             from effc.compression.levels import check_goal
 
-            compiled.levels = check_goal(levels, compiled)
-        _write(folder, model, compiled, progress)
+            every[0].levels = check_goal(levels, every[0])
+        _write(folder, model, every, progress)
         if seconds is not None:
-            seconds.update(compiled.phase_seconds)
+            seconds.update(every[0].phase_seconds)
     return load_artifact(output)
 
 
@@ -285,12 +324,22 @@ def _compressed(
 def _write(
     folder: Path,
     model: str | Path | onnx.ModelProto,
-    compiled: CompiledModel,
+    every: Sequence[CompiledModel],
     progress: ProgressCallback | None,
 ) -> None:
-    """Link, verify, and write every file of the artifact into an empty folder."""
-    from effc.manifest import build_manifest, library_path
+    """Link, verify, and write every file of the artifact into an empty folder.
+
+    Args:
+        folder: Empty.
+        model: File, or a model in memory.
+        every: What was compiled, one per ABI; the first stands for the artifact.
+        progress: Called as the phases advance.
+    """
+    from effc.link import write_weights
+    from effc.manifest import build_manifest, library_path, weights_path
     from effc.report import render_report
+
+    first = every[0]
 
     @contextmanager
     def phase(name: str) -> Iterator[None]:
@@ -298,23 +347,30 @@ def _write(
             progress(name, 0, 1)
         start = time.perf_counter()
         yield
-        compiled.phase_seconds[name] = time.perf_counter() - start
+        first.phase_seconds[name] = time.perf_counter() - start
         if progress is not None:
             progress(name, 1, 1)
 
-    _require_space(folder, compiled.program.weights.nbytes)
+    _require_space(folder, first.program.weights.nbytes * len(every))
+    manifests = []
     with phase("link"):
-        library = folder / library_path(compiled)
-        library.parent.mkdir(parents=True)
-        linked = compiled.link_library(library)
+        for compiled in every:
+            library = folder / library_path(compiled)
+            library.parent.mkdir(parents=True)
+            manifests.append(build_manifest(compiled, compiled.link_library(library), None))
+        weights = weights_path(first)
+        if weights is not None:
+            write_weights(first.program, folder / weights)
     include = folder / "include"
     include.mkdir()
-    for file, text in compiled.headers.items():
+    for file, text in first.headers.items():
         (include / file).write_text(text, encoding="utf-8")
-    manifest = build_manifest(compiled, linked, None)
-    if compiled.options.verify:
+    if first.options.verify and first.target.os != "apple":  # nothing here runs Apple's code
         with phase("verify"):
-            manifest["verification"] = _verify(folder, model, compiled, manifest).describe()
+            for compiled, entry in zip(every, manifests, strict=True):
+                golden = folder if compiled is first else None
+                entry["verification"] = _verify(folder, model, compiled, entry, golden).describe()
+    manifest = with_libraries(manifests)
     (folder / "report.html").write_text(render_report(manifest), encoding="utf-8")
     write_manifest(folder, manifest)
 
@@ -334,8 +390,9 @@ def _verify(
     model: str | Path | onnx.ModelProto,
     compiled: CompiledModel,
     manifest: Mapping[str, Any],
+    golden: Path | None,
 ) -> Verification:
-    """Run the linked program against ONNX Runtime; store golden inputs and outputs.
+    """Run a linked library against ONNX Runtime; store golden inputs and outputs in ``golden``.
 
     Raises:
         QualityError: An output misses its limit.
@@ -347,17 +404,30 @@ def _verify(
     options = compiled.options
     reference = open_reference(model, options.shapes, options.constants)
     limits = reference_limits(compiled.reference)
+    data = _verification_data(options, manifest)
     library = folder / manifest["library"]
     result = verify_library(
         library,
         manifest,
         *(None, None, None),
-        lambda opened, run: verify(manifest, run, reference, opened.device, limits=limits),
+        lambda opened, run: verify(manifest, run, reference, opened.device, data, limits),
     )
     if not result.ok:
         raise quality_error(result)
-    write_golden(folder, manifest, reference, limits)
+    if golden is not None:
+        write_golden(golden, manifest, reference, limits, data.samples[0] if data else None)
     return result
+
+
+def _verification_data(options: CompileOptions, manifest: Mapping[str, Any]) -> Dataset | None:
+    """A few of the calibration samples: what was fitted to them need not hold for any input."""
+    from effc.samples import Dataset, Tensor, load_samples
+
+    if options.calibration is None:
+        return None
+    inputs = [Tensor.of(entry) for entry in manifest["inputs"]]
+    samples = load_samples(options.calibration, inputs).samples[:_VERIFIED_SAMPLES]
+    return Dataset(samples, count=len(samples))
 
 
 def quality_error(result: Verification) -> QualityError:
@@ -384,6 +454,42 @@ def quality_error(result: Verification) -> QualityError:
             for o in bad
         ),
         hint="nothing was written; please report this, or pass --no-verify to look at the result",
+    )
+
+
+def compare(
+    model: str | Path | onnx.ModelProto,
+    artifact: str | Path | Artifact,
+    *,
+    inputs: str | Path | Mapping[str, Any] | None = None,
+    device: str | None = None,
+    variant: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> Comparison:
+    """Compare an artifact layer by layer with the float model that it was made from.
+
+    Args:
+        model: The float model, not a compressed one.
+        artifact: Path of a folder or ``.effc`` file, or what ``compile`` returned.
+        inputs: ``.npz`` file or arrays by input name, ``x`` being stacked samples; generated
+            inputs if ``None``.
+        device: ``local`` or ``qemu``; the natural one if ``None``.
+        variant: Version of the code; the best for the processor if ``None``.
+        progress: Called after every sample.
+
+    Raises:
+        EffcError: See docs/ERRORS.md.
+    """
+    from effc.comparison import compare_artifact
+
+    opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+    return compare_artifact(
+        Path(model) if isinstance(model, str) else model,
+        opened,
+        inputs=_path(inputs),
+        device=device,
+        variant=variant,
+        progress=progress,
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
     from effc.link import LinkReport
+    from effc.traces import StoredValue
 
 __all__ = ["Block", "CompiledModel", "PassRecord"]
 
@@ -70,6 +71,7 @@ class CompiledModel:
         source_sha256: Digest of the imported model, weights included.
         tuning: What the tuner did (mode, database digest, measured candidates).
         opset: Opset of the source model.
+        values: Where every stored tensor is, for traces.
         levels: How sparsities were chosen from measured times; empty if they were not.
     """
 
@@ -88,3 +90,4 @@ class CompiledModel:
     tuning: dict[str, Any] = field(default_factory=dict)
     opset: int = 0
     levels: dict[str, Any] = field(default_factory=dict)
+    values: tuple[StoredValue, ...] = ()

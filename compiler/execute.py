@@ -17,7 +17,7 @@ import numpy as np
 
 from effc.artifact import Artifact
 from effc.devices.catalog import get_target
-from effc.devices.execution import Execution, execute
+from effc.devices.execution import Execution, Piece, execute
 from effc.devices.qemu import not_emulated, qemu_command
 from effc.devices.target import BASE
 from effc.errors import DeviceError, UsageError
@@ -30,6 +30,7 @@ __all__ = [
     "open_executor",
     "open_library",
     "open_local",
+    "open_tracer",
     "variant_names",
     "variant_refusal",
 ]
@@ -115,9 +116,48 @@ def open_library(
     variant: str | None = None,
 ) -> Executor:
     """Like :func:`open_executor`, for a library that is not in an artifact yet."""
-    device = device or default_device(manifest)
+    device = _checked_device(device, manifest)
     threads = int(manifest["threads"]) if threads is None else threads
     machine = manifest["machine"]
+    _check_variant(manifest, device, variant)
+    if device == "local" and machine["os"] == "linux":
+        _check_processor(machine)
+        return LocalExecutor(library, manifest, threads, variant)
+    return _open_loader(library, manifest, device, threads, variant)
+
+
+def _open_loader(
+    library: Path, manifest: Mapping[str, Any], device: str, threads: int, variant: str | None
+) -> LoaderExecutor:
+    if device == "local":
+        _check_processor(manifest["machine"])
+        return LoaderExecutor(library, manifest, threads, "local", [], variant)
+    command = qemu_command(get_target(manifest["target"]).version(variant or BASE))
+    return LoaderExecutor(library, manifest, threads, "qemu", command, variant)
+
+
+def open_tracer(
+    artifact: Artifact, device: str | None, variant: str | None = None
+) -> LoaderExecutor:
+    """Open an artifact where its tensors can be looked at: one thread, a process of its own.
+
+    Raises:
+        EffcError: As :func:`open_executor`.
+    """
+    manifest = artifact.manifest
+    device = _checked_device(device, manifest)
+    _check_variant(manifest, device, variant)
+    return _open_loader(artifact.library, manifest, device, 1, variant)
+
+
+def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> str:
+    if manifest["machine"]["os"] == "apple":
+        raise DeviceError(
+            "nothing here runs code for Apple's systems",
+            where=str(manifest["target"]),
+            hint="compile for linux-arm64 to check the same kernels under QEMU",
+        )
+    device = device or default_device(manifest)
     if device not in ("local", "qemu"):
         raise UsageError(
             f"unknown device '{device}'",
@@ -125,14 +165,7 @@ def open_library(
             expected="local or qemu",
             hint="this version runs artifacts on this machine and in QEMU only",
         )
-    _check_variant(manifest, device, variant)
-    if device == "local":
-        _check_processor(machine)
-        if machine["os"] == "linux":
-            return LocalExecutor(library, manifest, threads, variant)
-        return LoaderExecutor(library, manifest, threads, "local", [], variant)
-    command = qemu_command(get_target(manifest["target"]).version(variant or BASE))
-    return LoaderExecutor(library, manifest, threads, "qemu", command, variant)
+    return device
 
 
 def _check_variant(manifest: Mapping[str, Any], device: str, variant: str | None) -> None:
@@ -193,7 +226,14 @@ def open_local(
         artifact.manifest,
         threads=int(artifact.manifest["threads"]) if threads is None else threads,
         variant=variant,
+        weights=_weights_beside(artifact.library, artifact.manifest),
     )
+
+
+def _weights_beside(library: Path, manifest: Mapping[str, Any]) -> Path | None:
+    """The file of weights of a library that lies where its manifest says, if it has one."""
+    root = library.parents[len(Path(manifest["library"]).parts) - 1]
+    return root / manifest["weights_file"] if manifest["weights_file"] else None
 
 
 class LocalExecutor:
@@ -205,7 +245,8 @@ class LocalExecutor:
         self, library: Path, manifest: Mapping[str, Any], threads: int, variant: str | None
     ) -> None:
         self.threads = threads
-        self._runner = Runner(library, manifest, threads=threads, variant=variant)
+        weights = _weights_beside(library, manifest)
+        self._runner = Runner(library, manifest, threads=threads, variant=variant, weights=weights)
         self.variant = self._runner.variant
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -257,6 +298,9 @@ class LoaderExecutor:
             "EFFC_LIBRARY": str(library.absolute()),
             "EFFC_NAME": str(manifest["name"]),
         }
+        weights = _weights_beside(library, manifest)
+        if weights is not None:
+            self._environment["EFFC_WEIGHTS"] = str(weights.absolute())
         self._ports = _Ports(
             tuple(Tensor.of(entry) for entry in manifest["inputs"]),
             tuple(Tensor.of(entry) for entry in manifest["outputs"]),
@@ -264,6 +308,13 @@ class LoaderExecutor:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         return self._execute([inputs]).outputs[0]
+
+    def trace(
+        self, inputs: Mapping[str, np.ndarray], pieces: Sequence[Piece]
+    ) -> tuple[Arrays, Arrays]:
+        """Run once: the outputs, and tensors by name as they are after their steps."""
+        done = self._execute([inputs], trace=pieces)
+        return done.outputs[0], done.traced[0] if pieces else {}
 
     def bench(self, runs: int, warmup: int) -> BenchStats:
         times = self._execute([], runs=runs, warmup=warmup).times_ns

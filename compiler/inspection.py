@@ -18,7 +18,7 @@ __all__ = ["explain_layer", "inspect_artifact", "inspect_model"]
 
 def inspect_artifact(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest without what only machines need."""
-    hidden = {"schema_version", "files", "steps"}
+    hidden = {"schema_version", "files", "steps", "values"}
     result = {key: value for key, value in manifest.items() if key not in hidden}
     result["kind"] = "artifact"
     result["layers"] = [

@@ -18,22 +18,33 @@ from effc.program import Port
 if TYPE_CHECKING:
     from effc.compiled import CompiledModel
     from effc.link import LinkReport
+    from effc.traces import StoredValue
     from effc.verify import Verification
 
-__all__ = ["build_manifest", "library_path"]
+__all__ = ["build_manifest", "library_path", "weights_path"]
 
 _TOOLS = ("apache-tvm", "ziglang", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
 
 def library_path(compiled: CompiledModel) -> str:
     """Where the library lies in the artifact."""
-    return f"lib/{compiled.target.abi}/lib{compiled.program.name}.so"
+    suffix = "a" if compiled.target.os == "apple" else "so"
+    return f"lib/{compiled.target.abi}/lib{compiled.program.name}.{suffix}"
+
+
+def weights_path(compiled: CompiledModel) -> str | None:
+    """Where the weights lie in the artifact, if not in the library."""
+    program = compiled.program
+    return f"weights/{program.name}.bin" if program.weights_in_file else None
 
 
 def build_manifest(
     compiled: CompiledModel, linked: LinkReport, verification: Verification | None
 ) -> dict[str, Any]:
-    """All fields but ``schema_version`` and ``files``, which ``write_manifest`` adds."""
+    """The fields of one library but ``schema_version`` and ``files`` (see ``write_manifest``).
+
+    Further libraries of the artifact are listed by ``effc.artifact.with_libraries``.
+    """
     program, target, options = compiled.program, compiled.target, compiled.options
     layers = [_layer(record) for record in compiled.layers]
     return {
@@ -58,6 +69,7 @@ def build_manifest(
             for variant in program.variants
         ],
         "library": library_path(compiled),
+        "weights_file": weights_path(compiled),
         "entry": f"{program.name}_run",
         "symbols": list(exported_symbols(program)),
         "inputs": [_port(port) for port in program.inputs],
@@ -75,6 +87,7 @@ def build_manifest(
         "macs": sum(record.macs for record in compiled.layers),
         "threads": options.threads,
         "layers": layers,
+        "values": [_value(value) for value in compiled.values],
         "steps": [call.region for call in program.calls],
         "passes": [
             {
@@ -92,6 +105,7 @@ def build_manifest(
         "options": {
             "shapes": {name: list(shape) for name, shape in sorted(options.shapes.items())},
             "constants": {name: _plain(v) for name, v in sorted(options.constants.items())},
+            "precision": options.precision,
         },
         "tuning": compiled.tuning,
         "levels": compiled.levels or None,
@@ -125,11 +139,29 @@ def _port(port: Port) -> dict[str, Any]:
     }
 
 
+def _value(value: StoredValue) -> dict[str, Any]:
+    place = value.place
+    return {
+        "name": value.name,
+        "onnx": value.onnx,
+        "real": value.real,
+        "dtype": value.dtype,
+        "shape": list(value.shape),
+        "layout": value.layout,
+        "scale": value.scale,
+        "zero_point": value.zero_point,
+        "step": value.step,
+        "place": [place.storage.value, place.index, place.offset],
+    }
+
+
 def _layer(record: LayerRecord) -> dict[str, Any]:
     return {
         "name": record.name,
         "op": record.op,
         "kernel": record.kernel,
+        "precision": record.precision,
+        "terms": record.terms,
         "macs": record.macs,
         "sparsity": round(record.sparsity, 4),
         "pattern": record.pattern,
@@ -141,6 +173,8 @@ def _layer(record: LayerRecord) -> dict[str, Any]:
         "nodes": list(record.nodes),
         "inputs": [list(shape) for shape in record.inputs],
         "outputs": [list(shape) for shape in record.outputs],
+        "reads": list(record.reads),
+        "writes": list(record.writes),
         "alternatives": _alternatives(record),
         "refused": [{"kernel": name, "why": why} for name, why in record.refused],
     }

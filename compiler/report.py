@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from effc.cli.console import human_bytes, human_count, human_time
+from effc.report_compare import compare_section
 from effc.report_levels import levels_section
 
 __all__ = ["render_report"]
@@ -21,11 +22,12 @@ _PLAN_WIDTH = 960
 _PLAN_HEIGHT = 320
 
 
-def render_report(manifest: Mapping[str, Any]) -> str:
+def render_report(manifest: Mapping[str, Any], compare: Mapping[str, Any] | None = None) -> str:
     """The page as HTML.
 
     Args:
         manifest: As ``build_manifest`` makes it, verification included.
+        compare: Result of ``effc compare``, if there is one to show.
     """
     import jinja2
 
@@ -52,6 +54,7 @@ def render_report(manifest: Mapping[str, Any]) -> str:
         kernels=_kernel_rows(manifest),
         plan=_plan_picture(manifest),
         levels=levels_section(manifest["levels"]),
+        compare=compare_section(compare),
     )
 
 

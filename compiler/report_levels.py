@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from effc.report_plot import Scale
+
 __all__ = ["levels_section"]
 
 _WIDTH, _HEIGHT = 960, 380
@@ -46,34 +48,13 @@ def _goal_text(goal: Mapping[str, float]) -> str:
     return f"at most {goal['latency_ms']:g} ms"
 
 
-class _Scale:
-    """From values to positions on an axis."""
-
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self.low, self.high = low, high if high > low else low + 1.0
-        self.start, self.end = start, end
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 2)
-
-    def ticks(self) -> list[dict[str, Any]]:
-        """About six round numbers with their positions."""
-        rough = (self.high - self.low) / 6
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-        count = math.floor(self.high / step + 1e-9)
-        values = [n * step for n in range(math.ceil(self.low / step - 1e-9), count + 1)]
-        return [{"at": self(value), "text": f"{value:g}"} for value in values]
-
-
 def _front(levels: Mapping[str, Any]) -> dict[str, Any]:
     """Positions of everything in the plot of latency against error."""
     front, uniform, chosen = levels["front"], levels["uniform"], levels["chosen"]
     goal = levels["rounds"][-1]["goal_ms"]
     points = [*front, *uniform, chosen]
-    x = _Scale(0.0, max(goal, *(p["ms"] for p in points)) * 1.03, _LEFT, _WIDTH - _RIGHT)
-    y = _Scale(0.0, max(p["error"] for p in points) * 1.05, _HEIGHT - _BOTTOM, _TOP)
+    x = Scale(0.0, max(goal, *(p["ms"] for p in points)) * 1.03, _LEFT, _WIDTH - _RIGHT)
+    y = Scale(0.0, max(p["error"] for p in points) * 1.05, _HEIGHT - _BOTTOM, _TOP)
 
     def place(point: Mapping[str, float]) -> dict[str, float]:
         return {"x": x(point["ms"]), "y": y(point["error"])}
@@ -98,7 +79,7 @@ def _front(levels: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _marks(uniform: Sequence[Mapping[str, float]], x: _Scale) -> list[str]:
+def _marks(uniform: Sequence[Mapping[str, float]], x: Scale) -> list[str]:
     """Sparsities to write beside uniform points; only where there is room."""
     marks = []
     last = math.inf
@@ -130,8 +111,8 @@ def _spark(row: Mapping[str, Any]) -> dict[str, Any]:
     """Time over levels, from dense on the left to the sparsest on the right."""
     timed = [level for level in row["levels"] if level["seconds"] is not None]
     top = max([row["dense_seconds"], *(level["seconds"] for level in timed)])
-    x = _Scale(0.0, 1.0, 3, _SPARK_WIDTH - 3)
-    y = _Scale(0.0, top, _SPARK_HEIGHT - 3, 3)
+    x = Scale(0.0, 1.0, 3, _SPARK_WIDTH - 3)
+    y = Scale(0.0, top, _SPARK_HEIGHT - 3, 3)
     points = [(x(level["sparsity"]), y(level["seconds"])) for level in timed]
     return {
         "width": _SPARK_WIDTH,

@@ -162,20 +162,25 @@ def index_limits(model: onnx.ModelProto) -> dict[str, int]:
     return limits
 
 
-def load_inputs(path: Path, inputs: Sequence[Tensor]) -> Dataset:
-    """Read an ``.npz`` file: arrays by input name, or ``x`` (stacked) and ``y`` (labels).
+def load_inputs(source: Path | Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> Dataset:
+    """Read samples: arrays by input name, or ``x`` (stacked) and ``y`` (labels).
+
+    Args:
+        source: ``.npz`` file, or arrays as in one.
+        inputs: Of the model.
 
     Raises:
         UsageError: The file is missing.
         ModelError: It is no ``.npz``, or names, shapes or dtypes do not fit the model.
     """
-    arrays = read_npz(path)
+    where = "inputs" if isinstance(source, Mapping) else str(source)
+    arrays = dict(source) if isinstance(source, Mapping) else read_npz(source)
     names = [t.name for t in inputs]
     stacked = set(arrays) <= {"x", "y"} and "x" in arrays and len(inputs) == 1
     if stacked and not (names == ["x"] and arrays["x"].shape == inputs[0].shape):
-        return _stacked(str(path), arrays, inputs[0])
-    _require_names(str(path), arrays, inputs)
-    return Dataset([{t.name: _fit(str(path), arrays[t.name], t) for t in inputs}])
+        return _stacked(where, arrays, inputs[0])
+    _require_names(where, arrays, inputs)
+    return Dataset([{t.name: _fit(where, arrays[t.name], t) for t in inputs}])
 
 
 def load_samples(source: Path | Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> Dataset:

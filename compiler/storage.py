@@ -308,7 +308,9 @@ def build_program(
     Returns:
         The program. For reports, ``metadata`` holds ``memory`` (pieces of the arena:
         name, offset, bytes, first and last call), ``views`` (what became of view
-        operators, and why copies exist) and ``inplace`` (region, input, output).
+        operators, and why copies exist) and ``inplace`` (region, input, output); for traces
+        ``places`` (pointer of every runtime value) and ``ends`` (number of calls up to the end of
+        each region).
     """
     weights = _Weights()
     placed: dict[str, Pointer] = {}
@@ -325,6 +327,7 @@ def build_program(
     slots = {value: (slot.root, slot.offset) for value, slot in view_plan.slots.items()}
     arena = plan_arena(regions, kernels, slots, arena_roots)
     calls: list[Call] = []
+    ends: dict[str, int] = {}
     for region in regions:
         kernel = kernels[region.name]
         packed = {key: weights.add(array) for key, array in kernel.weights.items()}
@@ -352,6 +355,7 @@ def build_program(
                         stage.bounds,
                     )
                 )
+        ends[region.name] = len(calls)
     scratch = max((s.scratch for k in kernels.values() for s in k.stages), default=0)
     return Program(
         name,
@@ -366,7 +370,10 @@ def build_program(
             "memory": arena.picture,
             "views": list(view_plan.notes),
             "inplace": [list(pair) for pair in arena.inplace],
+            "places": {name: _pointer(slot, placed, arena.offsets) for name, slot in slots.items()},
+            "ends": ends,
         },
+        weight_blocks=tuple((offset, data.size) for offset, data in weights.arrays),
     )
 
 

@@ -8,6 +8,7 @@ as JSON on the program's standard output.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import struct
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from effc.errors import DeviceError, UsageError
 
-__all__ = ["Execution", "TensorSpec", "execute"]
+__all__ = ["Execution", "Piece", "TensorSpec", "execute"]
 
 _MAGIC = b"EFFCTNS1"
 _COUNT = struct.Struct("=Q")
@@ -44,6 +45,32 @@ class TensorSpec(Protocol):
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A tensor in memory after a step.
+
+    Attributes:
+        name, dtype, shape: Of the tensor.
+        step: Index of the step that completes it.
+        output: The model output that it lies in; ``None``: in the arena.
+        offset: Bytes from there.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    step: int
+    output: int | None
+    offset: int
+
+    @property
+    def plan(self) -> bytes:
+        """The entry in a plan of the runner."""
+        nbytes = np.dtype(self.dtype).itemsize * math.prod(self.shape)
+        where = int(self.output is not None)
+        return struct.pack("=5Q", self.step, where, self.output or 0, self.offset, nbytes)
+
+
+@dataclass(frozen=True)
 class Execution:
     """What a runner computed and measured.
 
@@ -52,12 +79,14 @@ class Execution:
         times_ns: One entry per timed run.
         steps_ns: Time per step of the program, summed over the timed runs, when profiled.
         variant: The version of the code that ran.
+        traced: One mapping per sample with the stored tensors, when traced.
     """
 
     outputs: tuple[dict[str, npt.NDArray[Any]], ...]
     times_ns: tuple[int, ...]
     steps_ns: tuple[int, ...] | None
     variant: str
+    traced: tuple[dict[str, npt.NDArray[Any]], ...] = ()
 
 
 def execute(
@@ -71,6 +100,7 @@ def execute(
     threads: int = 1,
     profile: bool = False,
     variant: str | None = None,
+    trace: Sequence[Piece] = (),
     environment: Mapping[str, str] | None = None,
     timeout_s: float = 3600.0,
 ) -> Execution:
@@ -86,6 +116,8 @@ def execute(
         threads: Threads for one inference.
         profile: Also measure each step.
         variant: Version of the code to run; the best one for the processor if ``None``.
+        trace: Tensors to store from every sample, by ascending step; only with one thread and
+            without timing.
         environment: Variables added to this process's own.
         timeout_s: For the whole process; an emulator may take minutes per inference.
 
@@ -106,12 +138,18 @@ def execute(
             arguments.append("--profile")
         if variant is not None:
             arguments += ["--variant", variant]
+        stored = Path(folder) / "trace.bin"
+        if trace:
+            plan = Path(folder) / "plan.bin"
+            plan.write_bytes(_COUNT.pack(len(trace)) + b"".join(piece.plan for piece in trace))
+            arguments += ["--trace", str(stored), "--plan", str(plan)]
         answer = _run([*command, *arguments], {**os.environ, **(environment or {})}, timeout_s)
         return Execution(
             outputs=_read_samples(result, outputs) if wants_outputs else (),
             times_ns=tuple(answer["times_ns"]),
             steps_ns=tuple(answer["steps_ns"]) if profile else None,
             variant=str(answer["variant"]),
+            traced=_read_samples(stored, trace) if trace else (),
         )
 
 

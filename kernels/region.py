@@ -44,11 +44,19 @@ class TensorType:
 
 @dataclass(eq=False)
 class Value:
-    """A tensor of the graph; ``const`` holds its value when known at compile time."""
+    """A tensor of the graph.
+
+    Attributes:
+        name: Unique in the graph.
+        type: Shape and element type.
+        const: Its value when known at compile time.
+        origin: The model's tensor that it is equal to, if known (``effc.passes.origin``).
+    """
 
     name: str
     type: TensorType
     const: np.ndarray | None = None
+    origin: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

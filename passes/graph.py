@@ -17,6 +17,7 @@ import onnx_ir as ir
 from effc.errors import UnsupportedError
 from effc.passes.evaluate import evaluate
 from effc.passes.infer import OPSET, infer, static_shape
+from effc.passes.origin import forget_origin, stand_for
 
 __all__ = [
     "OPSET",
@@ -123,8 +124,10 @@ def redirect(old: ir.Value, new: ir.Value) -> None:
     """Let all readers of ``old`` read ``new``; graph outputs keep their names.
 
     ``old`` must have a producer. If it is a graph output, ``new`` takes over its
-    name when it can; otherwise an Identity carries the output.
+    name when it can; otherwise an Identity carries the output. ``new`` stands for what ``old``
+    stood for (``effc.passes.origin``).
     """
+    stand_for(new, old)
     if not old.is_graph_output():
         old.replace_all_uses_with(new)
         return
@@ -142,6 +145,7 @@ def redirect(old: ir.Value, new: ir.Value) -> None:
         node.outputs[0].shape, node.outputs[0].type = new.shape, new.type
         graph.insert_after(producer, node)
         carrier = node.outputs[0]
+        stand_for(carrier, old)
     name = old.name
     old.name = fresh_name(graph, f"{name}/old")
     carrier.name = name
@@ -206,6 +210,7 @@ class Writer:
             if out.name is None:
                 base = node.name or self.name
                 out.name = fresh_name(self.graph, base if index == 0 else f"{base}_{index}")
+                forget_origin(out)
         folded = fold(self.graph, node)
         if folded is not None:
             for position in range(len(node.inputs)):

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effc.passes.graph import add_constant, attribute, const, shape_of
+from effc.passes.origin import forget_origin
 
 __all__ = ["output_channels", "scale_producer"]
 
@@ -88,6 +89,7 @@ def scale_producer(graph: ir.Graph, value: ir.Value, factor: Array | None, offse
         _replace(graph, node, 1, weight_value)
     new = ((scale * old + offset) / beta).astype(weight.dtype)
     _replace(graph, node, 2, add_constant(graph, new, f"{base}/bias"))
+    forget_origin(value)
     return True
 
 

@@ -12,23 +12,28 @@ import typer
 
 from effc.cli.console import Console
 from effc.cli.flags import (
+    Abi,
     ArtifactPath,
     Block,
     Calibration,
     Constants,
     Correct,
     Device,
+    Equalize,
+    GroupSize,
     Input,
     Json,
     LatencyMs,
     MaxDrop,
     Method,
     Model,
+    Precision,
     Prune,
     Quantize,
     Quiet,
     Ranges,
     RecipeFile,
+    Refine,
     Regroup,
     Rounding,
     Samples,
@@ -104,6 +109,21 @@ def compile_(
         bool,
         typer.Option("--verify/--no-verify", help="Run the result against ONNX Runtime first."),
     ] = True,
+    precision: Precision = "f32",
+    abi: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--abi",
+            metavar="ABI,ABI",
+            help="Libraries for several ABIs in one artifact (arm64-v8a,armeabi-v7a,x86_64).",
+        ),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights", metavar="embedded|file", help="In the library, or in a file beside it."
+        ),
+    ] = "embedded",
     prune: Prune = None,
     sparsity: Sparsity = None,
     speedup: Speedup = None,
@@ -117,8 +137,11 @@ def compile_(
     quantize: Quantize = None,
     ranges: Ranges = None,
     rounding: Rounding = None,
+    equalize: Equalize = None,
+    refine: Refine = None,
     max_drop: MaxDrop = None,
     widen: Widen = None,
+    group: GroupSize = None,
     recipe: RecipeFile = None,
     work: WorkFolder = None,
     as_json: Json = False,
@@ -143,8 +166,11 @@ def compile_(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=recipe,
         work=work,
         shapes=shape or [],
@@ -162,6 +188,9 @@ def compile_(
         tune=tune,
         tuning_db=tuning_db,
         verify=verify,
+        precision=precision,
+        abis=tuple(part.strip() for part in abi.split(",")) if abi else (),
+        weights=weights,
         compression=compression,
     )
 
@@ -185,8 +214,11 @@ def compress(
     quantize: Quantize = None,
     ranges: Ranges = None,
     rounding: Rounding = None,
+    equalize: Equalize = None,
+    refine: Refine = None,
     max_drop: MaxDrop = None,
     widen: Widen = None,
+    group: GroupSize = None,
     recipe: RecipeFile = None,
     work: WorkFolder = None,
     shape: Shapes = None,
@@ -228,8 +260,11 @@ def compress(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=recipe,
         work=work,
         shapes=shape or [],
@@ -286,6 +321,7 @@ def run(
     device: Device = None,
     threads: Threads = None,
     variant: Variant = None,
+    abi: Abi = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -293,7 +329,8 @@ def run(
     """Run an artifact on inputs from a file."""
     from effc.cli.execute import run_command
 
-    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads, variant)
+    console = Console(as_json, quiet, verbose)
+    run_command(console, artifact, input, output, device, threads, variant, abi)
 
 
 @app.command()
@@ -311,6 +348,7 @@ def verify(
     device: Device = None,
     threads: Threads = None,
     variant: Variant = None,
+    abi: Abi = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -318,9 +356,8 @@ def verify(
     """Compare an artifact with ONNX Runtime on the same inputs."""
     from effc.cli.execute import verify_command
 
-    verify_command(
-        Console(as_json, quiet, verbose), artifact, model, input, device, threads, variant
-    )
+    console = Console(as_json, quiet, verbose)
+    verify_command(console, artifact, model, input, device, threads, variant, abi)
 
 
 @app.command()
@@ -335,6 +372,7 @@ def bench(
     ] = 10,
     threads: Threads = None,
     variant: Variant = None,
+    abi: Abi = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also the time per layer.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -351,7 +389,33 @@ def bench(
         warmup=warmup,
         threads=threads,
         variant=variant,
+        abi=abi,
         profile=profile,
+    )
+
+
+@app.command()
+def compare(
+    model: Model,
+    artifact: ArtifactPath,
+    input: Input = None,
+    device: Device = None,
+    variant: Variant = None,
+    report: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--report", metavar="FILE.html", help="Write the artifact's report with the result."
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare an artifact with its float model layer by layer."""
+    from effc.cli.compare import compare_command
+
+    compare_command(
+        Console(as_json, quiet, verbose), model, artifact, input, device, variant, report
     )
 
 

@@ -27,6 +27,7 @@ from effc.frontend.load import external_tensor
 from effc.frontend.operands import check_operands
 from effc.passes.graph import OPSET, Writer, fresh_name
 from effc.passes.infer import static_shape
+from effc.passes.origin import forget_origin, origin, stand_for
 
 __all__ = ["Elaborator"]
 
@@ -186,9 +187,17 @@ class Elaborator:
             for index, old in enumerate(node.outputs):
                 if index < len(outputs):
                     self.bind(old, outputs[index])
+                    self._remember(old, outputs[index])
                 else:
                     self._unknown.add(old)
         self._depth -= 1
+
+    def _remember(self, old: ir.Value, new: ir.Value | None) -> None:
+        """Note which tensor of the model a new value is; names within bodies say nothing."""
+        node = old.producer()
+        own = node is not None and node.graph is self.model.graph
+        if own and old.name and new is not None and origin(new) is None:
+            stand_for(new, old)
 
     def _node(self, node: ir.Node, opsets: Mapping[str, int]) -> Operands:
         """Elaborate one node; returns the values of its outputs."""
@@ -228,6 +237,7 @@ class Elaborator:
         )
         for old, out in zip(node.outputs, new.outputs, strict=True):
             out.name = fresh_name(self.graph, old.name) if old.name else ""
+            forget_origin(out)
         return self.writer(name).add(new)
 
     def call(self, function: ir.Function, node: ir.Node, inputs: Operands) -> Operands:

@@ -16,6 +16,7 @@ from effc.passes.graph import Writer, const, dtype_of, shape_of
 from effc.passes.integer.grid import BYTES, grid_of, is_quantized
 from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.reference import to_quads
+from effc.passes.origin import stand_for
 
 __all__ = ["Tensors"]
 
@@ -39,10 +40,10 @@ class Tensors:
     ) -> None:
         """Say what has replaced a tensor."""
         self._computed[old] = None
-        if plain is not None:
-            self._plain[old] = plain
-        if quads is not None:
-            self._quads[old] = quads
+        for table, new in ((self._plain, plain), (self._quads, quads)):
+            if new is not None:
+                table[old] = new
+                stand_for(new, old)
 
     def __contains__(self, old: ir.Value) -> bool:
         """Whether a tensor has been replaced."""
@@ -63,12 +64,14 @@ class Tensors:
                 self._plain[old] = self._from_quads(self._quads[old], shape_of(old), writer)
             else:
                 self._plain[old] = self._typed(old, writer)
+            stand_for(self._plain[old], old)
         return self._plain[old]
 
     def quads(self, old: ir.Value, writer: Writer) -> ir.Value:
         """A tensor in quads; it must have three axes or more."""
         if old not in self._quads:
             self._quads[old] = self._to_quads(old, writer)
+            stand_for(self._quads[old], old)
         return self._quads[old]
 
     def original(self, old: ir.Value, writer: Writer) -> ir.Value:

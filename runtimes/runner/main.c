@@ -1,7 +1,7 @@
 /* main.c - runs the model that it is linked with; for emulators and benchmarks.
  *
  *     runner [--input FILE] [--output FILE] [--warmup N] [--runs N] [--threads N] [--profile]
- *            [--variant NAME]
+ *            [--variant NAME] [--trace FILE --plan FILE]
  *
  * FILE holds tensors in the order of the model's inputs (or outputs), any number of samples
  * one after the other: the bytes "EFFCTNS1", a 64-bit count, then for each tensor its 64-bit
@@ -10,6 +10,10 @@
  * sample is run N times untimed (--warmup) and N times timed (--runs); the times go to stdout
  * as JSON. Where nothing is timed, an access behind the end of an input or output ends the
  * program with SIGSEGV.
+ *
+ * --trace stores tensors of every sample as they are after certain steps, which --plan names: a
+ * 64-bit count, then five 64-bit numbers for each: step, where (0 arena, 1 output), index of the output,
+ * offset and bytes; by ascending step. The file is like those of outputs.
  *
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -31,12 +35,27 @@ typedef struct arguments {
     long warmup;
     long threads;
     const char *variant;
+    const char *trace;
+    const char *plan;
     int profile;
 } arguments;
 
 typedef struct profile {
     uint64_t *nanoseconds; /* per step, summed over the timed runs */
 } profile;
+
+typedef struct piece {
+    uint64_t step, where, index, offset, bytes;
+} piece;
+
+typedef struct trace {
+    FILE *file;
+    uint64_t count;
+    piece *pieces;
+    uint64_t next; /* piece of the running inference */
+    const char *arena;
+    const effc_tensor *outputs;
+} trace;
 
 static void die(const char *what, const char *detail)
 {
@@ -76,7 +95,7 @@ static long number(const char *flag, const char *text, long least)
 
 static arguments parse(int count, char **words)
 {
-    arguments args = {NULL, NULL, 0, 0, 1, NULL, 0};
+    arguments args = {NULL, NULL, 0, 0, 1, NULL, NULL, NULL, 0};
     for (int i = 1; i < count; i++) {
         const char *flag = words[i];
         const char *value = i + 1 < count ? words[i + 1] : NULL;
@@ -94,6 +113,10 @@ static arguments parse(int count, char **words)
             args.warmup = number(flag, value, 0);
         else if (strcmp(flag, "--variant") == 0)
             args.variant = value;
+        else if (strcmp(flag, "--trace") == 0)
+            args.trace = value;
+        else if (strcmp(flag, "--plan") == 0)
+            args.plan = value;
         else if (strcmp(flag, "--threads") == 0)
             args.threads = number(flag, value, 1);
         else
@@ -102,6 +125,10 @@ static arguments parse(int count, char **words)
             die(flag, "missing value");
         i++;
     }
+    if ((args.trace != NULL) != (args.plan != NULL) || (args.trace != NULL && args.profile))
+        die("--trace", "needs --plan, and no --profile");
+    if (args.trace != NULL && (args.runs > 0 || args.warmup > 0 || args.threads > 1))
+        die("--trace", "times nothing, and has one thread: others would run ahead");
     return args;
 }
 
@@ -180,8 +207,68 @@ static void on_step(void *user, int32_t step, uint64_t nanoseconds)
     p->nanoseconds[step] += nanoseconds;
 }
 
+static void store_pieces(void *user, int32_t step, uint64_t nanoseconds)
+{
+    trace *t = user;
+    (void)nanoseconds;
+    for (; t->next < t->count && t->pieces[t->next].step == (uint64_t)step; t->next++) {
+        const piece *p = &t->pieces[t->next];
+        const char *base = p->where == 0 ? t->arena : t->outputs[p->index].data;
+        if (fwrite(&p->bytes, 1, sizeof p->bytes, t->file) != sizeof p->bytes ||
+            fwrite(base + p->offset, 1, p->bytes, t->file) != p->bytes)
+            die("trace", "cannot write");
+    }
+}
+
+static void read_plan(const char *path, trace *t)
+{
+    const effc_model_info *info = effc_runner_entry.info();
+    FILE *file = fopen(path, "rb");
+    if (file == NULL)
+        die(path, "cannot open");
+    t->count = read_u64(file);
+    t->pieces = allocate(sizeof *t->pieces * t->count);
+    read_bytes(file, t->pieces, sizeof *t->pieces * t->count);
+    fclose(file);
+    for (uint64_t i = 0; i < t->count; i++) {
+        const piece *p = &t->pieces[i];
+        int known = p->where == 0 || (p->where == 1 && p->index < (uint64_t)info->output_count);
+        uint64_t limit = !known          ? 0
+                         : p->where == 0 ? info->arena_bytes
+                                         : info->outputs[p->index].bytes;
+        if (!known || p->step >= (uint64_t)info->step_count || p->offset > limit ||
+            p->bytes > limit - p->offset || (i > 0 && p->step < p[-1].step))
+            die(path, "not a plan for this model");
+    }
+}
+
+/* Lets the model run in memory that is known here, and its tensors be stored. */
+static void start_trace(const arguments *args, effc_options *options, trace *t)
+{
+    const effc_model_info *info = effc_runner_entry.info();
+    size_t line = EFFC_ALIGNMENT;
+    size_t bytes = EFFC_STATE_BYTES(1) + (info->arena_bytes + line - 1) / line * line +
+                   (info->scratch_bytes + line - 1) / line * line;
+    read_plan(args->plan, t);
+    t->file = fopen(args->trace, "wb");
+    if (t->file == NULL)
+        die(args->trace, "cannot open");
+    options->arena = allocate(bytes);
+    options->arena_bytes = bytes;
+    options->profile = store_pieces;
+    options->profile_user = t;
+    t->arena = (const char *)options->arena + EFFC_STATE_BYTES(1);
+}
+
+static void write_header(FILE *file, const char *path, uint64_t tensors)
+{
+    if (fwrite(MAGIC, 1, strlen(MAGIC), file) != strlen(MAGIC) ||
+        fwrite(&tensors, 1, sizeof tensors, file) != sizeof tensors)
+        die(path, "cannot write");
+}
+
 static void run_samples(const arguments *args, effc_model *model, effc_tensor *inputs,
-                        effc_tensor *outputs)
+                        effc_tensor *outputs, trace *t)
 {
     const effc_model_info *info = effc_runner_entry.info();
     uint64_t samples = 1;
@@ -202,11 +289,10 @@ static void run_samples(const arguments *args, effc_model *model, effc_tensor *i
         out = fopen(args->output, "wb");
         if (out == NULL)
             die(args->output, "cannot open");
-        uint64_t tensors = samples * (uint64_t)info->output_count;
-        if (fwrite(MAGIC, 1, sizeof magic, out) != sizeof magic ||
-            fwrite(&tensors, 1, sizeof tensors, out) != sizeof tensors)
-            die(args->output, "cannot write");
+        write_header(out, args->output, samples * (uint64_t)info->output_count);
     }
+    if (t->file != NULL)
+        write_header(t->file, args->trace, samples * t->count);
     if (in == NULL)
         fill_sample(info->inputs, inputs, info->input_count);
     for (uint64_t i = 0; i < samples; i++) {
@@ -214,6 +300,7 @@ static void run_samples(const arguments *args, effc_model *model, effc_tensor *i
             read_sample(in, inputs, info->input_count);
         if (out == NULL)
             break; /* only the first sample is wanted, for timing */
+        t->next = 0;
         check(effc_runner_entry.run(model, inputs, outputs), "run");
         write_sample(out, outputs, info->output_count);
     }
@@ -221,6 +308,8 @@ static void run_samples(const arguments *args, effc_model *model, effc_tensor *i
         fclose(in);
     if (out != NULL && fclose(out) != 0)
         die(args->output, "cannot write");
+    if (t->file != NULL && fclose(t->file) != 0)
+        die(args->trace, "cannot write");
 }
 
 static void print_times(const arguments *args, const effc_model *model, const uint64_t *times,
@@ -254,12 +343,16 @@ int main(int count, char **words)
         options.profile = on_step;
         options.profile_user = &totals;
     }
+    trace stored = {0};
+    if (args.trace != NULL)
+        start_trace(&args, &options, &stored);
     effc_model *model = NULL;
     check(effc_runner_entry.create(&options, &model), "create");
     int guarded = args.output != NULL && args.runs == 0;
     effc_tensor *inputs = tensors_for(info->inputs, info->input_count, guarded);
     effc_tensor *outputs = tensors_for(info->outputs, info->output_count, guarded);
-    run_samples(&args, model, inputs, outputs);
+    stored.outputs = outputs;
+    run_samples(&args, model, inputs, outputs, &stored);
 
     for (long i = 0; i < args.warmup; i++)
         check(effc_runner_entry.run(model, inputs, outputs), "run");
