@@ -58,6 +58,8 @@ def compile(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    max_drop: float | None = None,
+    widen: str | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     progress: ProgressCallback | None = None,
@@ -79,8 +81,8 @@ def compile(
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
-            regroup, quantize, ranges, rounding, recipe, work: As for :func:`compress`. A missed
-            ``latency_ms`` is an error.
+            regroup, quantize, ranges, rounding, max_drop, widen, recipe, work: As for
+            :func:`compress`. A missed ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
     Returns:
@@ -113,6 +115,8 @@ def compile(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        max_drop=max_drop,
+        widen=widen,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=options.shapes,
@@ -143,6 +147,8 @@ def compress(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    max_drop: float | None = None,
+    widen: str | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -171,7 +177,10 @@ def compress(
         quantize: ``int8``: weights and activations, from calibration data.
         ranges: How ranges of activations are chosen: ``mse`` (default), ``minmax``,
             ``percentile`` or ``entropy``.
-        rounding: How weights are rounded: ``nearest``.
+        rounding: How weights are rounded: ``obq`` (by what outputs lose, default) or ``nearest``.
+        max_drop: Most that quantization may lose, in per cent: operators are widened until no more
+            is lost. Measured without labels, see docs/COMPRESSION.md.
+        widen: What these have then: ``float`` (default) or ``int16`` values.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results; by default in the user's cache.
         shapes: Shapes of inputs with dynamic dimensions; a free batch stays free by itself.
@@ -199,6 +208,8 @@ def compress(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        max_drop=max_drop,
+        widen=widen,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=dict(shapes or {}),

@@ -18,7 +18,7 @@ from effc.program import CodeVariant
 __all__ = ["Functions", "build_functions", "code_variants", "lower_functions"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Functions:
     """Kernels of all regions; equal functions are kept once.
 
@@ -28,6 +28,7 @@ class Functions:
         symbols: C symbol per (region name, stage number).
         functions: Stage by C symbol, by the version that it belongs to.
         versions: By variant: C symbol of what it runs, by the base's.
+        scratch_bytes: The most that a version for a variant needs.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Functions:
     symbols: dict[tuple[str, int], str]
     functions: dict[str, dict[str, Stage]]
     versions: dict[str, dict[str, str]]
+    scratch_bytes: int = 0
 
 
 def build_functions(
@@ -88,6 +90,7 @@ def _build_versions(
             require_same(kernel, other, f"region {region.name}, variant {variant}")
             for symbol, stage in zip(symbols, other.stages, strict=True):
                 built.functions[variant][f"{symbol}_{variant}"] = stage
+            built.scratch_bytes = max([built.scratch_bytes, *(s.scratch for s in other.stages)])
 
 
 def code_variants(built: Functions, target: Target) -> tuple[CodeVariant, ...]:

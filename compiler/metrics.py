@@ -10,9 +10,9 @@ way. So two correct programs differ by about ``u sqrt(sum K_l)``, and
 :func:`snr_limit` allows ``SAFETY`` = 4 times that, which also covers Winograd transforms.
 
 Integers and booleans must be equal, but 8-bit outputs of a quantized model may differ by
-one step, and one element in a hundred by more: ONNX Runtime rounds sums of integers, effc
-sums of floats, a value between two steps may fall to either, and later layers amplify that
-(ONNX Runtime with and without its optimizations differs from itself as much). For the same
+one step, and one element in a hundred by more: ONNX Runtime rounds halves to even in
+floating point, effc upwards in fixed point, so that a value near a half may fall to either side of
+it in any layer, and later layers amplify that (``effc.verify`` measures by how much). For the same
 reason float outputs of a quantized model need ``QUANTIZED_SNR_DB`` only: 8 bits give 48 dB
 at full scale, of which a few elements that are a step off leave about 37. NaN must meet NaN,
 infinity the same infinity.
@@ -21,8 +21,9 @@ infinity the same infinity.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -80,6 +81,7 @@ class OutputError:
             infinite.
         elements: Compared so far.
         signal, noise: Sums of squares.
+        by_steps: How many elements of a quantized output differ by how many steps.
         limit_db: Smallest accepted ratio of the two; ``None`` for exact dtypes.
     """
 
@@ -93,6 +95,7 @@ class OutputError:
     elements: int = 0
     signal: float = 0.0
     noise: float = 0.0
+    by_steps: Counter[int] = field(default_factory=Counter)
 
     @classmethod
     def start(cls, name: str, dtype: str, length: int, quantized: bool = False) -> OutputError:
@@ -132,12 +135,24 @@ class OutputError:
         want = reference.astype(np.float64).ravel()
         error = np.abs(want - got.astype(np.float64).ravel())
         count = int((reference != got).sum())
-        self.mismatches += int((error > self.limit_steps).sum()) if self.limit_steps else count
+        if self.limit_steps:
+            sizes, counts = np.unique(error, return_counts=True)
+            self.by_steps.update(
+                dict(zip(sizes.astype(int).tolist(), counts.tolist(), strict=True))
+            )
+            self.allow_steps(self.limit_steps)
+        else:
+            self.mismatches += count
         self.signal += float(want @ want)
         self.noise += float(error @ error)
         if count:
             largest = float(error.max())
             self._raise(largest, largest / max(float(np.abs(want).max()), 1.0))
+
+    def allow_steps(self, limit: int) -> None:
+        """Set the largest accepted difference of a quantized output."""
+        self.limit_steps = limit
+        self.mismatches = sum(count for size, count in self.by_steps.items() if size > limit)
 
     def _raise(self, absolute: float, relative: float) -> None:
         self.max_abs_error = max(self.max_abs_error, absolute)

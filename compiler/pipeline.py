@@ -27,6 +27,7 @@ from effc.kernels.template import Choice
 from effc.kernels.versions import versions_of
 from effc.layers import LayerRecord, record
 from effc.link import WEIGHTS_LIMIT, library_headers, link_library, link_runner
+from effc.memory_plan import align_up
 from effc.options import CompileOptions, ProgressCallback
 from effc.program import Program
 from effc.regions import Graph, partition
@@ -107,6 +108,7 @@ def compile_model(
             views,
         )
         program.variants = code_variants(built, target)
+        program.scratch_bytes = max(program.scratch_bytes, align_up(built.scratch_bytes, 64))
     with clock.phase("lower"):
         objects = lower_functions(built, target)
     return CompiledModel(

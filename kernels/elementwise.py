@@ -3,7 +3,9 @@
 Operands broadcast as in NumPy. Axes of size 1 are dropped, and neighbouring axes
 are merged where every operand either spans both or neither; what remains is a
 list of rows and one innermost axis. Operands that span the innermost axis are
-loaded as vectors, the others once per row and splat. A parallel unit is a block
+loaded as vectors, the others once per row and splat. An innermost axis of four (quads,
+boxes) is too short for that: it joins the axis before it, and operands that span only
+one of the two are repeated within the vector. A parallel unit is a block
 of a row. Tails are covered by shorter vectors at fixed places, so any split of
 the work gives the same bits, and an operand may share memory with an output.
 """
@@ -22,14 +24,16 @@ from effc.devices.target import Target
 from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.elementwise_ops import OPS, ElementwiseOp, evaluate, immediate, refusal
 from effc.kernels.elementwise_ops import storage_dtype as storage_dtype
-from effc.kernels.lanes import pieces
+from effc.kernels.lanes import concat, pieces
 from effc.kernels.region import Op, Region, Value
 from effc.kernels.template import Config, Kernel, Stage, Template
+from effc.kernels.vectorbase import lanes_of
 
 __all__ = ["OPS", "ElementwiseOp", "ElementwiseTemplate", "storage_dtype"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
+_FOUR = 4
 _BLOCK = 4096  # elements of a row that one parallel unit covers at most
 _MAX_ELEMENTS = 2**31 - 2**16  # index arithmetic is int32
 
@@ -40,15 +44,18 @@ class _Plan:
 
     Attributes:
         rows: Extents of all collapsed axes but the innermost.
-        inner: Extent of the innermost axis.
+        inner: Extent of the innermost axis, or of the two innermost together.
         operands: Values that are loaded, in parameter order.
-        strides: Per operand, elements per step of each row axis and of the inner axis.
+        strides: Per operand, elements per step of each row axis and of the inner axis; with
+            ``fours`` of both inner axes.
+        fours: Whether the innermost axis is one of four that was joined to the one before it.
     """
 
     rows: tuple[int, ...]
     inner: int
     operands: tuple[Value, ...]
     strides: tuple[tuple[int, ...], ...]
+    fours: bool = False
 
 
 def _operands(ops: Sequence[Op]) -> tuple[Value, ...]:
@@ -61,7 +68,7 @@ def _operands(ops: Sequence[Op]) -> tuple[Value, ...]:
     return tuple(found.values())
 
 
-def _plan(region: Region) -> _Plan:
+def _plan(region: Region, lanes: int) -> _Plan:
     shape = region.outputs[0].shape
     operands = _operands(region.ops)
     spans = [[own != 1 for own in (1,) * (len(shape) - len(v.shape)) + v.shape] for v in operands]
@@ -83,7 +90,10 @@ def _plan(region: Region) -> _Plan:
             step *= extent if spanning[index] else 1
         strides.append(tuple(reversed(steps)))
     *rows, inner = (extent for extent, _ in merged)
-    return _Plan(tuple(rows), inner, operands, tuple(strides))
+    fours = inner == _FOUR and bool(rows) and lanes % _FOUR == 0
+    if fours:
+        inner *= rows.pop()
+    return _Plan(tuple(rows), inner, operands, tuple(strides), fours)
 
 
 class ElementwiseTemplate(Template):
@@ -115,8 +125,8 @@ class ElementwiseTemplate(Template):
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         """See ``Template.build``."""
-        plan = _plan(region)
         lanes = target.lanes * int(config["vectors"])
+        plan = _plan(region, lanes)
         blocks = max(-(-plan.inner // _BLOCK), 1)
         weights = {
             f"c{i}": np.ascontiguousarray(v.const).astype(storage_dtype(v.dtype), copy=False)
@@ -156,7 +166,7 @@ def _emit(region: Region, plan: _Plan, lanes: int, blocks: int, args: Sequence[A
     with loop(begin, end) as unit:
         number = bind(tirx.floordiv(unit, blocks)) if blocks > 1 else unit
         bases = [
-            0 if not any(s[:-1]) else bind(b)
+            0 if not any(s[: len(plan.rows)]) else bind(b)
             for s, b in zip(plan.strides, _row_offsets(plan, number), strict=True)
         ]
         start = bind(tirx.floormod(unit, blocks) * _BLOCK) if blocks > 1 else T.int32(0)
@@ -193,31 +203,52 @@ class _Row:
         Full vectors first; the rest of the row belongs to the block that reaches its end.
         """
         inner = self.plan.inner
-        splats = {
+        once = {
             id(v): bind(self.sources[i][bases[i]])
             for i, v in enumerate(self.plan.operands)
-            if not self.plan.strides[i][-1]
+            if not any(self.plan.strides[i][len(self.plan.rows) :])
         }
+        if self.plan.fours:
+            once |= {
+                id(v): bind(vload(self.sources[i], bases[i], _FOUR))
+                for i, v in enumerate(self.plan.operands)
+                if self.plan.strides[i][-1] and not self.plan.strides[i][-2]
+            }
         full = inner // lanes
         if full:
             final = tirx.Min(tirx.truncdiv(stop, lanes), T.int32(full))
             with loop(tirx.truncdiv(start, lanes), final) as i:
-                self._vector(bases, out, bind(i * lanes), lanes, splats)
+                self._vector(bases, out, bind(i * lanes), lanes, once)
         tail = [(full * lanes + o, w) for o, w in pieces(inner - full * lanes, lanes)]
         if tail:
             with T.If(tirx.And(stop >= inner, start < stop)), T.Then():
                 for offset, width in tail:
-                    self._vector(bases, out, offset, width, splats)
+                    self._vector(bases, out, offset, width, once)
 
     def _vector(
-        self, bases: Sequence[Expr], out: Expr, at: Expr, lanes: int, splats: dict[int, Expr]
+        self, bases: Sequence[Expr], out: Expr, at: Expr, lanes: int, once: dict[int, Expr]
     ) -> None:
         def leaf(value: Value) -> Expr:
-            if id(value) in splats:
-                return splat(splats[id(value)], lanes)
+            if id(value) in once:
+                return _repeated(once[id(value)], lanes)
             index = next(i for i, v in enumerate(self.plan.operands) if v is value)
-            return vload(self.sources[index], bases[index] + at, lanes)
+            source, base = self.sources[index], bases[index]
+            if self.plan.fours and not self.plan.strides[index][-1]:
+                width = lanes // _FOUR
+                each = bind(vload(source, base + tirx.truncdiv(at, _FOUR), width))
+                if width == 1:
+                    return splat(each, lanes)
+                return concat([each] * _FOUR, [i // _FOUR for i in range(lanes)])
+            return vload(source, base + at, lanes)
 
         values = evaluate(self.region.ops, leaf, {}, lanes)
         for buffer, value in zip(self.targets, self.region.outputs, strict=True):
             vstore(buffer, out + at, values[id(value)], lanes)
+
+
+def _repeated(value: Expr, lanes: int) -> Expr:
+    """A scalar in every lane, or four elements over and over."""
+    width = lanes_of(value)
+    if width in (1, lanes):
+        return splat(value, lanes) if width == 1 else value
+    return concat([value] * (lanes // width), range(lanes))

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from effc.kernels.builder import Param, splat, vload
+from effc.kernels.builder import Param, bind, splat, vload
 from effc.kernels.elementwise_ops import evaluate, immediate, refusal, storage_dtype
-from effc.kernels.region import Region, Value
+from effc.kernels.lanes import concat
+from effc.kernels.region import Op, Region, Value
 
-__all__ = ["Epilogue"]
+__all__ = ["Epilogue", "group_strides"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -38,10 +39,12 @@ class Epilogue:
 
     Args:
         region: Its ``epilogue`` operators are evaluated.
-        result: Output value of the anchor.
+        result: Output value of the anchor, or of the first operator of the epilogue if the
+            template computes that one too.
         view: ``result.shape`` collapsed into groups of adjacent axes.
 
     Attributes:
+        view: The view.
         refusal: Why the epilogue cannot be applied under this view, or ``None``;
             the other attributes hold only without a refusal.
         params: Extra pointer parameters for the stage function, in order.
@@ -53,9 +56,9 @@ class Epilogue:
     """
 
     def __init__(self, region: Region, result: Value, view: tuple[int, ...]) -> None:
-        self._ops = region.epilogue
+        self._ops = _behind(result, region)
         self._result = result
-        self._view = view
+        self.view = view
         self._operands: dict[int, _Operand] = {}
         self.params: list[Param] = []
         self.args: tuple[str, ...] = ()
@@ -69,8 +72,8 @@ class Epilogue:
     def _check(self, region: Region) -> str | None:
         if len(region.outputs) != 1:
             return "more than one output"
-        if prod(self._view) != self._result.type.size:
-            return f"the view {self._view} does not cover {self._result.shape}"
+        if prod(self.view) != self._result.type.size:
+            return f"the view {self.view} does not cover {self._result.shape}"
         final = self._ops[-1].outputs[0] if self._ops else self._result
         if final is not region.outputs[0]:
             return "the last operator is not the output"
@@ -86,9 +89,9 @@ class Epilogue:
                     continue
                 if immediate(value) is not None:
                     continue
-                strides = _group_strides(value.shape, self._result.shape, self._view)
+                strides = group_strides(value.shape, self._result.shape, self.view)
                 if strides is None:
-                    return f"{value.shape} does not broadcast over groups of {self._view}"
+                    return f"{value.shape} does not broadcast over groups of {self.view}"
                 self._add(value, strides)
         return None
 
@@ -118,7 +121,7 @@ class Epilogue:
     def streamed(self) -> tuple[int, ...]:
         """Positions among the buffers of operands with an element for each of the result's."""
         strides = tuple(
-            prod(self._view[i + 1 :]) if size > 1 else 0 for i, size in enumerate(self._view)
+            prod(self.view[i + 1 :]) if size > 1 else 0 for i, size in enumerate(self.view)
         )
         return tuple(o.index for o in self._operands.values() if o.strides == strides)
 
@@ -131,7 +134,8 @@ class Epilogue:
             value: Vector (or scalar) of the anchor's results.
             coords: One index per group of the view, for lane 0.
             buffers: The buffers of ``params``.
-            axis: Group along which lanes advance by one element.
+            axis: Group along which lanes advance by one element. Along the last one a vector
+                may hold several times the group's extent: it goes on in the group before.
             lanes: Lanes of ``value``.
 
         Returns:
@@ -145,6 +149,9 @@ class Epilogue:
             terms = [c * s for c, s in zip(coords, found.strides, strict=True) if s]
             offset = sum(terms[1:], terms[0]) if terms else 0
             buffer = buffers[found.index]
+            inner = self.view[axis]
+            if axis == len(self.view) - 1 and lanes > inner:
+                return _spanning(buffer, offset, found.strides[-2:], inner, lanes)
             if found.strides[axis] == 0:
                 return splat(buffer[offset], lanes)
             return vload(buffer, offset, lanes, found.strides[axis])
@@ -153,7 +160,30 @@ class Epilogue:
         return values[id(self._ops[-1].outputs[0])]
 
 
-def _group_strides(
+def _behind(result: Value, region: Region) -> tuple[Op, ...]:
+    """The operators of the epilogue behind ``result``."""
+    ops = region.epilogue
+    if ops and ops[0].outputs[0] is result:
+        return ops[1:]
+    return ops
+
+
+def _spanning(buffer: Any, offset: Expr, strides: tuple[int, ...], inner: int, lanes: int) -> Expr:
+    """``lanes`` elements along the last two groups, the last of extent ``inner``."""
+    outer_step, step = strides
+    times = lanes // inner
+    if step and outer_step:
+        return vload(buffer, offset, lanes)
+    if step:
+        return concat([bind(vload(buffer, offset, inner))] * times, range(lanes))
+    if outer_step:
+        whole = bind(vload(buffer, offset, times))
+        order = [i for i in range(times) for _ in range(inner)]
+        return concat([whole] * inner, order)
+    return splat(buffer[offset], lanes)
+
+
+def group_strides(
     shape: tuple[int, ...], full: tuple[int, ...], view: tuple[int, ...]
 ) -> tuple[int, ...] | None:
     """Element strides of an operand per group of the view, 0 where it is broadcast."""

@@ -26,6 +26,7 @@ __all__ = [
     "pick",
     "pieces",
     "reduce_lanes",
+    "repeated",
     "store_partial",
     "uses_lanes",
 ]
@@ -83,6 +84,11 @@ def interleave(vectors: Sequence[Expr], lanes: int) -> Expr:
         return vectors[0]
     order = [v * lanes + i for i in range(lanes) for v in range(len(vectors))]
     return concat(vectors, order)
+
+
+def repeated(vector: Expr, times: int) -> Expr:
+    """A vector that holds ``vector`` several times."""
+    return bind(concat([vector] * times, range(int(vector.ty.dtype.lanes) * times)))
 
 
 def load_partial(buffer: Any, offset: Expr, valid: int, lanes: int, fill: Expr) -> Expr:

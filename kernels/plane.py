@@ -39,6 +39,7 @@ class Plane:
         band: Output rows that one copy serves.
         slack: Output columns that the stencil may compute past ``x.out``
             (to the end of its last vector).
+        aligned: Whether the real columns start on a vector, or the padding before them.
     """
 
     y: Axis
@@ -46,6 +47,7 @@ class Plane:
     lanes: int
     band: int
     slack: int
+    aligned: bool = True
 
     @cached_property
     def rows(self) -> int:
@@ -55,7 +57,7 @@ class Plane:
     @cached_property
     def lead(self) -> int:
         """Unused elements before each phase, so that real columns start on a vector."""
-        if self.x.stride > 1:
+        if self.x.stride > 1 or not self.aligned:
             return 0
         return -self.x.before % self.lanes
 

@@ -22,6 +22,7 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.conv import DirectConv
     from effc.kernels.conv_transpose import ConvTranspose
     from effc.kernels.depthwise import DepthwiseConv
+    from effc.kernels.depthwise_integer import DepthwiseInteger
     from effc.kernels.elementwise import ElementwiseTemplate
     from effc.kernels.fallback import FallbackTemplate
     from effc.kernels.integer_products import PlainConvInteger, PlainMatMulInteger
@@ -45,6 +46,7 @@ def templates() -> tuple[Template, ...]:
         DirectConv(),
         SparseConv(),
         DepthwiseConv(),
+        DepthwiseInteger(),
         ConvTranspose(),
         MatMulTemplate(),
         SparseMatMul(),

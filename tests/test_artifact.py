@@ -27,7 +27,7 @@ def manifest() -> dict[str, Any]:
     """The smallest manifest that loads."""
     numbers = ("arena_bytes", "arena_lower_bound_bytes", "scratch_bytes_per_thread", "macs")
     sizes = ("weights_bytes", "code_bytes", "runtime_bytes", "segment_alignment")
-    lists = ("symbols", "inputs", "needed_libraries", "layers", "steps", "passes")
+    lists = ("variants", "symbols", "inputs", "needed_libraries", "layers", "steps", "passes")
     machine = {"arch": "", "os": "", "triple": "", "cpu": "", "features": [], "android_api": None}
     return {
         "effc_version": "0",

@@ -47,7 +47,13 @@ def test_library_of_every_family(name: str, tmp_path: Path) -> None:
             for s in image.get_section_by_name(".dynsym").iter_symbols()
             if s.name and s["st_shndx"] != "SHN_UNDEF"
         ]
-        assert sorted(exported) == ["toy_create", "toy_destroy", "toy_info", "toy_run"]
+        assert sorted(exported) == [
+            "toy_create",
+            "toy_destroy",
+            "toy_info",
+            "toy_run",
+            "toy_variant",
+        ]
         assert not image.get_section_by_name(".symtab")
         assert not image.get_section_by_name(".comment") or b"/" not in image.get_section_by_name(
             ".comment"

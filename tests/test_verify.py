@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,3 +204,26 @@ def test_amplified_rounding_lowers_the_limit_and_says_so() -> None:
     assert "amplifies" in result.notes[0]
     wrong = {"x": x * np.float32(1 + 2**-10)}
     assert not verify(manifest, lambda inputs: reference(wrong), reference, "test", data).ok
+
+
+@pytest.mark.parametrize(("apart", "ok"), [(1, True), (3, True), (40, False)])
+def test_quantized_outputs_may_be_as_far_apart_as_a_step_moves_them(apart: int, ok: bool) -> None:
+    """A model that multiplies its input by 8 amplifies a step by 8."""
+
+    def reference(sample: Any) -> dict[str, np.ndarray]:
+        return {"y": np.clip(sample["x"].astype(int) * 8, -128, 127).astype(np.int8)}
+
+    def artifact(sample: Any) -> dict[str, np.ndarray]:
+        found = reference(sample)["y"].astype(int)
+        return {"y": np.clip(found + apart * (found < 80), -128, 127).astype(np.int8)}
+
+    ports = [{"name": n, "dtype": "int8", "shape": [1, 64], "bytes": 64} for n in ("x", "y")]
+    manifest = {
+        "inputs": ports[:1],
+        "outputs": ports[1:],
+        "layers": [],
+        "passes": [{"name": "integerize", "applied": ["n"]}],
+    }
+    result = verify(manifest, artifact, reference, "here")  # type: ignore[arg-type]
+    assert result.ok == ok
+    assert bool(result.notes) == (apart > 1)

@@ -20,6 +20,7 @@ __all__ = [
     "Input",
     "Json",
     "LatencyMs",
+    "MaxDrop",
     "Method",
     "Model",
     "Prune",
@@ -38,6 +39,7 @@ __all__ = [
     "TuningDb",
     "Variant",
     "Verbose",
+    "Widen",
     "WorkFolder",
 ]
 
@@ -169,7 +171,20 @@ Ranges = Annotated[
 ]
 Rounding = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--rounding", metavar="nearest", help="How weights are rounded."),
+    typer.Option("--rounding", metavar="obq|nearest", help="How weights are rounded."),
+]
+MaxDrop = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        "--max-drop",
+        metavar="POINTS",
+        help="Most per cent of samples whose top-1 quantization may change; "
+        "operators are widened until no more is.",
+    ),
+]
+Widen = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--widen", metavar="float|int16", help="What widened operators have."),
 ]
 RecipeFile = Annotated[
     Optional[Path],  # noqa: UP045

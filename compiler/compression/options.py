@@ -15,13 +15,23 @@ from effc.errors import UsageError
 from effc.options import CompileOptions
 from effc.passes.pruning.scheme import check_sparsity, parse_block, parse_scheme
 
-__all__ = ["CORRECTIONS", "METHODS", "MODES", "RANGES", "ROUNDINGS", "CompressOptions"]
+__all__ = [
+    "CORRECTIONS",
+    "METHODS",
+    "MODES",
+    "RANGES",
+    "ROUNDINGS",
+    "WIDE",
+    "CompressOptions",
+    "check_drop",
+]
 
 METHODS = ("obs", "magnitude")
 CORRECTIONS = ("refit", "statistics", "bias", "none")
 MODES = ("int8",)
 RANGES = ("minmax", "percentile", "mse", "entropy")
-ROUNDINGS = ("nearest",)
+ROUNDINGS = ("obq", "nearest")
+WIDE = ("float", "int16")
 
 _WITHOUT_DATA = "magnitude"
 
@@ -46,6 +56,9 @@ class CompressOptions:
         quantize: ``int8``: weights and activations.
         ranges: How ranges of activations are chosen from histograms.
         rounding: How weights are rounded.
+        max_drop: Most that may be lost, see ``effc.compression.precision``; operators are widened
+            until no more is.
+        widen: What those then have, ``float`` or ``int16`` values.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results, to continue an interrupted run.
         shapes, constants: As for ``compile``.
@@ -65,6 +78,8 @@ class CompressOptions:
     quantize: str | None = None
     ranges: str | None = None
     rounding: str | None = None
+    max_drop: float | None = None
+    widen: str | None = None
     recipe: Path | None = None
     work: Path | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -86,6 +101,8 @@ class CompressOptions:
         _one_of(self.quantize, MODES, "--quantize")
         _one_of(self.ranges, RANGES, "--ranges")
         _one_of(self.rounding, ROUNDINGS, "--rounding")
+        _one_of(self.widen, WIDE, "--widen")
+        check_drop(self.max_drop, "--max-drop")
         if self.samples is not None and self.samples < 1:
             raise UsageError(
                 "number of samples out of range",
@@ -128,6 +145,16 @@ class CompressOptions:
                 expected="--prune SCHEME with --sparsity S, --speedup X or --latency-ms L, "
                 "--recipe R.toml, --regroup BLOCK or --quantize int8",
             )
+
+
+def check_drop(value: float | None, where: str) -> None:
+    """Raise if a largest loss is no percentage.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if value is not None and not 0 <= value <= 100:
+        raise UsageError("out of range", where=where, expected="0 to 100", got=value)
 
 
 def _one_of(value: str | None, known: tuple[str, ...], flag: str) -> None:

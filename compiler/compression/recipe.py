@@ -34,7 +34,9 @@ from effc.compression.options import (
     MODES,
     RANGES,
     ROUNDINGS,
+    WIDE,
     CompressOptions,
+    check_drop,
 )
 from effc.errors import UsageError
 from effc.passes.pruning.layers import Layer
@@ -60,6 +62,8 @@ _TOP = {
     "quantize": str,
     "ranges": str,
     "rounding": str,
+    "max_drop": _NUMBER,
+    "widen": str,
 }
 _QUANTIZED: dict[str, type | tuple[type, ...]] = {"precision": str, "activation_bits": int}
 _LAYER = {**_SHARED, **_QUANTIZED, "match": str, "dense": bool}
@@ -72,6 +76,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "quantize": MODES,
     "ranges": RANGES,
     "rounding": ROUNDINGS,
+    "widen": WIDE,
     "precision": PRECISIONS,
     "activation_bits": ACTIVATION_BITS,
 }
@@ -101,6 +106,8 @@ class Recipe:
         goal: How fast the network shall be; layers without a sparsity then get one from it.
         quantize: ``int8`` or None.
         ranges, rounding: How.
+        max_drop: Most that quantization may lose, in per cent, or None.
+        widen: What operators have that would lose more.
         where: For messages.
     """
 
@@ -112,7 +119,9 @@ class Recipe:
     goal: Goal | None = None
     quantize: str | None = None
     ranges: str = "mse"
-    rounding: str = "nearest"
+    rounding: str = "obq"
+    max_drop: float | None = None
+    widen: str = "float"
     where: str = "recipe"
 
     def of_layer(self, name: str) -> dict[str, Any]:
@@ -188,7 +197,9 @@ def read_recipe(options: CompressOptions) -> Recipe:
         parse_goal(*(_float(merged.get(key)) for key in _HOW_MUCH)),
         merged.get("quantize"),
         merged.get("ranges", "mse"),
-        merged.get("rounding", "nearest"),
+        merged.get("rounding", "obq"),
+        _float(merged.get("max_drop")),
+        merged.get("widen", "float"),
         where,
     )
 
@@ -245,6 +256,7 @@ def _check_choices(table: Mapping[str, Any], where: str) -> None:
         if key in table and table[key] not in known:
             expected = " or ".join(map(str, known))
             raise UsageError(f"unknown {key}", where=where, expected=expected, got=table[key])
+    check_drop(table.get("max_drop"), where)
     if table.get("samples", 1) < 1:
         raise UsageError(
             "number of samples out of range",

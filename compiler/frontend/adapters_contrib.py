@@ -68,6 +68,34 @@ def _concat(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Valu
     return _quantized(writer, node, inputs, y, 0)
 
 
+def _qgemm(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
+    """QGemm: (A, scale, zero, B, scale, zero, C, scale, zero); float without the last two."""
+    a = _dequantized(writer, node, inputs, 0)
+    columns = 0 if attribute(node, "transB", 0) else 1
+    b = writer.op("DequantizeLinear", *(optional(inputs, i) for i in (3, 4, 5)), axis=columns)
+    operands = [a, b]
+    bias = optional(inputs, 6)
+    alpha = attribute(node, "alpha", 1.0)
+    if bias is not None:
+        scale = writer.op("Mul", operand(inputs, 1, node), operand(inputs, 4, node))
+        if alpha != 1.0:
+            scale = writer.op("Mul", scale, np.array(alpha, dtype_of(scale).numpy()))
+        operands.append(writer.op("DequantizeLinear", bias, scale, axis=0))
+    turned = {name: attribute(node, name, 0) for name in ("transA", "transB")}
+    y = writer.op("Gemm", *operands, alpha=alpha, **turned)
+    return [y] if optional(inputs, 7) is None else _quantized(writer, node, inputs, y, 7)
+
+
+def _product_to_float(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.Value | None]:
+    """MatMulIntegerToFloat: (A, B, scale of A, scale of B, zero of A, zero of B, bias)."""
+    a, b = operand(inputs, 0, node), operand(inputs, 1, node)
+    total = writer.op("MatMulInteger", a, b, optional(inputs, 4), optional(inputs, 5))
+    scale = writer.op("Mul", operand(inputs, 2, node), operand(inputs, 3, node))
+    y = writer.op("Mul", writer.op("Cast", total, to=int(dtype_of(scale))), scale)
+    bias = optional(inputs, 6)
+    return [y if bias is None else writer.op("Add", y, bias)]
+
+
 def _activated(writer: Writer, node: ir.Node, y: ir.Value) -> ir.Value:
     """The activation that FusedConv and FusedGemm name in an attribute."""
     name = attribute(node, "activation", "")
@@ -174,6 +202,8 @@ CONTRIB: dict[str, Callable[[Writer, ir.Node, Operands], Sequence[ir.Value | Non
     "FusedGemm": _fused_gemm,
     "FusedMatMul": _fused_matmul,
     "Gelu": _gelu("none"),
+    "MatMulIntegerToFloat": _product_to_float,
+    "QGemm": _qgemm,
     "QLinearAdd": _binary("Add"),
     "QLinearAveragePool": _unary("AveragePool", *_POOL),
     "QLinearConcat": _concat,

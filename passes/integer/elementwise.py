@@ -16,6 +16,7 @@ from effc.passes.graph import const, shape_of
 from effc.passes.integer.arithmetic import add_factors
 from effc.passes.integer.grid import Grid, grid_of, is_quantized, source
 from effc.passes.integer.operators import DOMAIN
+from effc.passes.integer.reference import to_quads
 from effc.passes.integer.rules import (
     Destination,
     State,
@@ -27,7 +28,7 @@ from effc.passes.integer.rules import (
     requantized,
 )
 
-__all__ = ["addition", "function", "multiplication"]
+__all__ = ["addition", "function", "multiplication", "rectifier"]
 
 Array = np.ndarray[Any, Any]
 
@@ -106,6 +107,31 @@ def multiplication(state: State) -> bool | str:
     if isinstance(made, str):
         return made
     state.tensors.define(result.tensor, **{layout: made})
+    return True
+
+
+def rectifier(state: State) -> bool | str:
+    """``PRelu`` with a slope per channel: the larger of ``x`` and ``slope * x``."""
+    node = state.node
+    slope = const(node.inputs[1]) if node.op_type == "PRelu" else None
+    if slope is None or slope.size == 1:
+        return False
+    data, result = source(node.inputs[0]), destination(node.outputs[0], state.tensors.dtype)
+    if data is None or result is None or not has_planes(data[0]):
+        return False
+    if slope.min() < 0 or slope.max() > 1 or slope.size != shape_of(data[0])[1]:
+        return "slopes are not one per channel between 0 and 1"
+    x, grid = data
+    grid = grid.moved(state.tensors.dtype)
+    writer, quads = state.writer, state.tensors.quads(x, state.writer)
+    factor = grid.scale / result.grid.scale
+    rank = len(shape_of(x))
+    slopes = to_quads(slope.astype(np.float64).reshape(1, -1, *[1] * (rank - 2)))[0]
+    sides = [requantized(writer, quads, f, result, grid.zero) for f in (factor, factor * slopes)]
+    made = [side for side in sides if not isinstance(side, str)]
+    if len(made) != len(sides):
+        return "a factor has no fixed-point form"
+    state.tensors.define(result.tensor, quads=writer.op("Max", *made))
     return True
 
 

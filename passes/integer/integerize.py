@@ -19,7 +19,8 @@ import onnx_ir as ir
 
 from effc.passes.base import Log, Pass, PassReport
 from effc.passes.graph import Writer, prune, redirect
-from effc.passes.integer.elementwise import addition, function, multiplication
+from effc.passes.integer.dynamic import integer_product
+from effc.passes.integer.elementwise import addition, function, multiplication, rectifier
 from effc.passes.integer.grid import grid_of, is_quantized
 from effc.passes.integer.movement import movement
 from effc.passes.integer.normal_form import NORMAL_FORM
@@ -35,8 +36,10 @@ __all__ = ["Integerize", "integerize"]
 RULES: tuple[Rule, ...] = (
     convolution,
     product,
+    integer_product,
     addition,
     multiplication,
+    rectifier,
     average,
     maximum,
     movement,

@@ -1,4 +1,4 @@
-"""Operators that only move the elements of 8-bit tensors, in quads where that is possible.
+"""Operators that move or choose elements of 8-bit tensors, in quads where that is possible.
 
 Along batch and positions quads move like single elements; along channels only whole quads
 do. Everything else happens in plain order.
@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from effc.passes.graph import attribute, const, shape_of
 from effc.passes.integer.grid import BYTES
-from effc.passes.integer.normal_form import MOVES
+from effc.passes.integer.normal_form import CHOICES, MOVES
 from effc.passes.integer.rules import State, has_planes
 
 __all__ = ["movement"]
@@ -24,9 +24,9 @@ Operands = list["ir.Value | Array | None"]
 
 
 def movement(state: State) -> bool | str:
-    """Concat and the operators of ``MOVES``, of 8-bit tensors."""
+    """Operators of ``MOVES`` and ``CHOICES`` on 8-bit tensors."""
     node = state.node
-    if node.domain or node.op_type not in MOVES | {"Concat"} or node.op_type == "MaxPool":
+    if node.domain or node.op_type not in MOVES | CHOICES:
         return False
     sources = _sources(node)
     if any(v is None or v.dtype not in BYTES for v in sources):
@@ -57,12 +57,12 @@ def movement(state: State) -> bool | str:
 
 
 def _sources(node: ir.Node) -> Sequence[ir.Value | None]:
-    return node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    return node.inputs if node.op_type in CHOICES else node.inputs[:1]
 
 
 def _typed(state: State, node: ir.Node) -> Operands:
     """The other operands in plain order."""
-    rest: Operands = [] if node.op_type == "Concat" else list(node.inputs[1:])
+    rest: Operands = [] if node.op_type in CHOICES else list(node.inputs[1:])
     if node.op_type == "Pad" and len(rest) > 1 and isinstance(rest[1], ir.Value):
         rest[1] = state.tensors.plain(rest[1], state.writer)
     return rest
@@ -74,6 +74,9 @@ def _in_quads(state: State, tensors: Sequence[ir.Value]) -> Operands | None:
     if not all(state.tensors.in_quads(v) for v in tensors) or not has_planes(out):
         return None
     rank = len(shape_of(out))
+    if node.op_type in ("Max", "Min"):
+        whole = all(len(s) == rank and s[1] == shape_of(out)[1] for s in map(shape_of, tensors))
+        return [] if whole else None
     if node.op_type in ("Concat", "Split"):
         axis = attribute(node, "axis", 0) % rank
         parts = tensors if node.op_type == "Concat" else list(node.outputs)
@@ -89,24 +92,45 @@ def _in_quads(state: State, tensors: Sequence[ir.Value]) -> Operands | None:
 
 
 def _slice(node: ir.Node, rank: int) -> Operands | None:
-    starts, axes = (const(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 3))
-    if starts is None:
+    starts, ends, axes, steps = (
+        const(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 2, 3, 4)
+    )
+    if starts is None or ends is None:
         return None
-    along = range(len(starts)) if axes is None else [int(a) % rank for a in axes]
+    along = list(range(len(starts))) if axes is None else [int(a) % rank for a in axes]
+    rest: Operands = [*node.inputs[1:]]
+    rest = [*rest, None, None][:4]
+    rest[2] = np.array(along, np.int64)
     if 1 in along:
-        return None
-    rest: Operands = list(node.inputs[1:])
-    while len(rest) < 3:
-        rest.append(None)
-    rest[2] = np.array(list(along), np.int64)
+        channels = _channels(node)
+        place = along.index(1)
+        first, last, _ = slice(int(starts[place]), int(ends[place])).indices(channels)
+        if (
+            first % 4
+            or (last % 4 and last != channels)
+            or (steps is not None and steps[place] != 1)
+        ):
+            return None
+        for index, values, at in ((0, starts, first // 4), (1, ends, -(-last // 4))):
+            rest[index] = np.where(np.arange(len(values)) == place, at, values)
     return rest
+
+
+def _channels(node: ir.Node) -> int:
+    x = node.inputs[0]
+    assert x is not None
+    return shape_of(x)[1]
 
 
 def _pad(state: State, node: ir.Node, rank: int) -> Operands | None:
     pads, axes = (const(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 3))
-    if pads is None or axes is not None or pads[1] or pads[rank + 1]:
+    if pads is None or axes is not None:
+        return None
+    around = [int(pads[1]), int(pads[rank + 1])]
+    if any(around) and any(v % 4 for v in (*around, _channels(node))):
         return None
     wide = np.concatenate([pads[:rank], [0], pads[rank:], [0]])
+    wide[1], wide[rank + 2] = (v // 4 for v in around)
     fill = node.inputs[2] if len(node.inputs) > 2 else None
     if fill is None:
         return None if attribute(node, "mode", "constant") == "constant" else [wide]
@@ -126,8 +150,6 @@ def _resize(node: ir.Node, rank: int) -> Operands | None:
             return None
         wide = np.append(known, 1 if index == 2 else 4).astype(known.dtype)
         if index == 3:
-            source = node.inputs[0]
-            assert source is not None
-            wide[1] = -(-shape_of(source)[1] // 4)
+            wide[1] = -(-_channels(node) // 4)
         rest[index - 1] = wide
     return rest

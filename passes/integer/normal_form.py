@@ -1,8 +1,8 @@
 """One form for quantized models: float operators between DequantizeLinear and QuantizeLinear.
 
 - QLinearConv and QLinearMatMul are written so (those of ``com.microsoft`` are at import).
-- Operators that only move elements (Reshape, Transpose, Slice, Concat ...) and MaxPool work on
-  the integers: DequantizeLinear moves behind them, QuantizeLinear in front of them.
+- Operators that only move or choose elements (Reshape, Transpose, Slice, Concat, MaxPool, Max ...)
+  work on the integers: DequantizeLinear moves behind them, QuantizeLinear in front of them.
 - QuantizeLinear of what was dequantized from the same grid is the tensor itself.
 
 All of it is exact for whole-tensor scales, which is what activations have. QLinear operators
@@ -18,9 +18,9 @@ import onnx_ir as ir
 
 from effc.passes.base import RewritePass
 from effc.passes.graph import Writer, attribute, const, redirect, shape_of, single_user
-from effc.passes.integer.grid import BYTES, grid_of, is_quantized
+from effc.passes.integer.grid import BYTES, grid_of, is_quantized, source
 
-__all__ = ["MOVES", "NORMAL_FORM"]
+__all__ = ["CHOICES", "MOVES", "NORMAL_FORM"]
 
 MOVES = frozenset(
     {
@@ -43,6 +43,9 @@ MOVES = frozenset(
     }
 )
 """Operators whose results are elements of their first operand."""
+
+CHOICES = frozenset({"Concat", "Max", "Min"})
+"""Operators whose results are elements of any operand: quantized, each is on the result's grid."""
 
 
 class WriteQlinear(RewritePass):
@@ -91,6 +94,21 @@ def _scalars(writer: Writer, *values: ir.Value | None) -> list[ir.Value | None]:
         else:
             found.append(value)
     return found
+
+
+class WriteGlobalMax(RewritePass):
+    """GlobalMaxPool of a quantized tensor as MaxPool, which ONNX has for integers too."""
+
+    name: ClassVar[str] = "write_global_max"
+    ops: ClassVar[frozenset[str]] = frozenset({"GlobalMaxPool"})
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool | str:
+        x = node.inputs[0]
+        if x is None or source(x) is None:
+            return False
+        window = Writer(graph, node).op("MaxPool", x, kernel_shape=shape_of(x)[2:])
+        redirect(node.outputs[0], window)
+        return True
 
 
 class MoveDequantize(RewritePass):
@@ -179,14 +197,14 @@ class MoveQuantize(RewritePass):
             assert integers is not None
             redirect(node.outputs[0], integers)
             return True
-        if producer.op_type not in MOVES | {"Concat"} or single_user(x) is None:
+        if producer.op_type not in MOVES | CHOICES or single_user(x) is None:
             return False
         if producer.op_type == "Split" or not moves_elements(producer):
             return False
         if producer.op_type == "Pad":
             return False
         writer = Writer(graph, node)
-        count = len(producer.inputs) if producer.op_type == "Concat" else 1
+        count = len(producer.inputs) if producer.op_type in CHOICES else 1
         inputs = [
             writer.op("QuantizeLinear", v, *node.inputs[1:]) if v is not None else None
             for v in producer.inputs[:count]
@@ -199,5 +217,5 @@ class MoveQuantize(RewritePass):
         return True
 
 
-NORMAL_FORM = (WriteQlinear(), MoveDequantize(), MoveQuantize())
+NORMAL_FORM = (WriteQlinear(), WriteGlobalMax(), MoveDequantize(), MoveQuantize())
 """Passes to be repeated until nothing changes."""

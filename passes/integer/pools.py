@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effc.passes.graph import attribute, const, shape_of
-from effc.passes.integer.grid import source
+from effc.passes.integer.grid import BYTES, source
 from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.rules import State, destination, has_planes, requantized
 
@@ -99,8 +99,11 @@ def _without_positions(state: State, made: ir.Value, tensor: ir.Value) -> bool:
 
 def maximum(state: State) -> bool | str:
     """MaxPool of integers."""
-    node, x = state.node, state.node.inputs[0]
-    if node.op_type != "MaxPool" or x is None or not has_planes(x):
+    node = state.node
+    if node.op_type != "MaxPool":
+        return False
+    x = node.inputs[0]
+    if x is None or x.dtype not in BYTES or not has_planes(x):
         return False
     kept = ("kernel_shape", "strides", "pads", "dilations", "ceil_mode")
     attrs: dict[str, Any] = {k: a for k, a in node.attributes.items() if k in kept}

@@ -24,7 +24,7 @@ from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.reference import to_quads
 from effc.passes.integer.rules import State, destination, requantized
 
-__all__ = ["convolution", "product"]
+__all__ = ["Refused", "convolution", "parts_of", "product", "regrouped"]
 
 Array = np.ndarray[Any, Any]
 
@@ -32,7 +32,7 @@ _LIMIT = 2**31
 _WIDE = 255  # largest distance of an 8-bit activation to its zero point
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """Why an operator stays in floating point."""
 
 
@@ -54,9 +54,9 @@ def convolution(state: State) -> bool | str:
     group = int(attribute(node, "group", 1))
     try:
         bias, scale = _bias(node.inputs[2] if len(node.inputs) > 2 else None, scale, weights)
-        parts = _parts(weights.values, bias)
-        parts, group = _regrouped(parts, group)
-    except _Refused as error:
+        parts = parts_of(weights.values, bias)
+        parts, group = regrouped(parts, group)
+    except Refused as error:
         return str(error)
     writer = state.writer
     kept = ("pads", "strides", "dilations")
@@ -96,7 +96,7 @@ def product(state: State) -> bool | str:
     try:
         if weights is not None:
             return _by_constant(state, a, grid, weights)
-    except _Refused as error:
+    except Refused as error:
         return str(error)
     assert other is not None
     return _by_tensor(state, a, grid, other)
@@ -124,7 +124,7 @@ def _by_constant(state: State, a: ir.Value, grid: Grid, weights: Weights) -> boo
     end, added = _with_bias(node, columns)
     by_column = replace(weights, values=np.moveaxis(weights.values, -1, 0))
     bias, scale = _bias(added, scale, by_column)
-    parts = [np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in _parts(by_column.values, bias)]
+    parts = [np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in parts_of(by_column.values, bias)]
     writer = state.writer
     left = state.tensors.plain(a, writer)
     attrs: dict[str, Any] = {"a_zero": grid.zero, "b_zero": 0, "domain": DOMAIN}
@@ -199,23 +199,23 @@ def _bias(value: ir.Value | None, scale: Array, weights: Weights) -> tuple[Array
         return np.zeros(scale.shape, np.int32), scale
     known, quantized = const(value), weights_of(value)
     if known is None and quantized is None:
-        raise _Refused("the bias is not constant")
+        raise Refused("the bias is not constant")
     real = quantized.real if quantized is not None else np.asarray(known, np.float64)
     try:
         real = np.broadcast_to(real.reshape(-1) if real.ndim else real, scale.shape)
     except ValueError:
-        raise _Refused("the bias is not one number per channel") from None
+        raise Refused("the bias is not one number per channel") from None
     dead = ~weights.values.reshape(len(scale), -1).any(1)
     units = np.where(dead & (real != 0), np.abs(real) / 2**20, scale)
     if (units <= 0).any() or not np.isfinite(real).all():
-        raise _Refused("a scale is zero")
+        raise Refused("a scale is zero")
     found = np.rint(real / units)
     if np.abs(found).max(initial=0) >= _LIMIT:
-        raise _Refused("the bias does not fit int32")
+        raise Refused("the bias does not fit int32")
     return found.astype(np.int32), units
 
 
-def _parts(values: Array, bias: Array) -> list[Array]:
+def parts_of(values: Array, bias: Array) -> list[Array]:
     """int8 tensors that add up to ``values``, whose sums with the bias fit int32.
 
     Args:
@@ -224,7 +224,7 @@ def _parts(values: Array, bias: Array) -> list[Array]:
     """
     reach = np.abs(values).reshape(len(bias), -1).sum(1) * _WIDE + np.abs(bias.astype(np.int64))
     if reach.max(initial=0) >= _LIMIT:
-        raise _Refused("the sums may leave int32")
+        raise Refused("the sums may leave int32")
     parts: list[Array] = []
     rest = values
     while not parts or rest.any():
@@ -233,7 +233,7 @@ def _parts(values: Array, bias: Array) -> list[Array]:
     return parts
 
 
-def _regrouped(parts: list[Array], group: int) -> tuple[list[Array], int]:
+def regrouped(parts: list[Array], group: int) -> tuple[list[Array], int]:
     """Weights of a grouped convolution that kernels take, and its groups.
 
     Groups that are no whole quads become one, with zeros between them.

@@ -25,7 +25,7 @@ from effc.passes.graph import attribute, shape_of
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.layers import Layer
 
-__all__ = ["MEMORY", "choose", "hessian_bytes", "hessians", "share_of", "unfold"]
+__all__ = ["COLUMNS", "MEMORY", "choose", "hessian_bytes", "hessians", "share_of", "unfold"]
 
 Array = np.ndarray[Any, Any]
 
@@ -107,9 +107,9 @@ class _Moments:
         return self.sum
 
 
-def share_of(layer: Layer, samples: int) -> float:
-    """Part of all output positions of ``samples`` runs that is enough."""
-    wanted = max(COLUMNS, COLUMNS_PER_ROW * prod(layer.shape[1:]))
+def share_of(layer: Layer, samples: int, columns: int = COLUMNS) -> float:
+    """Part of all output positions of ``samples`` runs that is enough, at least ``columns``."""
+    wanted = max(columns, COLUMNS_PER_ROW * prod(layer.shape[1:]))
     return min(1.0, wanted / (samples * columns_of(layer)))
 
 

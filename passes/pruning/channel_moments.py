@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from effc.passes.pruning.calibration import choose, share_of, unfold
+from effc.passes.pruning.calibration import COLUMNS, choose, share_of, unfold
 from effc.passes.pruning.layers import Layer
 
 __all__ = ["Moments", "Target"]
@@ -53,16 +53,23 @@ class Moments:
         layer: Conv, Gemm or MatMul.
         samples: Runs of the model that will be added; of large feature maps a random part is taken.
         target: The layer as it was, if it is to be imitated.
+        columns: How many are enough whatever the layer.
 
     Attributes:
         columns: How many there are so far.
     """
 
-    def __init__(self, layer: Layer, samples: int, target: Target | None = None) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        samples: int,
+        target: Target | None = None,
+        columns: int = COLUMNS,
+    ) -> None:
         self.layer = layer
         self.target = target
         width = prod(layer.shape[1:])
-        self._share = share_of(layer, samples)
+        self._share = share_of(layer, samples, columns)
         self._seed = zlib.crc32(layer.name.encode())
         self.columns = 0
         self._inputs = np.zeros((layer.groups, width + 1, width + 1))

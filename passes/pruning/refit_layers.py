@@ -11,9 +11,7 @@ others; then all are used. Inputs are those of the pruned model with the layers 
 refitted, so each layer makes up for what was lost before it, too. Where the result is added to
 another value r (a residual), the sum is what has to be right: y becomes y + r0 - r.
 
-Both models advance together from layer to layer (``effc.passes.pruning.walk``). What lies between
-is in memory for all samples; where values are large, fewer samples have room (and have more columns
-each), and once more have room the models start again with more.
+Both models advance together from layer to layer (``effc.passes.pruning.paired_walk``).
 
 Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks" (ICCV 2017),
 sections 3.2 and 3.3; here with bias, with zeros that stay zeros, and for all layers behind the
@@ -22,7 +20,7 @@ first changed one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -31,13 +29,11 @@ import numpy as np
 import onnx_ir as ir
 from scipy import linalg
 
-from effc.passes.graph import shape_of, single_user
-from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.calibration import MEMORY, hessian_bytes
 from effc.passes.pruning.channel_moments import Moments, Target
 from effc.passes.pruning.layers import Layer, find_layers, from_first_change
+from effc.passes.pruning.paired_walk import paired_moments
 from effc.passes.pruning.surgeon import DAMPING, damped, equal_rows
-from effc.passes.pruning.walk import Walk, live_bytes
 
 __all__ = ["refit_layers"]
 
@@ -46,9 +42,6 @@ Tick = Callable[[int, int, str], None]
 
 LARGEST = MEMORY // 2
 """Bytes of the covariance of the largest layer that is refitted."""
-
-_FEWEST = 16
-"""Samples, however large the values."""
 
 _ROUNDING = 1e-5
 """Of a covariance, relative to the mean square: of inputs that hardly vary nothing else is left."""
@@ -60,9 +53,6 @@ _DAMPINGS = (DAMPING, 10 * DAMPING, 100 * DAMPING, 1000 * DAMPING)
 
 _TRIED = 8
 """Bands, about, on which dampings are compared."""
-
-_BATCHES = 8
-"""At least, so that a quarter of them can be held out."""
 
 
 @dataclass(frozen=True)
@@ -116,23 +106,13 @@ def refit_layers(
     """
     before = {layer.name: layer for layer in find_layers(original)[0]}
     layers = [x for x in from_first_change(original, model) if _fits(x, before[x.name])]
+    targets = [Target(before[layer.name], kept[layer.name]) for layer in layers]
     errors: dict[str, float] = {}
-    start = 0
-    counts = _sample_counts(original, [before[x.name] for x in layers], len(samples), memory)
-    for count, group in groupby(counts):
-        ours, theirs = _walks((model, original), samples[:count], layers[start:])
-        for layer in layers[start : start + len(list(group))]:
-            for walk in (ours, theirs):
-                while layer.reads not in walk.values:
-                    walk.advance()
-            target = Target(before[layer.name], kept[layer.name])
-            parts = _collect(layer, target, ours, theirs, count)
-            errors[layer.name] = _refit(*parts, zeros)
-            for node in layer.nodes:
-                ours.update(node)
-            if tick is not None:
-                tick(len(errors), len(layers), layer.name)
-        start = len(errors)
+    for fit, check in paired_moments(model, original, samples, layers, targets, memory=memory):
+        name = fit.layer.name
+        errors[name] = _refit(fit, check, zeros)
+        if tick is not None:
+            tick(len(errors), len(layers), name)
     return errors
 
 
@@ -140,66 +120,6 @@ def _fits(layer: Layer, before: Layer) -> bool:
     if hessian_bytes(layer) > LARGEST:
         return False
     return layer.role != "first" or not np.array_equal(layer.weight(), before.weight())
-
-
-def _walks(
-    models: tuple[ir.Model, ir.Model],
-    samples: Sequence[Mapping[str, Array]],
-    layers: Sequence[Layer],
-) -> Iterator[Walk]:
-    """Walks that halt where the layers' inputs are known."""
-    runners = [SampleRunner(model, samples) for model in models]
-    size = min(max(1, len(samples) // _BATCHES), *(runner.batch_size(()) for runner in runners))
-    inputs = {layer.reads for layer in layers}
-    for model, runner in zip(models, runners, strict=True):
-        made = [value.name for node in model.graph for value in node.outputs if value.name]
-        # The last value is no halt: up to there Walk keeps what is still to be read.
-        yield Walk(runner, [name for name in made if name in inputs] + made[-1:], size)
-
-
-def _sample_counts(
-    model: ir.Model, layers: Sequence[Layer], available: int, memory: int
-) -> list[int]:
-    """How many samples each layer is refitted with; they at least double where they change."""
-    live = live_bytes(model)
-    places = {node: index for index, node in enumerate(model.graph)}
-    end = max((places[layer.node] for layer in layers), default=0)
-    counts: list[int] = []
-    for layer in layers:
-        largest = max(live[places[layer.node] : end + 1])
-        room = min(available, max(_FEWEST, memory // (2 * largest)))
-        grown = not counts or room >= 2 * counts[-1] or room == available
-        counts.append(room if grown else counts[-1])
-    return counts
-
-
-def _collect(
-    layer: Layer, target: Target, ours: Walk, theirs: Walk, samples: int
-) -> tuple[Moments, Moments]:
-    """Moments of three quarters of the batches, and of the others."""
-    parts = Moments(layer, samples, target), Moments(layer, samples, target)
-    beside = _beside(layer, ours)
-    name = layer.reads
-    for index, (here, there) in enumerate(zip(ours.values[name], theirs.values[name], strict=True)):
-        missing = None
-        if beside is not None:
-            axis = 1 if layer.kernel else -1
-            left = np.compress(target.kept, theirs.values[beside][index], axis)
-            missing = left - ours.values[beside][index]
-        parts[index % 4 == 3].add(here, there, missing)
-    return parts
-
-
-def _beside(layer: Layer, walk: Walk) -> str | None:
-    """What is added to a layer's result, if it is known already."""
-    result = layer.node.outputs[0]
-    add = single_user(result)
-    if add is None or add.domain or add.op_type != "Add" or layer.bias() is None:
-        return None
-    other = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
-    if other is None or other.name not in walk.values or shape_of(other) != shape_of(result):
-        return None
-    return other.name
 
 
 def _refit(fit: Moments, check: Moments, zeros: Collection[str]) -> float:

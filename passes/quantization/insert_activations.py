@@ -15,8 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effc.passes.base import Log, Pass
-from effc.passes.graph import add_constant, const, fresh_name
-from effc.passes.infer import infer
+from effc.passes.graph import add_constant, const, dtype_of, fresh_name
 from effc.passes.quantization.grid import Grid
 from effc.passes.quantization.points import Points
 
@@ -96,13 +95,14 @@ def insert(
         attributes=[ir.AttrInt64(key, value) for key, value in attributes.items()],
         name=fresh_name(graph, name),
     )
-    node.outputs[0].name = node.name
-    infer(node)
+    result = node.outputs[0]
+    result.name, result.shape = node.name, inputs[0].shape
+    result.dtype = ir.DataType.FLOAT if op == "DequantizeLinear" else dtype_of(inputs[2])
     if after is not None:
         graph.insert_after(after, node)
     else:
         graph.insert_before(graph[0], node)
-    return node.outputs[0]
+    return result
 
 
 def _move_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:

@@ -127,7 +127,7 @@ def find_points(
 
     Args:
         model: Simplified.
-        skip: Names of nodes to leave in float.
+        skip: Names of nodes to leave in float, with what belongs to them.
         bits: By node name, bits of the values around it where they are not 8.
     """
     graph = model.graph
@@ -144,6 +144,8 @@ def find_points(
         if why is not None:
             if why and node.op_type not in _MOVING:
                 refused.append((node.name or node.op_type, why))
+            if node.name in skip:
+                inside.update(_unit(node)[1])
             continue
         unit, own = _unit(node)
         inside.update(own)

@@ -93,6 +93,8 @@ def test_compiles() -> None:
         ({"quantize": "int3"}, "unknown choice"),
         ({"ranges": "best"}, "unknown choice"),
         ({"rounding": "up"}, "unknown choice"),
+        ({"widen": "int12"}, "unknown choice"),
+        ({"max_drop": -1.0}, "out of range"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
@@ -106,6 +108,7 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
         ('[[layer]]\nmatch = "down"\nprecision = "int3"', "unknown precision"),
         ('[[layer]]\nmatch = "down"\nactivation_bits = 7', "unknown activation_bits"),
         ('[[layer]]\nmatch = "nothing"\nprecision = "float"', "no layer with weights matches"),
+        ("max_drop = 101", "out of range"),
         ('quantise = "int8"', "unknown setting"),
     ],
 )
@@ -121,6 +124,63 @@ def test_recipe_without_data(tmp_path: Path) -> None:
     recipe.write_text('quantize = "int8"')
     with pytest.raises(UsageError, match="calibration data is needed"):
         compress(recipe=recipe, quantize=None, calibration=None)
+
+
+def hard_net() -> onnx.ModelProto:
+    """Whose ``point`` has one channel of huge results, which ``down`` hardly reads."""
+    model = small_net("batch")
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        if tensor.name == "s":
+            array[3] *= 1000
+        elif tensor.name == "down_w":
+            array[:, 3] *= 1e-3
+        elif tensor.name == "first_w":
+            array[3] = 0
+        else:
+            continue
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    graph = model.graph
+    del graph.node[9:]  # up to the Relu behind down
+    del graph.output[:]
+    graph.output.append(onnx.helper.make_tensor_value_info("r2", 1, ["batch", 24, 4, 4]))
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return model
+
+
+@pytest.mark.parametrize("widen", ["float", "int16"])
+def test_few_operators_are_widened(widen: str) -> None:
+    options: dict[str, Any] = {
+        "quantize": "int8",
+        "calibration": {"x": images(96)},
+        "max_drop": 1.0,
+    }
+    done = compress_model(hard_net(), CompressOptions(**options, widen=widen))
+    record = next(entry for entry in done.passes if entry.name == "quantize").settings
+    assert record["loss_percent_int8"] > 10
+    assert record["loss_percent"] <= 1
+    assert record["loss_samples"] == 24
+    assert 0 < len(record["widened"]) < (4 if widen == "float" else 6)
+    assert {"int8", "int8, values int16"} & {layer.precision for layer in done.layers}
+    assert done.model.opset_import[0].version == (20 if widen == "float" else 21)
+    x = images(64, seed=5)
+    expected, got = run(hard_net(), {"x": x})[0], run(done.model, {"x": x})[0]
+    assert snr_db(expected, got) > 18
+    effc.compile(done.model, shapes={"x": (1, 3, 8, 8)})
+
+
+def test_nothing_is_widened_without_need() -> None:
+    done = compress(max_drop=60.0)
+    record = next(entry for entry in done.passes if entry.name == "quantize").settings
+    assert record["widened"] == []
+
+
+def test_max_drop_needs_samples() -> None:
+    with pytest.raises(UsageError, match="too few samples"):
+        compress(max_drop=1.0, samples=16)
 
 
 def test_values_that_are_not_finite() -> None:

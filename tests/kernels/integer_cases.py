@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from single_op import Arrays, host, run_kernel
 
+from effc.devices.catalog import get_target
 from effc.devices.target import Target
 from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
 from effc.kernels.template import Config, Template
@@ -39,6 +40,7 @@ def targets() -> list[Target]:
     made = [host(256)]
     if made[0].arch == "x86_64":
         made += [host(512, "cascadelake"), host(128)]
+        made += [target for target in [get_target("host")] if target.has("avx512vbmi")]
     return made
 
 

@@ -239,7 +239,7 @@ def test_table_covers_what_it_says() -> None:
     x = Value("x", kind)
     for name, entry in OPS.items():
         assert entry.least >= 1, name
-        missing = Op(name, (), (Value("y", kind),))
+        missing = Op(name, (), (Value("y", kind),), domain=entry.domain)
         region = Region("r", (missing,), None, (x,), missing.outputs)
         assert "0 inputs" in (_TEMPLATE.refuse(region, host()) or ""), name
 
