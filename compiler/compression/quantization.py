@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from effc.compiled import PassRecord
 from effc.compression.precision import choose_precisions
 from effc.compression.quantizer import Precisions, Quantizer
+from effc.passes.origin import restore_names
 from effc.passes.registry import simplify
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ def quantize_step(work: Work) -> None:
     recipe = work.recipe
     if recipe.quantize is None:
         return
-    work.exact = simplify(work.model)[0].clone()
+    simplified = simplify(work.model)[0]
+    restore_names(simplified.graph)
+    work.exact = simplified.clone()
     names = [node.name or "" for node in work.exact.graph]
     asked = {name: recipe.of_layer(name) for name in names}
     precisions = Precisions(
