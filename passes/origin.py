@@ -64,4 +64,4 @@ def restore_names(graph: ir.Graph) -> None:
         if known is not None and known not in taken and not value.is_graph_output():
             taken.add(known)
             value.name = known
-            stand_for(value, value)
+        stand_for(value, value)
