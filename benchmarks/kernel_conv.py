@@ -3,6 +3,8 @@
     nice -n -15 taskset -c 1 python benchmarks/kernel_conv.py --zoo ZOO.PY [NETWORK ...] [--best N]
     python benchmarks/kernel_conv.py --zoo ZOO.PY --arm --counter COUNT.PY [NETWORK ...] [--best N]
     ... --sparsity 0.75 --block 8x4     weights with random block-punched zeros
+    ... --int8                          8-bit integers, requantized (peer: QLinearConv)
+    ... --layer 256,256,14,14,3         one layer (Cin,Cout,H,W,kernel) instead of networks
 
 Takes the distinct dense convolutions of the networks that ZOO.PY builds (its ``ALL`` maps names
 to functions that return ONNX models). On this machine each layer's predicted best ``N``
@@ -35,11 +37,12 @@ from effc.devices.catalog import get_target
 from effc.devices.target import Target
 from effc.kernels.conv import DirectConv
 from effc.kernels.conv_shape import ConvShape
-from effc.kernels.region import Op, Region, TensorType, Value
+from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
 from effc.kernels.sparse_conv import SparseConv
 from effc.kernels.template import Config, Kernel, Template
 from effc.kernels.winograd import Winograd
 from effc.lower import lower
+from effc.passes.integer.arithmetic import factors
 
 Layer = tuple[tuple[int, ...], tuple[int, ...], int]  # input, weight, stride
 TEMPLATES: tuple[Template, ...] = (Winograd(), DirectConv(), SparseConv())
@@ -88,6 +91,37 @@ def region_of(layer: Layer, sparsity: float = 0.0, block: tuple[int, int] = (1, 
     return Region("conv", (op,), op, (x,), (y,))
 
 
+def integer_region(region: Region, target: Target) -> Region:
+    """The same layer in 8 bits: ConvInteger and Requantize on quads (docs/QUANTIZATION.md)."""
+    op = region.ops[0]
+    x, w, b = (value for value in op.inputs if value is not None)
+    assert w.const is not None
+    assert b.const is not None
+    dtype = target.activation_dtype
+    low = int(np.iinfo(dtype).min)
+    scale = np.abs(w.const).max() / 127
+    found = factors(np.full((w.shape[0] // 4, 1, 1, 4), 0.5 / np.sqrt(w.const[0].size) / 127))
+
+    def quads(value: Value, name: str, dtype: str) -> Value:
+        batch, channels, *sizes = value.shape
+        return Value(name, TensorType((batch, -(-channels // 4), *sizes, 4), dtype))
+
+    def constant(name: str, array: np.ndarray) -> Value:
+        return Value(name, TensorType(array.shape, str(array.dtype)), array)
+
+    data, sums, y = quads(x, "x", dtype), quads(op.outputs[0], "s", "int32"), op.outputs[0]
+    out = quads(y, "y", dtype)
+    weight = constant("w", np.round(w.const / scale).astype(np.int8))
+    bias = constant("b", np.round(b.const * 1000).astype(np.int32))
+    attrs = {**op.attrs, "x_zero": low + 110}
+    conv = Op("ConvInteger", (data, weight, bias), (sums,), attrs, domain=DOMAIN)
+    ends = {"zero": low + 120, "low": low, "high": low + 255, "to": 2 if low == 0 else 3}
+    how = {"left": found.left, "right": found.right, **ends}
+    multiplier = constant("m", found.multiplier)
+    scaled = Op("Requantize", (sums, multiplier), (out,), how, domain=DOMAIN)
+    return Region("conv", (conv, scaled), conv, (data,), (out,))
+
+
 def configurations(
     region: Region, target: Target, best: int, only: str
 ) -> Iterator[tuple[Template, Config, float]]:
@@ -124,7 +158,10 @@ def load(kernel: Kernel, region: Region, target: Target) -> Callable[[], None]:
         memory[f"w:{name}"][:] = array.reshape(-1).view(np.uint8)
     for value in (*region.inputs, *region.outputs):
         memory[value.name] = aligned(value.type.nbytes)
-        memory[value.name].view(np.float32)[:] = np.random.default_rng(1).random(value.type.size)
+        numbers = np.random.default_rng(1).random(value.type.size)
+        if value.dtype != "float32":
+            numbers = np.floor(numbers * 256) + np.iinfo(value.dtype).min
+        memory[value.name].view(value.dtype)[:] = numbers
     memory["scratch"] = aligned(max(stage.scratch for stage in kernel.stages))
     calls = []
     for i, stage in enumerate(kernel.stages):
@@ -139,18 +176,26 @@ def load(kernel: Kernel, region: Region, target: Target) -> Callable[[], None]:
     return run
 
 
-def onnx_runtime(region: Region) -> Callable[[], object]:
-    """The same layer in ONNX Runtime."""
+def onnx_runtime(region: Region, integer: bool) -> Callable[[], object]:
+    """The same layer in ONNX Runtime; in 8 bits on request."""
     op = region.ops[0]
     x, w, b = (value for value in op.inputs if value is not None)
     assert w.const is not None
     assert b.const is not None
+    constants = {"w": w.const, "b": b.const}
+    names, kind = ["x", "w", "b"], 1
+    if integer:
+        one, byte = np.float32(0.01), np.uint8(120)
+        weight = np.round(w.const / np.abs(w.const).max() * 127).astype(np.int8)
+        constants = {"w": weight, "b": np.round(b.const * 1000).astype(np.int32)}
+        constants |= {"s": one, "z": byte, "ws": one, "wz": np.int8(0), "ys": np.float32(1)}
+        names, kind = ["x", "s", "z", "w", "ws", "wz", "ys", "z", "b"], 2
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w", "b"], ["y"], **op.attrs)],
+        [helper.make_node("QLinearConv" if integer else "Conv", names, ["y"], **op.attrs)],
         "layer",
-        [helper.make_tensor_value_info("x", 1, x.shape)],
-        [helper.make_tensor_value_info("y", 1, op.outputs[0].shape)],
-        [numpy_helper.from_array(w.const, "w"), numpy_helper.from_array(b.const, "b")],
+        [helper.make_tensor_value_info("x", kind, x.shape)],
+        [helper.make_tensor_value_info("y", kind, op.outputs[0].shape)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     options = onnxruntime.SessionOptions()
@@ -158,7 +203,8 @@ def onnx_runtime(region: Region) -> Callable[[], object]:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    feeds = {"x": np.random.default_rng(1).random(x.shape, np.float32)}
+    numbers = np.random.default_rng(1).random(x.shape, np.float32)
+    feeds = {"x": np.floor(numbers * 256).astype(np.uint8) if integer else numbers}
     return lambda: session.run(None, feeds)
 
 
@@ -181,15 +227,16 @@ def time_layers(found: Counter[Layer], target: Target, args: argparse.Namespace)
     """Print each layer's ratio to ONNX Runtime and the sum weighted by count."""
     ours = peer = 0.0
     for layer, count in found.items():
-        region = region_of(layer, args.sparsity, args.block)
+        plain = region_of(layer, args.sparsity, args.block)
+        region = integer_region(plain, target) if args.int8 else plain
         chosen = list(configurations(region, target, args.best, args.only))
-        runs: list[Callable[[], object]] = [onnx_runtime(region)]
+        runs: list[Callable[[], object]] = [onnx_runtime(plain, args.int8)]
         runs += [load(t.build(region, target, c), region, target) for t, c, _ in chosen]
         times = fastest(runs)
         pick = int(np.argmin(times[1:]))
         ours += count * times[1 + pick]
         peer += count * times[0]
-        macs = ConvShape.of(region.ops[0]).macs
+        macs = ConvShape.of(plain.ops[0]).macs
         print(
             f"{count:2d} x {layer!s:44s} {times[0] * 1e3:8.3f} -> {times[1 + pick] * 1e3:8.3f} ms"
             f"  ratio {times[1 + pick] / times[0]:.2f} (first {times[1] / times[0]:.2f})"
@@ -256,8 +303,9 @@ def count_layers(found: Counter[Layer], target: Target, args: argparse.Namespace
     """Print each layer's instructions and the sum weighted by count."""
     total = macs = 0.0
     for layer, count in found.items():
-        region = region_of(layer, args.sparsity, args.block)
-        work = ConvShape.of(region.ops[0]).macs
+        plain = region_of(layer, args.sparsity, args.block)
+        region = integer_region(plain, target) if args.int8 else plain
+        work = ConvShape.of(plain.ops[0]).macs
         rows = []
         for template, config, cost in configurations(region, target, args.best, args.only):
             kernel = template.build(region, target, config)
@@ -284,7 +332,10 @@ def count_layers(found: Counter[Layer], target: Target, args: argparse.Namespace
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*")
-    parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--zoo", type=Path)
+    parser.add_argument("--int8", action="store_true")
+    parser.add_argument("--layer", type=lambda s: tuple(map(int, s.split(","))), action="append")
+    parser.add_argument("--target", default="", help="default: host, or linux-arm64")
     parser.add_argument("--best", type=int, default=1)
     parser.add_argument("--only", default="", help="part of a template's name")
     parser.add_argument("--arm", action="store_true")
@@ -292,16 +343,21 @@ def main() -> None:
     parser.add_argument("--block", type=lambda s: tuple(map(int, s.split("x"))), default=(8, 4))
     parser.add_argument("--counter", type=Path)
     args = parser.parse_args()
+    target = get_target(args.target or ("linux-arm64" if args.arm else "host"))
+    run = count_layers if args.arm else time_layers
+    if args.layer:
+        sizes = [((1, i, h, w), (o, i, k, k), 1) for i, o, h, w, k in args.layer]
+        run(Counter(sizes), target, args)
+        return
     spec = importlib.util.spec_from_file_location("zoo", args.zoo)
     assert spec is not None
     assert spec.loader is not None
     zoo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(zoo)
-    target = get_target("linux-arm64" if args.arm else "host")
     for name in args.networks or zoo.ALL:
         print(name)
         found = layers(zoo.ALL[name]())
-        (count_layers if args.arm else time_layers)(found, target, args)
+        run(found, target, args)
 
 
 if __name__ == "__main__":

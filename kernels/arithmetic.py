@@ -29,10 +29,16 @@ class Arithmetic(ABC):
     Attributes:
         dtype: Element type of both operands, of padded copies and of packed panels.
         sums: Type of accumulators and bias, and of sums that wait in scratch.
+        channels: Channels of an element: how many are stored together, and how many
+            input channels one step adds up.
+        pinned: Whether operands have to be kept from being loaded ahead of the loop over
+            tiles, see ``register_tile.pin``.
     """
 
     dtype: ClassVar[str]
     sums: ClassVar[str]
+    channels: ClassVar[int] = 1
+    pinned: ClassVar[bool] = False
 
     @property
     def nbytes(self) -> int:
@@ -42,6 +48,10 @@ class Arithmetic(ABC):
     def lanes(self, target: Target) -> int:
         """Elements of one vector register (1 if there is no vector unit)."""
         return max(target.vector_bits // (8 * self.nbytes), 1)
+
+    def narrowest(self, target: Target) -> int:
+        """Fewest lanes that ``multiply_add`` takes; a tile's shorter vectors have idle lanes."""
+        return 1
 
     @property
     def shared(self) -> int:

@@ -11,7 +11,8 @@ padded and split into stride phases, by a stage of its own.
 keep vectors along output channels and broadcast activations, which wastes no
 lanes where there are few positions; their result is transposed through scratch.
 
-Exact up to the order of f32 summation.
+Integer convolutions run the same way over quads of channels (``conv_problem``), exactly; others are
+exact up to the order of summation.
 """
 
 from __future__ import annotations
@@ -21,33 +22,16 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.arithmetic import FLOAT32, Arithmetic
+from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.conv_cost import direct_candidates
 from effc.kernels.conv_pack import copy_stage, pack_weights, panel_slack
+from effc.kernels.conv_problem import ConvProblem, arithmetic_of, problem_refusal
 from effc.kernels.conv_product import Product, ProductConfig
-from effc.kernels.conv_shape import ConvShape, Source, conv_refusal, source_layout
-from effc.kernels.epilogue import Epilogue
+from effc.kernels.conv_shape import ConvShape, Source, source_layout
 from effc.kernels.region import Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 
-__all__ = ["CopiedSource", "DirectConv", "conv_bias", "conv_epilogue"]
-
-
-def conv_epilogue(region: Region, shape: ConvShape) -> Epilogue:
-    """The epilogue of a convolution under the view (batch, channels, positions)."""
-    assert region.anchor is not None
-    view = (shape.batch, shape.groups * shape.cout, shape.positions)
-    return Epilogue(region, region.anchor.outputs[0], view)
-
-
-def conv_bias(region: Region, shape: ConvShape) -> np.ndarray | None:
-    """The bias as float32 ``[groups*cout]``, or ``None``."""
-    assert region.anchor is not None
-    inputs = region.anchor.inputs
-    if len(inputs) < 3 or inputs[2] is None:
-        return None
-    assert inputs[2].const is not None
-    return np.ascontiguousarray(inputs[2].const, dtype=np.float32).reshape(-1)
+__all__ = ["CopiedSource", "DirectConv"]
 
 
 class CopiedSource:
@@ -93,43 +77,31 @@ class DirectConv(Template):
     name: ClassVar[str] = "conv_direct"
 
     def refuse(self, region: Region, target: Target) -> str | None:
-        if reason := conv_refusal(region):
-            return reason
-        assert region.anchor is not None
-        return conv_epilogue(region, ConvShape.of(region.anchor)).refusal
+        return problem_refusal(region, target)
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         assert region.anchor is not None
         shape = ConvShape.of(region.anchor)
-        return direct_candidates(shape, source_layout(shape), FLOAT32, target)
+        return direct_candidates(shape, source_layout(shape), arithmetic_of(region.anchor), target)
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
-        anchor = region.anchor
-        assert anchor is not None
-        data, weight = anchor.inputs[0], anchor.inputs[1]
-        assert data is not None
-        assert weight is not None
-        assert weight.const is not None
-        shape = ConvShape.of(anchor)
+        problem = ConvProblem.of(region, target)
+        shape, epilogue = problem.shape, problem.results.epilogue
         source = source_layout(shape)
-        epilogue = conv_epilogue(region, shape)
         knobs = ProductConfig.of(config)
-        bias = conv_bias(region, shape)
 
-        weights = {"w": pack_weights(weight.const, shape.groups, knobs.channels)}
+        weights = {"w": pack_weights(problem.weight, shape.groups, knobs.channels)}
         if len(source.taps) > 1:
             weights["taps"] = np.array(source.taps, np.int32)
-        if bias is not None:
-            weights["bias"] = bias
+        if problem.bias is not None:
+            weights["bias"] = problem.bias
         panel = (knobs.columns, knobs.lanes)
-        copied = CopiedSource(shape, source, data.name, panel, FLOAT32, target)
-        product = Product(
-            shape, source, knobs, target, FLOAT32, epilogue, bias is not None, copied.elements
-        )
+        copied = CopiedSource(shape, source, problem.data, panel, problem.arithmetic, target)
+        product = Product(problem, source, knobs, target, copied.elements)
         args = [copied.ref, *(f"w:{name}" for name in weights), *epilogue.args]
         args += [region.outputs[0].name, "scratch"]
         stage = Stage(product.function(), tuple(args), product.units, product.scratch_bytes)
-        inplace = tuple(pair for pair in epilogue.inplace if pair[0] != data.name)
+        inplace = tuple(pair for pair in epilogue.inplace if pair[0] != problem.data)
         return Kernel(
             (*copied.stages, stage), weights | epilogue.weights, copied.workspaces, inplace
         )

@@ -141,7 +141,7 @@ def _tiles(
             if rows * vectors < min(8, target.vector_registers // 2, _largest(shape, lanes)):
                 continue
             run = vectors * lanes
-            if run - lanes < shape.positions:
+            if run - lanes < shape.positions and rows % arithmetic.channels == 0:
                 yield "space", min(rows, shape.cout), min(run, shape.positions)
             if run - lanes < shape.cout and shape.positions <= 256:
                 yield "channel", min(run, shape.cout), min(rows, shape.positions)
@@ -185,7 +185,7 @@ def _cost(
     for columns, panels in tile_parts(shape.positions, knobs.columns):
         for channels, tiles in tile_parts(shape.cout, knobs.channels):
             rows, run = (channels, columns) if knobs.along == "space" else (columns, channels)
-            tile = Tile(rows, split_widths(run, knobs.lanes))
+            tile = Tile(rows, split_widths(run, knobs.lanes, arithmetic.narrowest(target)))
             vectors = rows * len(tile.widths)
             cycles = tile_cycles(tile, depth, knobs.unroll, target, arithmetic, knobs.pack)
             once = cycles * passes

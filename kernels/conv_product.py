@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
 
 from effc.devices.target import Target
 from effc.errors import InternalError
-from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.conv_pack import pack_panel, panel_slack
-from effc.kernels.conv_shape import ConvShape, Source
-from effc.kernels.epilogue import Epilogue
+from effc.kernels.conv_problem import ConvProblem
+from effc.kernels.conv_shape import Source
 from effc.kernels.register_tile import (
     Accumulators,
     Dense,
     Operand,
     Tile,
     contract,
-    pieces,
+    pin,
     split_widths,
 )
 from effc.kernels.shuffles import store_transposed
@@ -68,20 +67,20 @@ class Product:
 
     def __init__(
         self,
-        shape: ConvShape,
+        problem: ConvProblem,
         source: Source,
         knobs: ProductConfig,
         target: Target,
-        arithmetic: Arithmetic,
-        epilogue: Epilogue,
-        has_bias: bool,
         source_elements: int,
     ) -> None:
-        if shape.cin % knobs.block or not (knobs.pack or self.may_read_in_place(source)):
+        shape, results = problem.shape, problem.results
+        valid = shape.cin % knobs.block == 0 and knobs.channels % results.group == 0
+        if not valid or not (knobs.pack or self.may_read_in_place(source)):
             raise InternalError("invalid configuration", where="conv_direct", got=knobs)
         self.shape, self.source, self.knobs, self.target = shape, source, knobs, target
-        self.arithmetic = arithmetic
-        self.epilogue, self.has_bias, self.source_elements = epilogue, has_bias, source_elements
+        self.arithmetic, self.results = problem.arithmetic, results
+        self.has_bias, self.source_elements = problem.bias is not None, source_elements
+        self.narrowest = problem.arithmetic.narrowest(target)
         taps = len(source.taps)
         self.depth = knobs.block * taps  # reduction steps of one pass
         self.passes = shape.cin // knobs.block
@@ -100,7 +99,8 @@ class Product:
         self.sums_at = -(-(panel_room + slack) // 16) * 16
         self.sums = 0
         if self.spilled:
-            self.sums = self.tiles_per_split * knobs.channels * knobs.columns * knobs.panels
+            columns = self._pitch(knobs.columns)
+            self.sums = self.tiles_per_split * knobs.channels * columns * knobs.panels
         room = knobs.lanes**2 if knobs.along == "channel" else 0
         self.scratch_elements = self.sums_at + self.sums + room
 
@@ -121,7 +121,6 @@ class Product:
     def function(self) -> tirx.PrimFunc:
         """The stage function ``(source, w, [taps], [bias], epilogue..., y, scratch, int, int)``."""
         shape = self.shape
-        outputs = shape.batch * shape.groups * shape.cout * shape.positions
         cout = shape.groups * shape.cout
         dtype = self.arithmetic.dtype
         params = [("x", dtype, self.source_elements), ("w", dtype, cout * shape.reduction)]
@@ -129,14 +128,13 @@ class Product:
             params.append(("taps", "int32", len(self.source.taps)))
         if self.has_bias:
             params.append(("bias", self.arithmetic.sums, cout))
-        params += self.epilogue.params
-        params.append(("y", self.epilogue.out_dtype, outputs))
+        params += self.results.params()
         params.append(("scratch", dtype, self.scratch_elements))
 
         def body(*args: Any) -> None:
-            *buffers, begin, end = args
+            *buffers, begin, self.end = args
             self._bind_buffers(buffers)
-            with loop(begin, end) as unit:
+            with loop(begin, self.end) as unit:
                 self._unit(unit)
 
         return stage_func(params, body)
@@ -145,7 +143,7 @@ class Product:
         self.x, self.w, *rest = buffers
         self.taps = rest.pop(0) if self.reads_taps else None
         self.bias = rest.pop(0) if self.has_bias else None
-        *self.extra, self.y, self.scratch = rest
+        *self.outputs, self.scratch = rest
 
     def _unit(self, unit: Expr) -> None:
         block = bind(unit % self.blocks)
@@ -230,6 +228,11 @@ class Product:
         start = self.base + skipped + self.source.taps[0] + first + panel * columns
         return Operand(self.x, bind(start), self.source.channel)
 
+    def _pinned(self, operand: Operand, index: Expr) -> Operand:
+        if not self.arithmetic.pinned:
+            return operand
+        return replace(operand, base=bind(operand.base + pin(index, self.end)))
+
     def _weights(self, tile: Expr, channels: int, number: Expr) -> Operand:
         """The weights of one channel tile in one pass."""
         start = (self.group * self.shape.cout + tile * self.knobs.channels) * self.shape.reduction
@@ -239,7 +242,7 @@ class Product:
 
     def _tile(self, channels: int, columns: int) -> Tile:
         rows, across = (channels, columns) if self.knobs.along == "space" else (columns, channels)
-        widths = split_widths(across, self.knobs.lanes)
+        widths = split_widths(across, self.knobs.lanes, self.narrowest)
         # A packed panel's row may be read in full vectors only if the row itself has them.
         return Tile(rows, widths)
 
@@ -249,9 +252,11 @@ class Product:
         tile: Expr,
         channels: int,
         number: Expr,
+        panel: Expr,
         positions: Operand,
     ) -> None:
-        weights = self._weights(tile, channels, number)
+        weights = self._pinned(self._weights(tile, channels, number), panel)
+        positions = self._pinned(positions, tile)
         pair = (weights, positions) if self.knobs.along == "space" else (positions, weights)
         # Remainder tiles run rarely: less code for them.
         full = channels == self.knobs.channels and acc.tile.columns * acc.tile.rows == (
@@ -265,66 +270,76 @@ class Product:
     def _finish(self, tile: Expr, channels: int, first: Expr, count: Expr, columns: int) -> None:
         channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
         with loop(count) as panel:
-            acc = Accumulators(self._tile(channels, columns), self.arithmetic.sums)
+            acc = Accumulators(self._tile(channels, columns), self.arithmetic, self.target)
             for i in range(channels):
                 value = self._bias(channel + i)
-                for v, lanes in enumerate(acc.tile.widths):
+                for v, lanes in enumerate(acc.lanes):
                     acc.set(i, v, splat(value, lanes))
-            self._multiply(acc, tile, channels, 0, self._positions(0, first, panel, columns))
+            self._multiply(acc, tile, channels, 0, panel, self._positions(0, first, panel, columns))
             position = bind(first + panel * columns)
-            for i in range(channels):
-                for v, (start, lanes) in enumerate(acc.tile.vectors):
-                    self._store(acc.get(i, v), channel + i, position + start, lanes)
+            group = self.results.group
+            for i in range(0, channels, group):
+                for v, (start, valid) in enumerate(acc.tile.vectors):
+                    rows = [acc.get(i + j, v) for j in range(group)]
+                    self._store(rows, channel + i, position + start, acc.lanes[v], valid)
 
     def _bias(self, channel: Expr) -> Expr:
         return bind(self.bias[channel]) if self.bias is not None else self.arithmetic.zero
 
-    def _store(self, value: Expr, channel: Expr, position: Expr, lanes: int) -> None:
-        coords = (self.batch, channel, position)
-        result = self.epilogue.apply(value, coords, self.extra, axis=2, lanes=lanes)
-        row = self.batch * (self.shape.groups * self.shape.cout) + channel
-        vstore(self.y, row * self.shape.positions + position, result, lanes)
+    def _store(
+        self, sums: list[Expr], channel: Expr, position: Expr, lanes: int, valid: int
+    ) -> None:
+        at = (self.batch, channel, position)
+        self.results.store(sums, at, self.outputs, lanes, valid)
 
     # -- several passes, or vectors along channels: sums in scratch ----------------------------
 
+    def _pitch(self, columns: int) -> int:
+        """Sums of one channel of a tile: whole vectors."""
+        return -(-columns // self.narrowest) * self.narrowest
+
     def _sums(self, tile: Expr, panel: Expr, channels: int, columns: int) -> Expr:
         """First element of a tile's sums: ``[channels][columns]``, or transposed."""
-        room = self.knobs.channels * self.knobs.columns * self.knobs.panels
-        inside = panel * (channels * columns)
-        return self.sums_at + (tile - self.first_tile) * room + inside
+        room = self.knobs.channels * self._pitch(self.knobs.columns) * self.knobs.panels
+        pitch = self._pitch(columns) if self.knobs.along == "space" else columns
+        return self.sums_at + (tile - self.first_tile) * room + panel * (channels * pitch)
+
+    def _places(self, acc: Accumulators, at: Expr) -> list[tuple[int, int, Expr]]:
+        """(row, vector, element of scratch) of a tile's sums that begin at ``at``."""
+        pitch = sum(acc.lanes)
+        return [
+            (i, v, at + i * pitch + start)
+            for i in range(acc.tile.rows)
+            for v, start in enumerate(acc.tile.starts)
+        ]
 
     def _start_sums(self, tile: Expr, channels: int, count: Expr, columns: int) -> None:
-        shape = self._tile(channels, columns)
+        acc = Accumulators(self._tile(channels, columns), self.arithmetic, self.target)
         channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
         with loop(count) as panel:
             at = bind(self._sums(tile, panel, channels, columns))
-            for i in range(shape.rows):
-                for start, lanes in shape.vectors:
-                    if self.knobs.along == "space":
-                        value = splat(self._bias(channel + i), lanes)
-                    elif self.bias is not None:
-                        value = vload(self.bias, channel + start, lanes)
-                    else:
-                        value = splat(self.arithmetic.zero, lanes)
-                    vstore(self.scratch, at + i * shape.columns + start, value, lanes)
+            for i, v, place in self._places(acc, at):
+                lanes = acc.lanes[v]
+                if self.knobs.along == "space":
+                    value = splat(self._bias(channel + i), lanes)
+                elif self.bias is not None:
+                    value = vload(self.bias, channel + acc.tile.starts[v], lanes)
+                else:
+                    value = splat(self.arithmetic.zero, lanes)
+                vstore(self.scratch, place, value, lanes)
 
     def _add(
         self, tile: Expr, channels: int, number: Expr, first: Expr, count: Expr, columns: int
     ) -> None:
         with loop(count) as panel:
-            acc = Accumulators(self._tile(channels, columns), self.arithmetic.sums)
+            acc = Accumulators(self._tile(channels, columns), self.arithmetic, self.target)
             at = bind(self._sums(tile, panel, channels, columns))
-            places = [
-                (i, v, at + i * acc.tile.columns + start, lanes)
-                for i in range(acc.tile.rows)
-                for v, (start, lanes) in enumerate(acc.tile.vectors)
-            ]
-            for i, v, place, lanes in places:
-                acc.set(i, v, vload(self.scratch, place, lanes))
+            for i, v, place in self._places(acc, at):
+                acc.set(i, v, vload(self.scratch, place, acc.lanes[v]))
             positions = self._positions(number, first, panel, columns)
-            self._multiply(acc, tile, channels, number, positions)
-            for i, v, place, lanes in places:
-                vstore(self.scratch, place, acc.get(i, v), lanes)
+            self._multiply(acc, tile, channels, number, panel, positions)
+            for i, v, place in self._places(acc, at):
+                vstore(self.scratch, place, acc.get(i, v), acc.lanes[v])
 
     def _store_sums(
         self, tile: Expr, channels: int, first: Expr, count: Expr, columns: int
@@ -333,18 +348,27 @@ class Product:
         if self.knobs.along == "channel":
             self._store_transposed(tile, channel, channels, first, count, columns)
             return
-        lanes = self.arithmetic.lanes(self.target)
-        with loop(count) as panel, loop(channels) as i:
-            at = bind(self._sums(tile, panel, channels, columns) + i * columns)
+        lanes, group, pitch = (
+            self.arithmetic.lanes(self.target),
+            self.results.group,
+            self._pitch(columns),
+        )
+
+        def store(at: Expr, i: Expr, position: Expr, width: int, valid: int) -> None:
+            rows = [vload(self.scratch, at + j * pitch, width) for j in range(group)]
+            self._store(rows, channel + i * group, position, width, valid)
+
+        with loop(count) as panel, loop(channels // group) as i:
+            at = bind(self._sums(tile, panel, channels, columns) + i * (group * pitch))
             position = bind(first + panel * columns)
             if columns // lanes:
                 with loop(columns // lanes) as v:
-                    value = vload(self.scratch, at + v * lanes, lanes)
-                    self._store(value, channel + i, position + v * lanes, lanes)
-            for start, width in pieces(columns % lanes, lanes):
-                offset = columns - columns % lanes + start
-                value = vload(self.scratch, at + offset, width)
-                self._store(value, channel + i, position + offset, width)
+                    store(at + v * lanes, i, position + v * lanes, lanes, lanes)
+            offset = columns - columns % lanes
+            for valid in split_widths(columns % lanes, lanes, self.narrowest):
+                width = max(valid, self.narrowest)
+                store(at + offset, i, position + offset, width, valid)
+                offset += valid
 
     def _store_transposed(
         self, tile: Expr, channel: Expr, channels: int, first: Expr, count: Expr, columns: int
@@ -361,5 +385,8 @@ class Product:
                 channels,
                 self.sums_at + self.sums,
                 self.knobs.lanes,
-                lambda value, c, p, lanes: self._store(value, channel + c, position + p, lanes),
+                lambda rows, c, p, lanes, valid: self._store(
+                    rows, channel + c, position + p, lanes, valid
+                ),
+                self.results.group,
             )

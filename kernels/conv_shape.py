@@ -19,7 +19,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from effc.kernels.region import Op, Region
+from effc.kernels.region import DOMAIN, Op, Region
 
 __all__ = ["ConvShape", "Source", "conv_refusal", "source_layout"]
 
@@ -32,7 +32,8 @@ class ConvShape:
     """A convolution ``[batch, groups*cin, *input] -> [batch, groups*cout, *output]``.
 
     ``cin`` and ``cout`` count one group. ``pads`` are those at the beginning of
-    each axis; those at the end follow from ``output``.
+    each axis; those at the end follow from ``output``. Of an integer convolution ``cin``
+    counts quads of channels, and ``cout`` includes filters that only fill a quad.
     """
 
     batch: int
@@ -48,20 +49,22 @@ class ConvShape:
 
     @staticmethod
     def of(op: Op) -> ConvShape:
-        """Geometry of a valid ONNX ``Conv`` with static shapes."""
+        """Geometry of a valid ``Conv`` or ``ConvInteger`` with static shapes."""
         data, weight = op.inputs[0], op.inputs[1]
         assert data is not None
         assert weight is not None
-        space = len(data.shape) - 2
+        quad = 4 if op.domain == DOMAIN else 1
+        end = None if quad == 1 else -1
+        space = len(weight.shape) - 2
         ones = (1,) * space
         groups = int(op.attrs.get("group", 1))
         shape = ConvShape(
             batch=data.shape[0],
             groups=groups,
-            cin=weight.shape[1],
-            cout=weight.shape[0] // groups,
-            input=data.shape[2:],
-            output=op.outputs[0].shape[2:],
+            cin=-(-weight.shape[1] // quad),
+            cout=-(-weight.shape[0] // groups // quad) * quad,
+            input=data.shape[2:end],
+            output=op.outputs[0].shape[2:end],
             kernel=weight.shape[2:],
             strides=tuple(op.attrs.get("strides", ones)),
             dilations=tuple(op.attrs.get("dilations", ones)),
@@ -152,21 +155,25 @@ def source_layout(shape: ConvShape) -> Source:
 
 
 def conv_refusal(region: Region) -> str | None:
-    """Why a region is no f32 convolution with constant weights, or ``None``."""
+    """Why a region is no f32 or 8-bit convolution with constant weights, or ``None``."""
     op = region.anchor
-    if op is None or op.op_type != "Conv" or op.domain:
+    if op is None or (op.domain, op.op_type) not in (("", "Conv"), (DOMAIN, "ConvInteger")):
         return "not a convolution"
     data, weight = op.inputs[0], op.inputs[1]
     assert data is not None
     assert weight is not None
-    if data.dtype != "float32":
-        return f"input is {data.dtype}, not float32"
+    integer = op.domain == DOMAIN
+    if data.dtype not in (("int8", "uint8") if integer else ("float32",)):
+        return f"the input is {data.dtype}"
     if weight.const is None:
         return "the weights are not constant"
     if len(op.inputs) > 2 and op.inputs[2] is not None and op.inputs[2].const is None:
         return "the bias is not constant"
-    if not 3 <= len(data.shape) <= 5:
-        return f"{len(data.shape) - 2} spatial axes, not 1 to 3"
+    if not 3 <= len(weight.shape) <= 5:
+        return f"{len(weight.shape) - 2} spatial axes, not 1 to 3"
+    groups = int(op.attrs.get("group", 1))
+    if integer and groups > 1 and (weight.shape[1] % 4 or weight.shape[0] // groups % 4):
+        return "groups are not whole quads"
     if len(region.outputs) != 1:
         return "the region has more than one output"
     if 0 in data.shape or 0 in op.outputs[0].shape:

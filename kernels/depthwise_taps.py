@@ -14,7 +14,6 @@ zeros behind the last tap.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +25,7 @@ from effc.kernels import vectormath as vm
 from effc.kernels.builder import T, bind, splat, vload
 from effc.kernels.dot_product import dot4, has_dot4, multiply_pairs
 from effc.kernels.lanes import concat, pick, repeated
+from effc.kernels.shuffles import zip_quads
 from effc.kernels.window import Axis
 
 __all__ = ["DotTaps", "Taps", "WideTaps", "block_counts", "pack_taps", "taps_for"]
@@ -153,9 +153,7 @@ class Taps(ABC):
             self._bytes(bind(vload(source, at + (4 * group + j) * step, lanes, stride)))
             for j in range(4)
         ]
-        pairs = [_zip(taps[0], taps[1], 1), _zip(taps[2], taps[3], 1)]
-        halves = [_zip(pairs[0][i], pairs[1][i], 2) for i in (0, 1)]
-        return [halves[0][0], halves[0][1], halves[1][0], halves[1][1]]
+        return zip_quads(taps)
 
     def _bytes(self, quads: Expr) -> Expr:
         return bind(T.reinterpret(f"{self.dtype}x{4 * vm.lanes_of(quads)}", quads))
@@ -274,19 +272,3 @@ def _strided_blocks(source: Any, at: Expr, blocks: int, stride: int) -> Expr:
         return bind(concat(halves, [8 * b + i for b in range(blocks) for i in range(4)]))
     apart = [bind(vload(source, at + b * 4 * stride, 4)) for b in range(blocks)]
     return bind(concat(apart, range(4 * blocks)))
-
-
-def _zip(a: Expr, b: Expr, size: int) -> Sequence[Expr]:
-    """Units of ``size`` bytes of ``a`` and ``b`` in turn, within blocks: lower, upper halves."""
-    total = vm.lanes_of(a)
-    found = []
-    for half in (0, 8):
-        order = [
-            side * total + block + half + unit * size + i
-            for block in range(0, total, 16)
-            for unit in range(8 // size)
-            for side in (0, 1)
-            for i in range(size)
-        ]
-        found.append(bind(concat([a, b], order)))
-    return found

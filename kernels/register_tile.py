@@ -18,10 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tvm import tirx
+
 from effc.devices.target import Target
 from effc.kernels.arithmetic import FLOAT32, Arithmetic
-from effc.kernels.builder import bind, local, loop, prefetch, vload, vstore
-from effc.kernels.lanes import load_scalars, pieces
+from effc.kernels.builder import bind, local, loop, prefetch, splat, vload, vstore
+from effc.kernels.lanes import load_partial, load_scalars, pieces
 
 __all__ = [
     "Accumulators",
@@ -31,6 +33,7 @@ __all__ = [
     "Tile",
     "contract",
     "pieces",
+    "pin",
     "split_widths",
     "weights_ahead",
 ]
@@ -187,19 +190,28 @@ def weights_ahead(target: Target) -> int:
 
 
 class Accumulators:
-    """The tile's accumulators: a stack buffer that LLVM keeps in registers."""
+    """The tile's accumulators: a stack buffer that LLVM keeps in registers.
 
-    def __init__(self, tile: Tile, dtype: str = "float32") -> None:
+    Attributes:
+        lanes: Of each vector in registers: what it holds, or the arithmetic's narrowest vector.
+    """
+
+    def __init__(
+        self, tile: Tile, arithmetic: Arithmetic = FLOAT32, target: Target | None = None
+    ) -> None:
         self.tile = tile
-        self._buffer = local(tile.rows * tile.columns, dtype)
+        narrowest = 1 if target is None else arithmetic.narrowest(target)
+        self.lanes = tuple(max(width, narrowest) for width in tile.widths)
+        self._buffer = local(tile.rows * sum(self.lanes), arithmetic.sums)
 
     def get(self, row: int, vector: int) -> Expr:
-        start, lanes = self.tile.vectors[vector]
-        return vload(self._buffer, row * self.tile.columns + start, lanes)
+        return vload(self._buffer, self._place(row, vector), self.lanes[vector])
 
     def set(self, row: int, vector: int, value: Expr) -> None:
-        start, lanes = self.tile.vectors[vector]
-        vstore(self._buffer, row * self.tile.columns + start, value, lanes)
+        vstore(self._buffer, self._place(row, vector), value, self.lanes[vector])
+
+    def _place(self, row: int, vector: int) -> int:
+        return row * sum(self.lanes) + sum(self.lanes[:vector])
 
 
 def contract(
@@ -215,11 +227,11 @@ def contract(
 
     def step(a_offset: Expr, b_offset: Expr) -> None:
         xs = [
-            bind(vload(vectors.buffer, b_offset + vectors.at(start), lanes))
-            for start, lanes in tile.vectors
+            bind(_widened(vectors.buffer, b_offset + vectors.at(start), valid, lanes))
+            for (start, valid), lanes in zip(tile.vectors, acc.lanes, strict=True)
         ]
         for i, scalar in enumerate(broadcast.scalars(a_offset, tile.rows, target)):
-            for v, lanes in enumerate(tile.widths):
+            for v, lanes in enumerate(acc.lanes):
                 added = arithmetic.multiply_add(
                     acc.get(i, v), scalar, xs[v], lanes, target, swapped=swapped
                 )
@@ -228,6 +240,31 @@ def contract(
     reduction.emit(step, broadcast, vectors)
 
 
-def split_widths(columns: int, lanes: int) -> tuple[int, ...]:
-    """Vectors of at most ``lanes`` elements, powers of two, that cover ``columns`` exactly."""
-    return tuple(width for _, width in pieces(columns, lanes))
+def _widened(buffer: Any, offset: Expr, valid: int, lanes: int) -> Expr:
+    """``valid`` elements in a vector of ``lanes``; what the others hold is of no matter."""
+    if valid == lanes:
+        return vload(buffer, offset, lanes)
+    if valid == 1:
+        return splat(buffer[offset], lanes)
+    return load_partial(buffer, bind(offset), valid, lanes, tirx.const(0, str(buffer.dtype)))
+
+
+def pin(index: Expr, end: Expr) -> Expr:
+    """Zero that depends on a loop's ``index`` as far as LLVM knows; ``end`` is never negative.
+
+    Added to the offset of an operand that a short reduction reads in every iteration of a loop
+    over tiles. Otherwise LLVM moves its broadcasts in front of that loop, where they do not
+    fit the registers, and no longer finds them next to the dot products (for floating point
+    multiply-adds it moves them back).
+    """
+    return bind(tirx.bitwise_and(index, tirx.shift_right(end, tirx.const(31, "int32"))))
+
+
+def split_widths(columns: int, lanes: int, narrowest: int = 1) -> tuple[int, ...]:
+    """Vectors of at most ``lanes`` elements that cover ``columns`` exactly.
+
+    Powers of two, but for a last one below ``narrowest``.
+    """
+    whole = columns - columns % narrowest
+    rest = (columns % narrowest,) if columns % narrowest else ()
+    return (*(width for _, width in pieces(whole, lanes)), *rest)

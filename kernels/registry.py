@@ -29,12 +29,14 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.layout import LAYOUT_TEMPLATES
     from effc.kernels.lookup import LookupTemplate
     from effc.kernels.matmul import MatMulTemplate
+    from effc.kernels.matmul_integer import MatMulInteger
     from effc.kernels.normalize import NORMALIZE_TEMPLATES
     from effc.kernels.pool import PoolTemplate
     from effc.kernels.pool_global import GlobalPoolTemplate
     from effc.kernels.pool_quads import QuadPool
     from effc.kernels.quads import FromQuadsTemplate, ToQuadsTemplate
     from effc.kernels.reduce import ReduceTemplate
+    from effc.kernels.resize_quads import QuadResize
     from effc.kernels.softmax import SoftmaxTemplate
     from effc.kernels.sparse_conv import SparseConv
     from effc.kernels.sparse_matmul import SparseMatMul
@@ -49,6 +51,7 @@ def templates() -> tuple[Template, ...]:
         DepthwiseInteger(),
         ConvTranspose(),
         MatMulTemplate(),
+        MatMulInteger(),
         SparseMatMul(),
         PoolTemplate(),
         GlobalPoolTemplate(),
@@ -58,6 +61,7 @@ def templates() -> tuple[Template, ...]:
         PlainConvInteger(),
         PlainMatMulInteger(),
         QuadPool(),
+        QuadResize(),
         LookupTemplate(),
         ToQuadsTemplate(),
         FromQuadsTemplate(),

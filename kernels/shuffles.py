@@ -6,17 +6,17 @@ Arm, into the structure loads ``ld2`` and ``ld4``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import bind, loop, vload, vstore
-from effc.kernels.lanes import uses_lanes
+from effc.kernels.lanes import concat, uses_lanes
 from effc.kernels.register_tile import split_widths
 
-__all__ = ["load_strided", "store_transposed", "transpose"]
+__all__ = ["load_strided", "store_transposed", "transpose", "zip_blocks", "zip_quads"]
 
 Expr = Any
 
@@ -83,7 +83,8 @@ def store_transposed(
     channels: int,
     room: Expr,
     lanes: int,
-    store: Callable[[Expr, Expr, Expr, int], None],
+    store: Callable[[list[Expr], Expr, Expr, int, int], None],
+    group: int = 1,
 ) -> None:
     """Hand ``scratch[base + position*pitch + channel]`` to ``store`` as vectors along positions.
 
@@ -94,39 +95,76 @@ def store_transposed(
         positions, channels: Size of the matrix.
         room: First of the free elements.
         lanes: Vector width.
-        store: Called as ``store(vector, channel, position, lanes)``.
+        store: Called as ``store(vectors, first channel, position, lanes, valid lanes)``, with
+            one vector for each of ``group`` channels.
+        group: Channels that are stored together; ``channels`` is a multiple of it.
     """
 
-    def block(channel: Expr, position: Expr, width: int) -> None:
+    def block(channel: Expr, position: Expr, width: int, valid: int) -> None:
         at = bind(base + position * pitch + channel)
         if width == 1:
-            store(vload(scratch, at, 1), channel, position, 1)
+            store([vload(scratch, at, 1)], channel, position, 1, 1)
             return
-        rows = [bind(vload(scratch, at + i * pitch, width)) for i in range(width)]
+        rows = [bind(vload(scratch, at + i * pitch, width)) for i in range(valid)]
+        columns = transpose(rows + rows[-1:] * (width - valid))
         if width <= 4:
-            for i, column in enumerate(transpose(rows)):
-                store(column, channel + i, position, width)
+            for i in range(0, width, group):
+                store(columns[i : i + group], channel + i, position, width, valid)
             return
         # One copy of what ``store`` does, not one per channel.
-        for i, column in enumerate(transpose(rows)):
+        for i, column in enumerate(columns):
             vstore(scratch, room + i * width, column, width)
-        with loop(width) as i:
-            store(vload(scratch, room + i * width, width), channel + i, position, width)
+        with loop(width // group) as i:
+            vectors = [vload(scratch, room + (i * group + j) * width, width) for j in range(group)]
+            store(vectors, channel + i * group, position, width, width)
 
-    def band(position: Expr, width: int) -> None:
+    def band(position: Expr, valid: int) -> None:
+        width = max(valid, group)
         done = channels // width * width
         if done:
             with loop(done // width) as c:
-                block(c * width, position, width)
+                block(c * width, position, width, valid)
         for part in split_widths(channels - done, width):
             with loop(width // part) as p:
-                block(done, position + p * part, part)
+                block(done, position + p * part, part, part)
             done += part
 
     if positions // lanes:
         with loop(positions // lanes) as p:
             band(p * lanes, lanes)
     at = positions // lanes * lanes
-    for width in split_widths(positions - at, lanes):
+    for width in split_widths(positions - at, lanes, group):
         band(at, width)
         at += width
+
+
+def zip_blocks(a: Expr, b: Expr, size: int) -> list[Expr]:
+    """Units of ``size`` bytes of two byte vectors in turn, within blocks of 16 bytes.
+
+    Returns:
+        What becomes of the lower and of the upper halves of the blocks (``punpckl``,
+        ``punpckh``; ``zip1``, ``zip2``).
+    """
+    total = int(a.ty.dtype.lanes)
+    return [
+        bind(
+            concat(
+                [a, b],
+                [
+                    side * total + block + half + unit * size + i
+                    for block in range(0, total, 16)
+                    for unit in range(8 // size)
+                    for side in (0, 1)
+                    for i in range(size)
+                ],
+            )
+        )
+        for half in (0, 8)
+    ]
+
+
+def zip_quads(rows: Sequence[Expr]) -> list[Expr]:
+    """Quads of four byte vectors: vector ``q`` of the result has those of bytes
+    ``16b + 4q .. 16b + 4q + 3`` of the rows in block ``b``."""
+    pairs = [zip_blocks(rows[0], rows[1], 1), zip_blocks(rows[2], rows[3], 1)]
+    return [quads for i in (0, 1) for quads in zip_blocks(pairs[0][i], pairs[1][i], 2)]

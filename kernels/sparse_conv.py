@@ -25,15 +25,15 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.arithmetic import FLOAT32
-from effc.kernels.conv import CopiedSource, conv_bias, conv_epilogue
-from effc.kernels.conv_shape import ConvShape, conv_refusal, source_layout
+from effc.kernels.conv import CopiedSource
+from effc.kernels.conv_problem import ConvProblem, arithmetic_of, problem_refusal
+from effc.kernels.conv_shape import ConvShape, source_layout
 from effc.kernels.region import Region
 from effc.kernels.sparse_cost import sparse_candidates
 from effc.kernels.sparse_pack import pack_tiles
 from effc.kernels.sparse_positions import SparseConfig
 from effc.kernels.sparse_product import SparseProduct
-from effc.kernels.sparsity import LEAST_ZEROS, filters_of, similar_order
+from effc.kernels.sparsity import LEAST_ZEROS, similar_order
 from effc.kernels.template import Config, Kernel, Stage, Template
 
 __all__ = ["SparseConv"]
@@ -45,7 +45,7 @@ class SparseConv(Template):
     name: ClassVar[str] = "conv_sparse"
 
     def refuse(self, region: Region, target: Target) -> str | None:
-        if reason := conv_refusal(region):
+        if reason := problem_refusal(region, target):
             return reason
         assert region.anchor is not None
         if region.anchor.zeros is None:
@@ -53,28 +53,27 @@ class SparseConv(Template):
         shape = ConvShape.of(region.anchor)
         if shape.cin == 1 and shape.groups > 1:
             return "a depthwise convolution reads its input once: zeros save nothing"
-        return conv_epilogue(region, shape).refusal
+        if not sparse_candidates(
+            shape, source_layout(shape), region.anchor.zeros, arithmetic_of(region.anchor), target
+        ):
+            return "no kernel computes blocks of this shape"
+        return None
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
-        assert region.anchor is not None
-        assert region.anchor.zeros is not None
-        shape = ConvShape.of(region.anchor)
-        zeros = region.anchor.zeros
-        return sparse_candidates(shape, source_layout(shape), zeros, FLOAT32, target)
-
-    def build(self, region: Region, target: Target, config: Config) -> Kernel:
         anchor = region.anchor
         assert anchor is not None
-        data = anchor.inputs[0]
-        filters = filters_of(anchor)
-        assert data is not None
-        assert filters is not None
+        assert anchor.zeros is not None
         shape = ConvShape.of(anchor)
         source = source_layout(shape)
-        epilogue = conv_epilogue(region, shape)
+        return sparse_candidates(shape, source, anchor.zeros, arithmetic_of(anchor), target)
+
+    def build(self, region: Region, target: Target, config: Config) -> Kernel:
+        problem = ConvProblem.of(region, target)
+        shape, results = problem.shape, problem.results
+        source = source_layout(shape)
         knobs = SparseConfig.of(config)
-        bias = conv_bias(region, shape)
-        order = None
+        filters = problem.weight.reshape(shape.groups, shape.cout, shape.cin, -1)
+        bias, order = problem.bias, None
         if knobs.sort:
             order = similar_order(filters != 0, (knobs.rows, knobs.depth))
             filters = np.take_along_axis(filters, order[:, :, None, None], axis=1)
@@ -82,15 +81,14 @@ class SparseConv(Template):
         packed = pack_tiles(filters, knobs.rows, knobs.depth)
 
         panel = (knobs.columns, knobs.lanes)
-        copied = CopiedSource(shape, source, data.name, panel, FLOAT32, target)
-        stage = SparseProduct(
-            shape, source, knobs, target, FLOAT32, epilogue, bias is not None, copied.elements
-        )
+        copied = CopiedSource(shape, source, problem.data, panel, problem.arithmetic, target)
+        stage = SparseProduct(problem, source, knobs, target, copied.elements)
         weights: dict[str, np.ndarray] = stage.weights(packed)
         if order is not None:
             weights["order"] = order.astype(np.int32)
         if bias is not None:
             weights["bias"] = bias if order is None else bias[order]
+        epilogue = results.epilogue
         args = [copied.ref, *(f"w:{name}" for name in weights), *epilogue.args]
         args.append(region.outputs[0].name)
         if stage.scratch_elements:
@@ -102,7 +100,7 @@ class SparseConv(Template):
             stage.scratch_bytes,
             stage.bounds(packed),
         )
-        inplace = tuple(pair for pair in epilogue.inplace if pair[0] != data.name)
+        inplace = tuple(pair for pair in epilogue.inplace if pair[0] != problem.data)
         return Kernel(
             (*copied.stages, product), weights | epilogue.weights, copied.workspaces, inplace
         )

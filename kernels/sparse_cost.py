@@ -35,9 +35,13 @@ def sparse_candidates(
 ) -> list[tuple[Config, float]]:
     """Configurations with predicted cycles, best first."""
     found: dict[SparseConfig, float] = {}
+    channels = arithmetic.channels
     natural = [(unit, share, False) for unit, share in zeros.units]
-    ordered = [(unit, share, True) for unit, share in zeros.sorted_units]
-    for (rows, depth), share, sort in natural + ordered:
+    ordered = [(unit, share, True) for unit, share in zeros.sorted_units if channels == 1]
+    for (rows, inputs), share, sort in natural + ordered:
+        if rows % channels or inputs % channels:
+            continue
+        depth = inputs // channels  # in elements
         if depth > shape.cin or (rows > shape.cout and rows > 1):
             continue
         for knobs in _configurations(shape, source, (rows, depth), sort, arithmetic, target):
@@ -106,6 +110,7 @@ def _tiles(
     target: Target,
 ) -> Iterator[tuple[str, int, int]]:
     """(along, height, columns) that fit the registers with ``rows`` filters."""
+    narrowest = arithmetic.narrowest(target)
     if rows < 16:
         most = max(
             (v for v in range(1, 25) if tile_fits(Tile(rows, (lanes,) * v), target, arithmetic)),
@@ -121,7 +126,7 @@ def _tiles(
             high = shape.output[0] if len(shape.output) == 2 else 1
             for columns in _row_parts(shape.output[-1], most * lanes):
                 for height in range(1, min(high, 8) + 1):
-                    tile = Tile(rows, row_widths(columns, lanes, source.copied) * height)
+                    tile = Tile(rows, row_widths(columns, lanes, source.copied, narrowest) * height)
                     if tile_fits(tile, target, arithmetic):
                         yield "space", height, columns
     if rows < 4 or rows > 2 * lanes or shape.cout < rows or rows % min(rows, lanes):
@@ -202,7 +207,9 @@ def _x86_tile(
     """Cycles of one register tile of (filters, height, columns)."""
     filters, height, columns = size
     if knobs.along == "space":
-        widths = row_widths(columns, knobs.lanes, knobs.height > 0 and source.copied)
+        widths = row_widths(
+            columns, knobs.lanes, knobs.height > 0 and source.copied, arithmetic.narrowest(target)
+        )
         tile = Tile(filters, widths * height)
         once = tile_cycles(tile, steps, knobs.depth * knobs.unroll, target, arithmetic)
     else:
@@ -225,7 +232,11 @@ def _arm_tile(
     filters, height, columns = size
     if knobs.along == "space":
         lanes = arithmetic.lanes(target)
-        loads = height * len(row_widths(columns, lanes, knobs.height > 0 and source.copied))
+        loads = height * len(
+            row_widths(
+                columns, lanes, knobs.height > 0 and source.copied, arithmetic.narrowest(target)
+            )
+        )
         products, last = filters * loads, 3.5
     else:
         loads = height * len(split_widths(columns, arithmetic.shared))

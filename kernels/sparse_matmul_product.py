@@ -443,7 +443,7 @@ class SparseMatMulProduct:
             columns,
             self.room_at,
             self.target.lanes,
-            lambda value, column, row, lanes: self.store.vector(
-                self.batch, position + column, first + row, value, lanes, lanes
+            lambda values, column, row, lanes, valid: self.store.vector(
+                self.batch, position + column, first + row, values[0], valid, lanes
             ),
         )

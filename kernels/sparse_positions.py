@@ -85,9 +85,9 @@ class Positions:
         return tuple((i * self.pitch, columns) for i in range(rows))
 
 
-def row_widths(columns: int, lanes: int, padded: bool) -> tuple[int, ...]:
+def row_widths(columns: int, lanes: int, padded: bool, narrowest: int = 1) -> tuple[int, ...]:
     """Vectors that cover a row of a register tile; ``padded``: the last one may run over."""
     if not padded or columns % lanes == 0:
-        return split_widths(columns, lanes)
-    rest = 1 << (columns % lanes - 1).bit_length()
+        return split_widths(columns, lanes, narrowest)
+    rest = max(1 << (columns % lanes - 1).bit_length(), narrowest)
     return (*split_widths(columns - columns % lanes, lanes), rest)

@@ -18,12 +18,11 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.errors import InternalError
-from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.builder import Param, T, bind, loop, prefetch, splat, stage_func, vload, vstore
 from effc.kernels.conv_pack import pack_row, panel_slack
-from effc.kernels.conv_shape import ConvShape, Source
-from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import pick, pieces
+from effc.kernels.conv_problem import ConvProblem
+from effc.kernels.conv_shape import Source
+from effc.kernels.lanes import pick
 from effc.kernels.register_tile import (
     Accumulators,
     Listed,
@@ -47,19 +46,19 @@ class SparseProduct:
 
     def __init__(
         self,
-        shape: ConvShape,
+        problem: ConvProblem,
         source: Source,
         knobs: SparseConfig,
         target: Target,
-        arithmetic: Arithmetic,
-        epilogue: Epilogue,
-        has_bias: bool,
         source_elements: int,
     ) -> None:
+        shape, arithmetic, results = problem.shape, problem.arithmetic, problem.results
         self.shape, self.source, self.knobs, self.target = shape, source, knobs, target
-        self.arithmetic = arithmetic
-        self.epilogue, self.has_bias, self.source_elements = epilogue, has_bias, source_elements
-        if knobs.height == 0 and not knobs.pack and not source.flat:
+        self.arithmetic, self.results = arithmetic, results
+        self.has_bias, self.source_elements = problem.bias is not None, source_elements
+        self.narrowest = arithmetic.narrowest(target)
+        valid = knobs.rows % results.group == 0 and not (knobs.sort and results.group > 1)
+        if not valid or (knobs.height == 0 and not knobs.pack and not source.flat):
             raise InternalError("invalid configuration", where="conv_sparse", got=knobs)
         self.positions = Positions.of(shape, source, knobs)
         self.padded = knobs.height > 0 and source.copied
@@ -144,8 +143,7 @@ class SparseProduct:
             params.append(("order", "int32", cout))
         if self.has_bias:
             params.append(("bias", self.arithmetic.sums, cout))
-        params += self.epilogue.params
-        params.append(("y", self.epilogue.out_dtype, shape.batch * cout * shape.positions))
+        params += self.results.params()
         if self.scratch_elements:
             params.append(("scratch", dtype, self.scratch_elements))
 
@@ -158,13 +156,13 @@ class SparseProduct:
         return stage_func(params, body)
 
     def _bind_buffers(self, named: dict[str, Any]) -> None:
-        self.x, self.w, self.y = named["x"], named["w"], named["y"]
+        self.x, self.w = named["x"], named["w"]
         self.starts, self.offsets = named["starts"], named["offsets"]
         self.slots: Any = named.get("slots")
         self.cut_at: Any = named.get("cuts")
         self.bias, self.scratch = named.get("bias"), named.get("scratch")
         self.order: Any = named.get("order")
-        self.extra = [named[name] for name, *_ in self.epilogue.params]
+        self.outputs = [named[name] for name, *_ in self.results.params()]
 
     def _unit(self, unit: Expr) -> None:
         block = bind(unit % self.blocks)
@@ -279,7 +277,7 @@ class SparseProduct:
             data = Operand(self.scratch, bind(panel * self.panel_size), knobs.columns)
         else:
             base = bind(self.base + top * positions.pitch + left)
-            across = sum(row_widths(columns, knobs.lanes, self.padded)) if space else columns
+            across = sum(self._widths(columns)) if space else columns
             data = Operand(self.x, base, self.source.channel, positions.runs(rows, across))
         row = bind(self.group * self.tiles + number)
         entries = Listed(
@@ -296,15 +294,15 @@ class SparseProduct:
         if knobs.fetch:
             self._fetch_results(channel, position, filters, columns)
         if space:
-            widths = row_widths(columns, knobs.lanes, self.padded) * rows
-            acc = Accumulators(Tile(filters, widths), self.arithmetic.sums)
+            widths = self._widths(columns) * rows
+            acc = Accumulators(Tile(filters, widths), self.arithmetic, self.target)
             for i, v in product(range(filters), range(len(widths))):
-                acc.set(i, v, splat(self._bias(channel + i), widths[v]))
+                acc.set(i, v, splat(self._bias(channel + i), acc.lanes[v]))
             contract(acc, entries, weights, data, self.target, self.arithmetic)
             self._store_rows(acc, channel, position, rows, columns)
         else:
             shape = Tile(rows * columns, split_widths(filters, knobs.lanes))
-            acc = Accumulators(shape, self.arithmetic.sums)
+            acc = Accumulators(shape, self.arithmetic, self.target)
             for i, (v, (start, lanes)) in product(
                 range(rows * columns), enumerate(acc.tile.vectors)
             ):
@@ -322,11 +320,15 @@ class SparseProduct:
 
     def _fetch_results(self, channel: Expr, position: Expr, filters: int, columns: int) -> None:
         """Where a register tile's results go, and the operands of the epilogue beside them."""
-        for i in range(filters):
-            at = bind(self._row(self._filter(channel + i)) * self.shape.positions + position)
-            prefetch(self.y, at, columns, write=True)
-            for index in self.epilogue.streamed:
-                prefetch(self.extra[index], at, columns, write=False)
+        *extra, y = self.outputs
+        for i in range(0, filters, self.results.group):
+            at = bind(self.results.offset(self.batch, self._filter(channel + i), position))
+            prefetch(y, at, columns, write=True)
+            for index in self.results.epilogue.streamed:
+                prefetch(extra[index], at, columns, write=False)
+
+    def _widths(self, columns: int) -> tuple[int, ...]:
+        return row_widths(columns, self.knobs.lanes, self.padded, self.narrowest)
 
     def _bias(self, channel: Expr) -> Expr:
         return bind(self.bias[channel]) if self.bias is not None else self.arithmetic.zero
@@ -340,16 +342,18 @@ class SparseProduct:
         self, acc: Accumulators, channel: Expr, position: Expr, rows: int, columns: int
     ) -> None:
         """Vectors along positions go straight to the result."""
-        across = len(acc.tile.widths) // rows
-        channels = [self._filter(channel + i) for i in range(acc.tile.rows)]
-        for i, (v, (start, lanes)) in product(range(acc.tile.rows), enumerate(acc.tile.vectors)):
+        across, group = len(acc.tile.widths) // rows, self.results.group
+        channels = [self._filter(channel + i) for i in range(0, acc.tile.rows, group)]
+        for i, (v, (start, lanes)) in product(range(len(channels)), enumerate(acc.tile.vectors)):
             row, first = v // across, start - acc.tile.starts[v // across * across]
             place = position + (row * self.positions.width + first)
-            valid = min(lanes, columns - first)
-            value = acc.get(i, v)
-            for at, width in pieces(valid, lanes):
-                part = pick(value, range(at, at + width), lanes)
-                self._store(part, channels[i], place + at, width)
+            sums = [acc.get(i * group + j, v) for j in range(group)]
+            at = 0
+            for valid in split_widths(min(lanes, columns - first), lanes, self.narrowest):
+                width = max(valid, self.narrowest)
+                parts = [pick(value, range(at, at + width), acc.lanes[v]) for value in sums]
+                self._store(parts, channels[i], place + at, width, valid)
+                at += valid
 
     def _store_columns(
         self,
@@ -375,26 +379,26 @@ class SparseProduct:
                 filters,
                 self.room_at,
                 self.arithmetic.lanes(self.target),
-                lambda value, c, p, lanes, part=part: self._store(  # type: ignore[misc]
-                    value,
+                lambda rows, c, p, lanes, valid, part=part: self._store(  # type: ignore[misc]
+                    rows,
                     self._filter(channel + c),
                     position + part * self.positions.width + p,
                     lanes,
+                    valid,
                 ),
+                self.results.group,
             )
 
     def _filter(self, channel: Expr) -> Expr:
         """Output channel of a filter, given its place in the packed weights."""
         return bind(channel if self.order is None else self.order[channel])
 
-    def _row(self, channel: Expr) -> Expr:
-        return self.batch * (self.shape.groups * self.shape.cout) + channel
-
-    def _store(self, value: Expr, channel: Expr, position: Expr, lanes: int) -> None:
+    def _store(
+        self, sums: list[Expr], channel: Expr, position: Expr, lanes: int, valid: int
+    ) -> None:
         """Store at an output channel."""
-        coords = (self.batch, channel, position)
-        result = self.epilogue.apply(value, coords, self.extra, axis=2, lanes=lanes)
-        vstore(self.y, self._row(channel) * self.shape.positions + position, result, lanes)
+        at = (self.batch, channel, position)
+        self.results.store(sums, at, self.outputs, lanes, valid)
 
 
 def _kinds(kinds: list[tuple[Expr, int]], full: int, rest: int) -> list[tuple[Expr, int]]:

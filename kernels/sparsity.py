@@ -77,9 +77,9 @@ def filters_of(op: Op) -> np.ndarray | None:
     ``Conv`` by its attributes; ``Gemm`` and ``MatMul`` by their constant matrix: the columns of the
     right-hand one or the rows of the left-hand one (batched matrices are not looked at).
     """
-    if op.domain:
+    if op.domain and op.op_type != "ConvInteger":
         return None
-    if op.op_type == "Conv":
+    if op.op_type in ("Conv", "ConvInteger"):
         array = _weights(op, 1)
         if array is None or array.ndim < 3:
             return None
@@ -97,12 +97,13 @@ def filters_of(op: Op) -> np.ndarray | None:
 
 
 def _weights(op: Op, index: int) -> np.ndarray | None:
-    """A constant operand, if it holds floats."""
+    """A constant operand, if it holds floats or 8-bit weights."""
     value = op.inputs[index] if len(op.inputs) > index else None
     if value is None or value.const is None:
         return None
     array = value.const
-    return array if array.size and np.issubdtype(array.dtype, np.floating) else None
+    numbers = np.issubdtype(array.dtype, np.floating) or array.dtype == np.int8
+    return array if array.size and numbers else None
 
 
 def structure(op: Op) -> Structure | None:

@@ -19,8 +19,8 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.conv import conv_bias, conv_epilogue
 from effc.kernels.conv_cost import tile_cycles, tile_fits, tile_parts
+from effc.kernels.conv_problem import conv_bias, conv_epilogue
 from effc.kernels.conv_shape import ConvShape, conv_refusal
 from effc.kernels.lanes import uses_lanes
 from effc.kernels.region import Region
@@ -43,6 +43,9 @@ class Winograd(Template):
     def refuse(self, region: Region, target: Target) -> str | None:
         if reason := conv_refusal(region):
             return reason
+        assert region.anchor is not None
+        if region.anchor.domain:
+            return "integers"
         assert region.anchor is not None
         shape = ConvShape.of(region.anchor)
         if shape.kernel != (3, 3):

@@ -347,9 +347,9 @@ class WinogradKernel:
         with loop(1 if whole else bind(T.min(rows, height - first))) as y:
             position = bind((first + y) * width)
 
-            def store(value: Expr, c: Expr, p: Expr, lanes: int) -> None:
+            def store(values: list[Expr], c: Expr, p: Expr, lanes: int, _: int) -> None:
                 coords = (batch, channel + c, position + p)
-                result = self.epilogue.apply(value, coords, self.extra, axis=2, lanes=lanes)
+                result = self.epilogue.apply(values[0], coords, self.extra, axis=2, lanes=lanes)
                 at = (batch * shape.cout + channel + c) * shape.positions + position + p
                 vstore(self.y, at, result, lanes)
 

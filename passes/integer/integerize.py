@@ -27,6 +27,7 @@ from effc.passes.integer.normal_form import NORMAL_FORM
 from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.pools import average, maximum
 from effc.passes.integer.products import convolution, product
+from effc.passes.integer.resizing import interpolation
 from effc.passes.integer.rules import Rule, State
 from effc.passes.integer.tensors import Tensors
 from effc.passes.make_pads_explicit import MakePadsExplicit
@@ -42,6 +43,7 @@ RULES: tuple[Rule, ...] = (
     rectifier,
     average,
     maximum,
+    interpolation,
     movement,
     function,
 )

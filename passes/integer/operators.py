@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-__all__ = ["DOMAIN", "TensorType", "pool_extent", "result_type"]
+__all__ = ["DOMAIN", "WEIGHT_BITS", "TensorType", "pool_extent", "result_type"]
 
 DOMAIN = "effc"
+
+WEIGHT_BITS = 11
+"""Of the weights of ``ResizeLinear`` along one axis."""
 
 TensorType = tuple[tuple[int, ...], np.dtype[Any]]
 Operands = Sequence[TensorType | None]
@@ -98,6 +101,14 @@ def _pool(operands: Operands, attrs: Attrs) -> tuple[int, ...]:
     return (batch, quads, *_spatial(sizes, attrs["kernel_shape"], attrs, ceil), 4)
 
 
+def _resize(operands: Operands, attrs: Attrs) -> TensorType:
+    batch, quads, *sizes, _ = _quads(_present(operands, 0))
+    tables = [_present(operands, i)[0] for i in range(1, len(operands))]
+    if len(tables) != 2 * len(sizes) or len(sizes) > 2:
+        raise ValueError(f"{len(tables)} tables for {len(sizes)} axes")
+    return (batch, quads, *(table[0] for table in tables[::2]), 4), _INT32
+
+
 def _broadcast(operands: Operands) -> tuple[int, ...]:
     return np.broadcast_shapes(*(o[0] for o in operands if o is not None))
 
@@ -123,6 +134,7 @@ _TYPES: dict[str, Callable[[Operands, Attrs], TensorType]] = {
     "MaxPool8": lambda o, a: (_pool(o, a), _present(o, 0)[1]),
     "MulInteger": lambda o, a: (_broadcast(o), _INT32),
     "Requantize": lambda o, a: (_broadcast(o), _target(a)),
+    "ResizeLinear": _resize,
     "SumPool": lambda o, a: (_pool(o, a), _INT32),
     "ToQuads": _to_quads,
 }

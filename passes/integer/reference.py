@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from effc.passes.evaluate import evaluate
 from effc.passes.integer.arithmetic import add_rescaled, requantize
-from effc.passes.integer.operators import DOMAIN, result_type
+from effc.passes.integer.operators import DOMAIN, WEIGHT_BITS, result_type
 
 __all__ = ["execute", "from_quads", "run", "to_quads"]
 
@@ -107,6 +107,17 @@ def _max_pool(inputs: Inputs, attrs: Attrs) -> Array:
     return to_quads((largest + lowest).astype(inputs[0].dtype))
 
 
+def _resize_linear(inputs: Inputs, attrs: Attrs) -> Array:
+    x, *tables = inputs
+    total = x.astype(np.int64) - attrs.get("x_zero", 0)
+    for axis, (first, weight) in enumerate(zip(tables[::2], tables[1::2], strict=True), start=2):
+        second = np.minimum(first + 1, x.shape[axis] - 1)
+        weights = weight.astype(np.int64).reshape(-1, *[1] * (x.ndim - axis - 1))
+        a, b = (np.take(total, index, axis) for index in (first, second))
+        total = a * (2**WEIGHT_BITS - weights) + b * weights
+    return _int32(total)
+
+
 def _planes(x: Array) -> Array:
     return from_quads(x, 4 * x.shape[1])
 
@@ -150,6 +161,7 @@ _OPERATORS: dict[str, Callable[[Inputs, Attrs], Array]] = {
     "MaxPool8": _max_pool,
     "MulInteger": _mul,
     "Requantize": _requantize,
+    "ResizeLinear": _resize_linear,
     "SumPool": _sum_pool,
     "ToQuads": lambda i, a: to_quads(i[0], int(a.get("fill", 0))),
 }

@@ -263,6 +263,21 @@ def test_choices_of_elements(choice: str) -> None:
     assert not FLOATS & set(made)
 
 
+@pytest.mark.parametrize(
+    "mode", ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel"]
+)
+@pytest.mark.parametrize("size", [(8, 8), (7, 3), (1, 9)])
+def test_linear_resize(mode: str, size: tuple[int, int]) -> None:
+    model = Model()
+    x = model.dq(model.input("x", values(np.uint8, (2, 5, 4, 4))), 0.05, np.array(9, np.uint8))
+    sizes = model.const(np.array([2, 5, *size], np.int64))
+    attrs = {"mode": "linear", "coordinate_transformation_mode": mode}
+    y = model.q(model.op("Resize", x, "", "", sizes, **attrs), 0.05, np.array(9, np.uint8))
+    made = steps(model, y)
+    assert made["ResizeLinear"] == 1
+    assert not FLOATS & set(made)
+
+
 def test_what_has_no_integer_form_stays_float() -> None:
     model = Model()
     x = model.dq(model.input("x", values(np.uint8, (2, 8))), 0.05, np.array(9, np.uint8))

@@ -1,0 +1,116 @@
+"""A convolution as the product kernels see it: geometry, elements, weights, results.
+
+``Conv`` in single precision is one over NCHW; ``ConvInteger`` is the same over quads: ``ceil(C/4)``
+input channels of 32-bit elements, padding that consists of the zero point's quad, and
+
+    bias + sum w * (x - x_zero)  =  (bias - x_zero * sum w)  +  sum w * x
+
+so that accumulators begin with the folded bias (modulo 2^32, as all sums).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from effc.devices.target import Target
+from effc.kernels.arithmetic import FLOAT32, Arithmetic
+from effc.kernels.conv_shape import ConvShape, conv_refusal
+from effc.kernels.epilogue import Epilogue
+from effc.kernels.quad_arithmetic import Quads, quads_of_weights
+from effc.kernels.region import DOMAIN, Op, Region
+from effc.kernels.results import PlainResults, QuadResults, Results
+
+__all__ = ["ConvProblem", "conv_bias", "conv_epilogue", "problem_refusal"]
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """What a product kernel computes.
+
+    Attributes:
+        shape: Geometry; channels count elements, ``cout`` filters.
+        arithmetic: Of the elements.
+        data: Name of the input.
+        weight: Elements ``[groups*cout, cin, *kernel]``.
+        bias: ``[groups*cout]`` of the accumulators' type, or ``None``.
+        results: Where sums go.
+    """
+
+    shape: ConvShape
+    arithmetic: Arithmetic
+    data: str
+    weight: np.ndarray
+    bias: np.ndarray | None
+    results: Results
+
+    @staticmethod
+    def of(region: Region, target: Target) -> ConvProblem:
+        """The problem of a region that ``problem_refusal`` lets pass."""
+        op = region.anchor
+        assert op is not None
+        data, weight = op.inputs[0], op.inputs[1]
+        assert data is not None
+        assert weight is not None
+        assert weight.const is not None
+        shape = ConvShape.of(op)
+        if op.domain != DOMAIN:
+            bias = conv_bias(region, shape)
+            results = PlainResults(region, shape)
+            return ConvProblem(shape, FLOAT32, data.name, weight.const, bias, results)
+        quads = quads_of_weights(weight.const, shape.groups)
+        arithmetic = arithmetic_of(op)
+        integers = QuadResults(region, shape, target)
+        bias = _folded_bias(op, shape)
+        return ConvProblem(shape, arithmetic, data.name, quads, bias, integers)
+
+
+def arithmetic_of(op: Op) -> Arithmetic:
+    """Arithmetic of a convolution."""
+    if op.domain != DOMAIN:
+        return FLOAT32
+    data = op.inputs[0]
+    assert data is not None
+    return Quads(int(op.attrs.get("x_zero", 0)), data.dtype == "int8")
+
+
+def problem_refusal(region: Region, target: Target) -> str | None:
+    """Why a region is no convolution for the product kernels, or ``None``."""
+    if reason := conv_refusal(region):
+        return reason
+    assert region.anchor is not None
+    shape = ConvShape.of(region.anchor)
+    if region.anchor.domain != DOMAIN:
+        return PlainResults(region, shape).epilogue.refusal
+    return QuadResults(region, shape, target).epilogue.refusal
+
+
+def conv_epilogue(region: Region, shape: ConvShape) -> Epilogue:
+    """The epilogue of a convolution under the view (batch, channels, positions)."""
+    return PlainResults(region, shape).epilogue
+
+
+def conv_bias(region: Region, shape: ConvShape) -> np.ndarray | None:
+    """The bias as float32 ``[groups*cout]``, or ``None``."""
+    assert region.anchor is not None
+    inputs = region.anchor.inputs
+    if len(inputs) < 3 or inputs[2] is None:
+        return None
+    assert inputs[2].const is not None
+    return np.ascontiguousarray(inputs[2].const, dtype=np.float32).reshape(-1)
+
+
+def _folded_bias(op: Op, shape: ConvShape) -> np.ndarray:
+    """int32 ``[groups*cout]``: where the sums of ``w * x`` begin."""
+    weight = op.inputs[1]
+    assert weight is not None
+    assert weight.const is not None
+    filters = weight.shape[0]
+    total = -int(op.attrs.get("x_zero", 0)) * weight.const.reshape(filters, -1).sum(1, np.int64)
+    bias = op.inputs[2] if len(op.inputs) > 2 else None
+    if bias is not None:
+        assert bias.const is not None
+        total = total + bias.const.reshape(-1)
+    missing = shape.groups * shape.cout - filters
+    return np.pad(total, (0, missing)).astype(np.uint32).view(np.int32)
