@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from effc.api import compare, compile, compress, load
     from effc.artifact import Artifact
     from effc.comparison import Comparison
-    from effc.export.formats import export
+    from effc.packages.formats import export
     from effc.runtimes.loader import BenchStats, Runner
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _LAZY = {
     "compare": "effc.api",
     "compile": "effc.api",
     "compress": "effc.api",
-    "export": "effc.export.formats",
+    "export": "effc.packages.formats",
     "load": "effc.api",
     "Artifact": "effc.artifact",
     "Comparison": "effc.comparison",

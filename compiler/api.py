@@ -7,13 +7,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effc.artifact import Artifact, load_artifact, staging, write_manifest
+from effc.artifact import Artifact, load_artifact, staging, with_libraries, write_manifest
 from effc.compression.options import CompressOptions
 from effc.errors import QualityError
 from effc.options import CompileOptions, ProgressCallback
@@ -45,6 +45,8 @@ def compile(
     tune: str | int = "none",
     tuning_db: str | Path | None = None,
     verify: bool = True,
+    abi: Sequence[str] | None = None,
+    weights: str = "embedded",
     prune: str | None = None,
     sparsity: float | None = None,
     speedup: float | None = None,
@@ -80,6 +82,8 @@ def compile(
         tuning_db: Tuning database file.
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
+        abi: ABIs to make a library for, ``["arm64-v8a", "x86_64"]``; the target's own if ``None``.
+        weights: ``embedded`` in the library, or in a ``file`` beside it.
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
             regroup, quantize, ranges, rounding, max_drop, widen, recipe, work: As for
             :func:`compress`. A missed ``latency_ms`` is an error.
@@ -100,6 +104,8 @@ def compile(
         tune=tune,
         tuning_db=None if tuning_db is None else Path(tuning_db),
         verify=verify,
+        abis=tuple(abi or ()),
+        weights=weights,
     )
     compression = CompressOptions(
         prune=prune,
@@ -246,7 +252,7 @@ def compile_to(
         seconds: Receives the wall time of each phase.
         compression: What to do to the model first, if anything.
     """
-    from effc.pipeline import compile_model
+    from effc.pipeline import compile_models
 
     with staging(output) as folder:
         records: tuple[PassRecord, ...] = ()
@@ -254,15 +260,16 @@ def compile_to(
         if compression is not None and compression.active:
             compression = replace(compression, timing=options)
             model, options, records, levels = _compressed(model, options, compression, progress)
-        compiled = compile_model(model, options, progress, levels.hints if levels else None)
-        compiled.passes = (*records, *compiled.passes)
+        every = compile_models(model, options, progress, levels.hints if levels else None)
+        for compiled in every:
+            compiled.passes = (*records, *compiled.passes)
         if levels is not None:
             from effc.compression.levels import check_goal
 
-            compiled.levels = check_goal(levels, compiled)
-        _write(folder, model, compiled, progress)
+            every[0].levels = check_goal(levels, every[0])
+        _write(folder, model, every, progress)
         if seconds is not None:
-            seconds.update(compiled.phase_seconds)
+            seconds.update(every[0].phase_seconds)
     return load_artifact(output)
 
 
@@ -286,12 +293,22 @@ def _compressed(
 def _write(
     folder: Path,
     model: str | Path | onnx.ModelProto,
-    compiled: CompiledModel,
+    every: Sequence[CompiledModel],
     progress: ProgressCallback | None,
 ) -> None:
-    """Link, verify, and write every file of the artifact into an empty folder."""
-    from effc.manifest import build_manifest, library_path
+    """Link, verify, and write every file of the artifact into an empty folder.
+
+    Args:
+        folder: Empty.
+        model: File, or a model in memory.
+        every: What was compiled, one per ABI; the first stands for the artifact.
+        progress: Called as the phases advance.
+    """
+    from effc.link import write_weights
+    from effc.manifest import build_manifest, library_path, weights_path
     from effc.report import render_report
+
+    first = every[0]
 
     @contextmanager
     def phase(name: str) -> Iterator[None]:
@@ -299,23 +316,30 @@ def _write(
             progress(name, 0, 1)
         start = time.perf_counter()
         yield
-        compiled.phase_seconds[name] = time.perf_counter() - start
+        first.phase_seconds[name] = time.perf_counter() - start
         if progress is not None:
             progress(name, 1, 1)
 
-    _require_space(folder, compiled.program.weights.nbytes)
+    _require_space(folder, first.program.weights.nbytes * len(every))
+    manifests = []
     with phase("link"):
-        library = folder / library_path(compiled)
-        library.parent.mkdir(parents=True)
-        linked = compiled.link_library(library)
+        for compiled in every:
+            library = folder / library_path(compiled)
+            library.parent.mkdir(parents=True)
+            manifests.append(build_manifest(compiled, compiled.link_library(library), None))
+        weights = weights_path(first)
+        if weights is not None:
+            write_weights(first.program, folder / weights)
     include = folder / "include"
     include.mkdir()
-    for file, text in compiled.headers.items():
+    for file, text in first.headers.items():
         (include / file).write_text(text, encoding="utf-8")
-    manifest = build_manifest(compiled, linked, None)
-    if compiled.options.verify:
+    if first.options.verify and first.target.os != "apple":  # nothing here runs Apple's code
         with phase("verify"):
-            manifest["verification"] = _verify(folder, model, compiled, manifest).describe()
+            for compiled, entry in zip(every, manifests, strict=True):
+                golden = folder if compiled is first else None
+                entry["verification"] = _verify(folder, model, compiled, entry, golden).describe()
+    manifest = with_libraries(manifests)
     (folder / "report.html").write_text(render_report(manifest), encoding="utf-8")
     write_manifest(folder, manifest)
 
@@ -335,8 +359,9 @@ def _verify(
     model: str | Path | onnx.ModelProto,
     compiled: CompiledModel,
     manifest: Mapping[str, Any],
+    golden: Path | None,
 ) -> Verification:
-    """Run the linked program against ONNX Runtime; store golden inputs and outputs.
+    """Run a linked library against ONNX Runtime; store golden inputs and outputs in ``golden``.
 
     Raises:
         QualityError: An output misses its limit.
@@ -357,7 +382,8 @@ def _verify(
     )
     if not result.ok:
         raise quality_error(result)
-    write_golden(folder, manifest, reference, limits)
+    if golden is not None:
+        write_golden(golden, manifest, reference, limits)
     return result
 
 

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -33,8 +33,10 @@ __all__ = [
     "SCHEMA_VERSION",
     "Artifact",
     "check_output",
+    "library_manifests",
     "load_artifact",
     "staging",
+    "with_libraries",
     "write_manifest",
 ]
 
@@ -66,6 +68,11 @@ class Artifact:
     def library(self) -> Path:
         """The shared library."""
         return self.folder / str(self.manifest["library"])
+
+    @property
+    def libraries(self) -> tuple[dict[str, Any], ...]:
+        """One manifest per library, the artifact's first one first."""
+        return library_manifests(self.manifest)
 
     def file(self, name: str) -> Path | None:
         """A listed file by its path in the artifact, ``None`` if there is none."""
@@ -129,8 +136,11 @@ def _read_manifest(folder: Path, shown: Path | None = None) -> dict[str, Any]:
 
 def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     files = manifest["files"]
-    if manifest["library"] not in files:
-        raise ModelError("the library is not listed", where=f"{folder}/{MANIFEST}")
+    needed = [entry["library"] for entry in library_manifests(manifest)]
+    needed += [manifest["weights_file"]] if manifest["weights_file"] else []
+    for name in needed:
+        if name not in files:
+            raise ModelError(f"{name} is not listed", where=f"{folder}/{MANIFEST}")
     for name, entry in files.items():
         where = f"{folder}/{name}"
         relative = PurePosixPath(name)
@@ -151,6 +161,26 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
                 got=digest,
                 hint="copy or compile the artifact again",
             )
+
+
+def library_manifests(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The manifest as if each library were the only one; see :func:`with_libraries`."""
+    first = {**manifest, "further_abis": []}
+    return (first, *({**first, **entry} for entry in manifest["further_abis"]))
+
+
+def with_libraries(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One manifest of an artifact with several libraries.
+
+    Args:
+        manifests: Of each library; the fields of the first one stand for the artifact, of the
+            others ``further_abis`` holds what differs.
+    """
+    first, *others = manifests
+    further = [
+        {key: value for key, value in other.items() if value != first[key]} for other in others
+    ]
+    return {**first, "further_abis": further}
 
 
 def _sha256(file: Path) -> str:

@@ -8,6 +8,7 @@ equal files.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +16,14 @@ from effc.devices.target import BASE
 from effc.errors import InternalError, UnsupportedError
 from effc.program import Call, CodeVariant, Pointer, Port, Program, StorageClass
 
-__all__ = ["DTYPES", "exported_symbols", "generate_c", "weights_file"]
+__all__ = [
+    "DTYPES",
+    "WEIGHTS_HEADER_BYTES",
+    "exported_symbols",
+    "generate_c",
+    "weights_file",
+    "weights_header",
+]
 
 # NumPy dtype name -> enumerator of effc_dtype
 DTYPES = {
@@ -43,10 +51,11 @@ _CPU_BITS = {
 }
 _ALIGNMENT = 64
 _MAX_WORK = 2**32 - 1
+WEIGHTS_HEADER_BYTES = 64
 
 
 def generate_c(program: Program) -> dict[str, str]:
-    """Generate ``NAME.h``, ``NAME.c`` and ``NAME_weights.S``.
+    """Generate ``NAME.h``, ``NAME.c`` and, if the weights are not in a file, ``NAME_weights.S``.
 
     Args:
         program: What ``run`` does.
@@ -68,16 +77,22 @@ def generate_c(program: Program) -> dict[str, str]:
                 where=f"'{port.name}'",
                 expected=", ".join(DTYPES),
             )
-    return {
-        f"{name}.h": _header(program),
-        f"{name}.c": _source(program),
-        f"{name}_weights.S": _weights_assembly(program),
-    }
+    files = {f"{name}.h": _header(program), f"{name}.c": _source(program)}
+    if not program.weights_in_file:
+        files[f"{name}_weights.S"] = _weights_assembly(program)
+    return files
 
 
 def weights_file(program: Program) -> str:
     """Name of the raw weights file that the assembly file includes."""
     return f"{program.name}.weights"
+
+
+def weights_header(program: Program) -> bytes:
+    """What a file of weights begins with, see ``runtimes/core/program.h``."""
+    data = program.weights
+    fields = (b"EFFCWTS1", data.nbytes.to_bytes(8, "little"), hashlib.sha256(data.data).digest())
+    return b"".join(fields).ljust(WEIGHTS_HEADER_BYTES, b"\0")
 
 
 def exported_symbols(program: Program) -> tuple[str, ...]:
@@ -113,6 +128,7 @@ def _header(program: Program) -> str:
         f"    (EFFC_STATE_BYTES(threads) + (size_t){_round_up(program.arena_bytes)} + \\",
         f"     (size_t){_round_up(program.scratch_bytes)} * (size_t)(threads))",
         "",
+        *_weights_macro(program),
         f"#ifndef {name}_API",
         "#if defined(__GNUC__) || defined(__clang__)",
         f'#define {name}_API __attribute__((visibility("default")))',
@@ -145,6 +161,15 @@ def _header(program: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _weights_macro(program: Program) -> Iterable[str]:
+    if program.weights_in_file:
+        size = WEIGHTS_HEADER_BYTES + program.weights.nbytes
+        yield "/* The weights are in a file of this size: give create its contents in effc_options,"
+        yield " * for example by effc_map_weights of effc_weights.h. */"
+        yield f"#define {program.name}_WEIGHTS_FILE_BYTES {size}"
+        yield ""
+
+
 def _port_comments(kind: str, ports: Sequence[Port]) -> Iterable[str]:
     for i, port in enumerate(ports):
         shape = ", ".join(map(str, port.type.shape))
@@ -171,7 +196,7 @@ def _source(program: Program) -> str:
         "#define WEIGHTS(offset) ((void *)(c->weights + (offset)))",
         "#define SCRATCH(offset) ((void *)(scratch + (offset)))",
         "",
-        f"extern const uint8_t {name}_weights[];",
+        *_weights_declaration(program),
         *_stage_declarations(program),
         "",
         *_thunks(program),
@@ -182,6 +207,14 @@ def _source(program: Program) -> str:
         *_functions(name),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _weights_declaration(program: Program) -> Iterable[str]:
+    if not program.weights_in_file:
+        yield f"extern const uint8_t {program.name}_weights[];"
+        return
+    header = ", ".join(map(str, weights_header(program)))
+    yield f"static const uint8_t weights_header[EFFC_WEIGHTS_HEADER] = {{{header}}};"
 
 
 def _stage_declarations(program: Program) -> Iterable[str]:
@@ -333,6 +366,7 @@ def _info_tables(program: Program) -> Iterable[str]:
         if ports:
             yield "};"
     calls, inputs, outputs = program.calls, program.inputs, program.outputs
+    weights = "NULL, weights_header" if program.weights_in_file else f"{program.name}_weights, NULL"
     yield "static const effc_model_info info = {"
     yield f"    EFFC_ABI_VERSION, {_c_string(program.name)},"
     yield f"    {len(inputs)}, {len(outputs)}, {len(calls)},"
@@ -342,7 +376,7 @@ def _info_tables(program: Program) -> Iterable[str]:
     yield f"    variant_names, {len(program.variants) + 1}"
     yield "};"
     yield (
-        f"static const effc_program program = {{&info, variants, {program.name}_weights, "
+        f"static const effc_program program = {{&info, variants, {weights}, "
         f"{'effc_cpu_features' if program.variants else 'NULL'}}};"
     )
     yield ""
@@ -380,6 +414,14 @@ def _weights_assembly(program: Program) -> str:
     """Read-only weights; a C array of this size would take the compiler minutes."""
     symbol = f"{program.name}_weights"
     lines = [
+        "#ifdef __APPLE__",
+        "    .section __TEXT,__const",
+        f"    .globl _{symbol}",
+        f"    .private_extern _{symbol}",
+        f"    .balign {_ALIGNMENT}",
+        f"_{symbol}:",
+        f'    .incbin "{weights_file(program)}"',
+        "#else",
         f'    .section .rodata.{symbol}, "a", %progbits',
         f"    .global {symbol}",
         f"    .hidden {symbol}",
@@ -389,6 +431,7 @@ def _weights_assembly(program: Program) -> str:
         f'    .incbin "{weights_file(program)}"',
         f"    .size {symbol}, . - {symbol}",
         '    .section .note.GNU-stack, "", %progbits',
+        "#endif",
     ]
     return "\n".join(lines) + "\n"
 

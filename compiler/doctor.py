@@ -71,6 +71,7 @@ def diagnose() -> list[Check]:
         _cache(),
         _free_space(),
         *(_emulator(name, use) for name, use in _EMULATED.items()),
+        _java(),
     ]
 
 
@@ -112,6 +113,12 @@ def _compiler() -> Check:
         return Check("C toolchain", True, True, f"zig {zig_version()} (Clang and LLD)")
     except EffcError as error:
         return Check("C toolchain", False, True, error.what, error.hint or "")
+
+
+def _java() -> Check:
+    path = shutil.which("javac")
+    hint = "apt-get install default-jdk-headless, to export AAR and Maven packages"
+    return Check("javac", path is not None, False, path or "missing", "" if path else hint)
 
 
 def _cache() -> Check:

@@ -151,6 +151,12 @@ def open_tracer(
 
 
 def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> str:
+    if manifest["machine"]["os"] == "apple":
+        raise DeviceError(
+            "nothing here runs code for Apple's systems",
+            where=str(manifest["target"]),
+            hint="compile for linux-arm64 to check the same kernels under QEMU",
+        )
     device = device or default_device(manifest)
     if device not in ("local", "qemu"):
         raise UsageError(
@@ -220,7 +226,14 @@ def open_local(
         artifact.manifest,
         threads=int(artifact.manifest["threads"]) if threads is None else threads,
         variant=variant,
+        weights=_weights_beside(artifact.library, artifact.manifest),
     )
+
+
+def _weights_beside(library: Path, manifest: Mapping[str, Any]) -> Path | None:
+    """The file of weights of a library that lies where its manifest says, if it has one."""
+    root = library.parents[len(Path(manifest["library"]).parts) - 1]
+    return root / manifest["weights_file"] if manifest["weights_file"] else None
 
 
 class LocalExecutor:
@@ -232,7 +245,8 @@ class LocalExecutor:
         self, library: Path, manifest: Mapping[str, Any], threads: int, variant: str | None
     ) -> None:
         self.threads = threads
-        self._runner = Runner(library, manifest, threads=threads, variant=variant)
+        weights = _weights_beside(library, manifest)
+        self._runner = Runner(library, manifest, threads=threads, variant=variant, weights=weights)
         self.variant = self._runner.variant
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -284,6 +298,9 @@ class LoaderExecutor:
             "EFFC_LIBRARY": str(library.absolute()),
             "EFFC_NAME": str(manifest["name"]),
         }
+        weights = _weights_beside(library, manifest)
+        if weights is not None:
+            self._environment["EFFC_WEIGHTS"] = str(weights.absolute())
         self._ports = _Ports(
             tuple(Tensor.of(entry) for entry in manifest["inputs"]),
             tuple(Tensor.of(entry) for entry in manifest["outputs"]),

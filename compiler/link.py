@@ -13,34 +13,37 @@ from __future__ import annotations
 import tempfile
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 from effc import elf, zig
-from effc.codegen import exported_symbols, generate_c, weights_file
+from effc.codegen import exported_symbols, generate_c, weights_file, weights_header
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
 from effc.musl import compiler_rt, static_libc
 from effc.program import Program
 
 __all__ = [
+    "C_FLAGS",
     "EMULATIONS",
     "STACK_BYTES",
     "WEIGHTS_LIMIT",
     "LinkReport",
     "abi_symbols",
+    "check_weights",
     "library_headers",
     "link_jni",
     "link_library",
     "link_runner",
+    "write_weights",
 ]
 
 WEIGHTS_LIMIT = 2**31 - 2**26
 """Bytes: code reaches read-only data by 32-bit offsets."""
 
-_C_FLAGS = (
+C_FLAGS = (
     "-std=c11",
     "-O2",
     "-fPIC",
@@ -85,10 +88,30 @@ class LinkReport:
     page_bytes: int
 
 
-def library_headers(program: Program) -> dict[str, str]:
-    """Headers that a user of the library includes: ``NAME.h`` and ``effc.h``."""
-    header = f"{program.name}.h"
-    return {header: generate_c(program)[header], "effc.h": _core_file("effc.h")}
+def library_headers(programs: Sequence[Program]) -> dict[str, str]:
+    """Headers that a user of a model's libraries includes, one set for all ABIs.
+
+    Sizes of caller-supplied memory are those of the library that needs most.
+    """
+    first = programs[0]
+    widest = replace(
+        first,
+        arena_bytes=max(program.arena_bytes for program in programs),
+        scratch_bytes=max(program.scratch_bytes for program in programs),
+    )
+    header = f"{first.name}.h"
+    headers = {header: generate_c(widest)[header], "effc.h": _core_file("effc.h")}
+    if first.weights_in_file:
+        headers["effc_weights.h"] = _core_file("effc_weights.h")
+    return headers
+
+
+def write_weights(program: Program, file: Path) -> None:
+    """Write the file of weights that the libraries of a model are given."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        stream.write(weights_header(program))
+        stream.write(program.weights.data)
 
 
 def link_library(
@@ -167,7 +190,7 @@ def link_jni(
             f"-DEFFC_MODEL={name}",
             f"-DEFFC_CLASS={java_class}",
         )
-        flags = (*_C_FLAGS, *_ARCH_FLAGS.get(target.arch, ()), *defines, f"-I{headers.absolute()}")
+        flags = (*C_FLAGS, *_ARCH_FLAGS.get(target.arch, ()), *defines, f"-I{headers.absolute()}")
         zig.clang(
             [
                 *(f"--target={target.clang_target}", *flags, "-c", str(folder / "model_jni.c")),
@@ -209,6 +232,7 @@ def link_runner(
         InternalError: An object is for another machine.
     """
     libc = static_libc(target)
+    program = replace(program, weights_in_file=False)
     with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
         work = Path(folder)
         parts = [*_model_objects(program, target, work), *_stage_objects(objects, target, work)]
@@ -238,8 +262,12 @@ def _runner_entry(program: Program) -> str:
     )
 
 
-def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
-    """Compile the generated files; ``work`` receives them."""
+def check_weights(program: Program) -> None:
+    """Refuse weights beyond what code can reach.
+
+    Raises:
+        UnsupportedError: There are too many.
+    """
     if program.weights.nbytes > WEIGHTS_LIMIT:
         raise UnsupportedError(
             "the weights do not fit one library",
@@ -247,10 +275,17 @@ def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
             expected=f"at most {WEIGHTS_LIMIT} bytes",
             got=f"{program.weights.nbytes} bytes",
         )
+
+
+def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
+    """Compile the generated files; ``work`` receives them."""
+    check_weights(program)
     for file, text in generate_c(program).items():
         (work / file).write_text(text, "utf-8")
-    (work / weights_file(program)).write_bytes(program.weights.data)
-    sources = (work / f"{program.name}.c", work / f"{program.name}_weights.S")
+    sources = [work / f"{program.name}.c"]
+    if not program.weights_in_file:
+        (work / weights_file(program)).write_bytes(program.weights.data)
+        sources.append(work / f"{program.name}_weights.S")
     return [_compile(source, target, work) for source in sources]
 
 
@@ -270,7 +305,7 @@ def _stage_objects(objects: Iterable[bytes | Path], target: Target, work: Path) 
 def _compile(source: Path, target: Target, folder: Path) -> Path:
     """Compile one C or assembly file that lies in ``folder``."""
     out = folder / f"{source.stem}.o"
-    flags = () if source.suffix == ".S" else _C_FLAGS
+    flags = () if source.suffix == ".S" else C_FLAGS
     includes = (f"-I{folder}", f"-I{_core_folder()}", f"-I{_runtimes() / 'runner'}")
     zig.clang(
         [
@@ -303,7 +338,7 @@ def _runtime_objects(program: Program, target: Target) -> list[Path]:
         for file in code:
             _compile(folder / file, target, folder)
 
-    key = ("runtime", target.clang_target, *_C_FLAGS, *sources)
+    key = ("runtime", target.clang_target, *C_FLAGS, *sources)
     folder = zig.cached(key, build)
     detection = [folder / "processor.o"] if program.variants else []
     return [folder / "model.o", folder / "pool.o", *detection]

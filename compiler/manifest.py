@@ -21,20 +21,30 @@ if TYPE_CHECKING:
     from effc.traces import StoredValue
     from effc.verify import Verification
 
-__all__ = ["build_manifest", "library_path"]
+__all__ = ["build_manifest", "library_path", "weights_path"]
 
 _TOOLS = ("apache-tvm", "ziglang", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
 
 def library_path(compiled: CompiledModel) -> str:
     """Where the library lies in the artifact."""
-    return f"lib/{compiled.target.abi}/lib{compiled.program.name}.so"
+    suffix = "a" if compiled.target.os == "apple" else "so"
+    return f"lib/{compiled.target.abi}/lib{compiled.program.name}.{suffix}"
+
+
+def weights_path(compiled: CompiledModel) -> str | None:
+    """Where the weights lie in the artifact, if not in the library."""
+    program = compiled.program
+    return f"weights/{program.name}.bin" if program.weights_in_file else None
 
 
 def build_manifest(
     compiled: CompiledModel, linked: LinkReport, verification: Verification | None
 ) -> dict[str, Any]:
-    """All fields but ``schema_version`` and ``files``, which ``write_manifest`` adds."""
+    """The fields of one library but ``schema_version`` and ``files`` (see ``write_manifest``).
+
+    Further libraries of the artifact are listed by ``effc.artifact.with_libraries``.
+    """
     program, target, options = compiled.program, compiled.target, compiled.options
     layers = [_layer(record) for record in compiled.layers]
     return {
@@ -59,6 +69,7 @@ def build_manifest(
             for variant in program.variants
         ],
         "library": library_path(compiled),
+        "weights_file": weights_path(compiled),
         "entry": f"{program.name}_run",
         "symbols": list(exported_symbols(program)),
         "inputs": [_port(port) for port in program.inputs],

@@ -14,9 +14,10 @@ from typing import Protocol
 
 from effc.errors import UsageError
 
-__all__ = ["TUNE_MODES", "CompileOptions", "ProgressCallback", "c_identifier"]
+__all__ = ["TUNE_MODES", "WEIGHT_PLACES", "CompileOptions", "ProgressCallback", "c_identifier"]
 
 TUNE_MODES = ("none", "quick", "full")
+WEIGHT_PLACES = ("embedded", "file")
 
 _RESERVED = """
 alignas alignof auto bool break case char class const continue default delete do double effc else
@@ -69,6 +70,9 @@ class CompileOptions:
         tune: ``none``, ``quick``, ``full``, or the number of measurements to spend.
         tuning_db: Tuning database file; ``None`` means the user's default one.
         verify: Whether the artifact is run against ONNX Runtime before it is written.
+        abis: One library for each of these, the first one's figures first; the target's own if
+            empty. Other ABIs than the target's get the generic family of its system.
+        weights: ``embedded`` in the library, or in a ``file`` beside it that all libraries share.
     """
 
     target: str = "host"
@@ -79,6 +83,8 @@ class CompileOptions:
     tune: str | int = "none"
     tuning_db: Path | None = None
     verify: bool = True
+    abis: tuple[str, ...] = ()
+    weights: str = "embedded"
 
     def __post_init__(self) -> None:
         if self.name is not None and c_identifier(self.name) != self.name:
@@ -111,6 +117,15 @@ class CompileOptions:
                 expected="none, quick, full or a number of measurements",
                 got=repr(self.tune),
             )
+        if self.weights not in WEIGHT_PLACES:
+            raise UsageError(
+                "unknown place for weights",
+                where="--weights",
+                expected=" or ".join(WEIGHT_PLACES),
+                got=repr(self.weights),
+            )
+        if len(set(self.abis)) < len(self.abis):
+            raise UsageError("an ABI is given twice", where="--abi", got=",".join(self.abis))
         for name, shape in self.shapes.items():
             if any(d < 1 for d in shape):
                 raise UsageError(

@@ -10,17 +10,17 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from effc.compiled import Block, CompiledModel, PassRecord
-from effc.devices.catalog import get_target
+from effc.devices.catalog import get_target, targets_of
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
-from effc.functions import build_functions, code_variants, lower_functions
+from effc.functions import Functions, build_functions, code_variants, lower_functions
 from effc.kernels import registry
 from effc.kernels.region import Region
 from effc.kernels.template import Choice
@@ -31,6 +31,8 @@ from effc.memory_plan import align_up
 from effc.options import CompileOptions, ProgressCallback
 from effc.program import Program
 from effc.regions import Graph, partition
+from effc.sharing import align_packings, share_weights
+from effc.static_link import link_archive
 from effc.traces import stored_values
 
 if TYPE_CHECKING:
@@ -40,7 +42,14 @@ if TYPE_CHECKING:
     from effc.storage import ViewPlan
     from effc.tuning.tuner import Hints
 
-__all__ = ["Imported", "compile_model", "import_and_simplify", "regions_of", "tune_model"]
+__all__ = [
+    "Imported",
+    "compile_model",
+    "compile_models",
+    "import_and_simplify",
+    "regions_of",
+    "tune_model",
+]
 
 _OTHER_OPERATOR = ("the anchor is not", "is not element-wise", "has an epilogue")
 """Refusals that only say that a kernel is for other operators."""
@@ -72,7 +81,7 @@ def compile_model(
     progress: ProgressCallback | None = None,
     hints: Hints | None = None,
 ) -> CompiledModel:
-    """Compile a model; nothing is written to disk.
+    """Compile a model for one target; nothing is written to disk.
 
     Args:
         source: ONNX file or model.
@@ -88,15 +97,55 @@ def compile_model(
         UnsupportedError: Operators that no kernel can compute, all of them.
         UsageError: Unknown target, or shapes that do not fit the model.
     """
+    return compile_models(source, replace(options, abis=()), progress, hints)[0]
+
+
+def compile_models(
+    source: str | Path | onnx.ModelProto,
+    options: CompileOptions,
+    progress: ProgressCallback | None = None,
+    hints: Hints | None = None,
+) -> tuple[CompiledModel, ...]:
+    """Compile a model for every ABI of ``options``; otherwise as :func:`compile_model`."""
+    clock = _Clock(progress)
+    targets = targets_of(options.target, options.abis)
+    selected = [
+        _select(
+            source,
+            target,
+            replace(options, target=target.name),
+            clock,
+            hints if target.name == options.target else None,
+        )
+        for target in targets
+    ]
+    if options.weights == "file":
+        with clock.phase("kernels"):
+            align_packings(
+                [s.views.regions for s in selected], [s.ranked for s in selected], targets
+            )
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    parts = [_program(options.model_name(path), s, clock) for s in selected]
+    programs = [program for program, _ in parts]
+    if options.weights == "file":
+        share_weights(programs)
+        for program in programs:
+            program.weights_in_file = True
+    headers = library_headers(programs)
+    return tuple(
+        _compiled(chosen, program, built, options, headers, clock)
+        for chosen, (program, built) in zip(selected, parts, strict=True)
+    )
+
+
+def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Functions]:
+    """The program of one target, and its functions."""
     from effc.storage import build_program
 
-    clock = _Clock(progress)
-    target = get_target(options.target)
-    imported, graph, views, ranked, tuning = _select(source, target, options, clock, hints)
-    chosen = {key: choices[0] for key, choices in ranked.items()}
+    graph, views = selected.graph, selected.views
+    chosen = {key: choices[0] for key, choices in selected.ranked.items()}
     with clock.phase("kernels"):
-        path = Path(source) if isinstance(source, (str, Path)) else None
-        built = build_functions(options.model_name(path), views.regions, chosen, target)
+        built = build_functions(name, views.regions, chosen, selected.target)
     with clock.phase("storage"):
         program = build_program(
             built.name,
@@ -107,26 +156,40 @@ def compile_model(
             built.symbols,
             views,
         )
-        program.variants = code_variants(built, target)
+        program.variants = code_variants(built, selected.target)
         program.scratch_bytes = max(program.scratch_bytes, align_up(built.scratch_bytes, 64))
+    return program, built
+
+
+def _compiled(
+    selected: _Selected,
+    program: Program,
+    built: Functions,
+    options: CompileOptions,
+    headers: dict[str, str],
+    clock: _Clock,
+) -> CompiledModel:
+    """Object code, and the records."""
+    imported, target = selected.imported, selected.target
     with clock.phase("lower"):
         objects = lower_functions(built, target)
+    link = link_archive if target.os == "apple" else link_library
     return CompiledModel(
         program=program,
         target=target,
         options=options,
-        layers=_layers(graph, views, ranked, target),
-        headers=library_headers(program),
-        link_library=lambda out: link_library(program, objects, target, out),
+        layers=_layers(selected.graph, selected.views, selected.ranked, target),
+        headers=headers,
+        link_library=lambda out: link(program, objects, target, out),
         link_runner=lambda out: link_runner(program, objects, target, out),
         reference=imported.reference,
         passes=imported.passes,
         blocks=_blocks(program),
         phase_seconds=clock.seconds,
         source_sha256=imported.sha256,
-        tuning=tuning,
+        tuning=selected.tuning,
         opset=imported.opset,
-        values=stored_values(graph, views, program, imported.reference),
+        values=stored_values(selected.graph, selected.views, program, imported.reference),
     )
 
 
@@ -149,8 +212,8 @@ def tune_model(
         EffcError: As :func:`compile_model`.
     """
     target = get_target(options.target)
-    _, graph, views, ranked, tuning = _select(source, target, options, _Clock(progress))
-    return _layers(graph, views, ranked, target), tuning
+    chosen = _select(source, target, options, _Clock(progress))
+    return _layers(chosen.graph, chosen.views, chosen.ranked, target), chosen.tuning
 
 
 def regions_of(model: ir.Model, target: Target) -> list[Region]:
@@ -167,13 +230,33 @@ def regions_of(model: ir.Model, target: Target) -> list[Region]:
     return list(regions)
 
 
+@dataclass(frozen=True)
+class _Selected:
+    """A model with a choice of kernels for a target.
+
+    Attributes:
+        target: What for.
+        imported: The model.
+        graph, views: Its regions, before and after views are planned.
+        ranked: All configurations per distinct region, the chosen one first.
+        tuning: What the tuner did.
+    """
+
+    target: Target
+    imported: Imported
+    graph: Graph
+    views: ViewPlan
+    ranked: dict[str, list[Choice]]
+    tuning: dict[str, Any]
+
+
 def _select(
     source: str | Path | onnx.ModelProto,
     target: Target,
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None = None,
-) -> tuple[Imported, Graph, ViewPlan, dict[str, list[Choice]], dict[str, Any]]:
+) -> _Selected:
     """From the model to the choices per distinct region."""
     from effc.storage import plan_views
 
@@ -185,7 +268,7 @@ def _select(
         _require_kernels(views.regions, target)
     with clock.phase("tune"):
         ranked, tuning = _rank(views.regions, target, options, clock, hints)
-    return imported, graph, views, ranked, tuning
+    return _Selected(target, imported, graph, views, ranked, tuning)
 
 
 @dataclass(frozen=True)

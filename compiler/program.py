@@ -94,6 +94,8 @@ class Program:
         arena_lower_bound_bytes: No plan for this order can be smaller.
         scratch_bytes: Private bytes per worker, added once per thread.
         variants: Further versions of the code, best first.
+        weight_blocks: Offset and bytes of every tensor in ``weights``.
+        weights_in_file: The library holds no weights; it is given a file's contents.
     """
 
     name: str
@@ -106,3 +108,5 @@ class Program:
     scratch_bytes: int
     metadata: dict[str, object] = field(default_factory=dict)
     variants: tuple[CodeVariant, ...] = ()
+    weight_blocks: tuple[tuple[int, int], ...] = ()
+    weights_in_file: bool = False

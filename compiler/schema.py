@@ -85,6 +85,8 @@ _MANIFEST: dict[str, Any] = {
     },
     "variants": [{"name": str, "features": [str], "functions": int}],
     "library": str,
+    "weights_file": (str, type(None)),
+    "further_abis": [{"target": str, "abi": str, "library": str}],
     "entry": str,
     "symbols": [str],
     "inputs": [_PORT],
@@ -113,12 +115,23 @@ _VERIFICATION: dict[str, Any] = {"device": str, "against": str, "outputs": [_OUT
 
 
 def check_manifest(manifest: Any, where: str) -> None:
-    """Check everything that the rest of effc relies on.
+    """Check everything that the rest of effc relies on, for every library.
 
     Raises:
         ModelError: The first field that is missing, has another type or makes no sense.
     """
+    _check_library(manifest, where)
+    for number, entry in enumerate(manifest["further_abis"]):
+        place = f"{where}: further_abis[{number}]"
+        _require(not {"name", "further_abis"} & entry.keys(), entry, "one library", place)
+        _check_library({**manifest, **entry}, place)
+
+
+def _check_library(manifest: Any, where: str) -> None:
     _check(manifest, _MANIFEST, where)
+    for key in ("target", "abi"):  # they become names of files
+        text = manifest[key]
+        _require(bool(re.fullmatch(r"\w[\w.-]*", text, re.A)), text, "a name", f"{where}: {key}")
     if manifest["verification"] is not None:
         _check(manifest["verification"], _VERIFICATION, f"{where}: verification")
         _require(bool(manifest["verification"]["outputs"]), [], "outputs", f"{where}: verification")

@@ -373,6 +373,7 @@ def build_program(
             "places": {name: _pointer(slot, placed, arena.offsets) for name, slot in slots.items()},
             "ends": ends,
         },
+        weight_blocks=tuple((offset, data.size) for offset, data in weights.arrays),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
@@ -17,7 +18,7 @@ from typing import Any
 from effc.devices.target import BASE, Target, Variant
 from effc.errors import InternalError, UsageError
 
-__all__ = ["Cluster", "Entry", "get_target", "list_targets"]
+__all__ = ["Cluster", "Entry", "get_target", "list_targets", "targets_of"]
 
 _DESCRIPTIVE = frozenset({"base", "summary", "soc", "clusters", "detect"})
 _FIELDS = frozenset(f.name for f in fields(Target)) - {"name"}
@@ -131,3 +132,34 @@ def _checked(target: Target) -> Target:
     if BASE in names or len(set(names)) < len(names) or target.common not in (BASE, *names):
         raise InternalError("variants are malformed", where=target.name, got=names)
     return target
+
+
+def targets_of(name: str, abis: Sequence[str]) -> tuple[Target, ...]:
+    """Targets for several ABIs of one system.
+
+    Args:
+        name: Of a target; it serves its own ABI.
+        abis: Folder names of ABIs, in the wanted order; the target's own if empty. Others than the
+            target's get the family of the same system.
+
+    Raises:
+        UsageError: The target is unknown, or its system has no such ABI.
+    """
+    own = get_target(name)
+    families = {
+        target.abi: target
+        for entry in list_targets()
+        if entry.base is None and not _tables()[entry.name].get("detect")
+        for target in [get_target(entry.name)]
+        if target.os == own.os
+    }
+    families[own.abi] = own
+    unknown = [abi for abi in abis if abi not in families]
+    if unknown:
+        raise UsageError(
+            f"target '{name}' has no such ABI",
+            where="--abi",
+            expected=", ".join(families),
+            got=", ".join(unknown),
+        )
+    return tuple(families[abi] for abi in abis) or (own,)

@@ -43,7 +43,7 @@ class Target:
     Attributes:
         name: Catalog name (``host``, ``android``, ``raspberry-pi-4``, ...).
         arch: ``x86_64``, ``aarch64``, ``arm``, ``thumb``, ``riscv32``, ...
-        os: ``linux``, ``android``, ``ios`` or ``none``.
+        os: ``linux``, ``android``, ``apple`` (iOS, its simulator, macOS) or ``none``.
         abi: Folder name below ``lib/`` (``arm64-v8a``, ``x86_64-linux-gnu``, ...).
         triple: LLVM triple for TVM.
         cpu: LLVM CPU name (``mcpu``), empty for the architecture's generic one.
@@ -53,7 +53,7 @@ class Target:
         l1_bytes, l2_bytes: Data caches of one core.
         cores: Cores worth using for one inference.
         clang_target: ``-target`` for ``ziglang cc`` (shared library).
-        runner_target: ``-target`` for a static test executable.
+        runner_target: ``-target`` for a static test executable, empty where none can run.
         android_api: Minimum API level, 0 when not Android.
         variants: Processors worth code of their own, best first.
         common: The version that most devices run: configurations are ranked for it.

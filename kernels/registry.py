@@ -37,6 +37,7 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.quads import FromQuadsTemplate, ToQuadsTemplate
     from effc.kernels.reduce import ReduceTemplate
     from effc.kernels.resize_quads import QuadResize
+    from effc.kernels.rows_integer import LayerNormInteger, SoftmaxInteger
     from effc.kernels.softmax import SoftmaxTemplate
     from effc.kernels.sparse_conv import SparseConv
     from effc.kernels.sparse_matmul import SparseMatMul
@@ -56,6 +57,8 @@ def templates() -> tuple[Template, ...]:
         PoolTemplate(),
         GlobalPoolTemplate(),
         SoftmaxTemplate(),
+        SoftmaxInteger(),
+        LayerNormInteger(),
         ReduceTemplate(),
         *NORMALIZE_TEMPLATES,
         PlainConvInteger(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import mmap
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ __all__ = [
     "ABI_VERSION",
     "MAX_THREADS",
     "Library",
+    "MappedFile",
     "ModelInfo",
     "Options",
     "ProfileFn",
@@ -96,6 +98,8 @@ class Options(ctypes.Structure):
         ("profile", ProfileFn),
         ("profile_user", ctypes.c_void_p),
         ("variant", ctypes.c_char_p),
+        ("weights", ctypes.c_void_p),
+        ("weights_bytes", ctypes.c_size_t),
     )
 
 
@@ -111,6 +115,7 @@ _STATUS = {
     8: "the instance is running on another thread",
     9: "the instance belongs to another model",
     10: "no such variant of the code, or not for this processor",
+    11: "the weights are missing, or those of another model",
 }
 MAX_THREADS = 64
 
@@ -158,18 +163,41 @@ class Library:
             self._loaded = None
 
 
+class MappedFile:
+    """A file in memory, read page by page when it is used.
+
+    Attributes:
+        address: Of its first byte, aligned to a page.
+        size: In bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise DeviceError(
+                "cannot map the file of weights", where=str(path), got=error
+            ) from error
+        view = np.frombuffer(self._map, np.uint8)
+        self.address = int(view.ctypes.data)
+        self.size = view.size
+
+
 def check_status(status: int, where: Path) -> None:
     """Raise the error that an ``effc_status`` stands for, if it is one.
 
     Raises:
         DeviceError: Out of memory or threads.
-        UsageError: A mask without a usable CPU, a variant that is not there.
+        UsageError: A mask without a usable CPU, a variant that is not there, wrong weights.
         InternalError: Anything that the loader should have prevented.
     """
     if status == 0:
         return
     message = _STATUS.get(status, f"unknown status {status}")
-    kind = DeviceError if status in (4, 6) else UsageError if status in (7, 10) else InternalError
+    kind = (
+        DeviceError if status in (4, 6) else UsageError if status in (7, 10, 11) else InternalError
+    )
     raise kind(message, where=str(where))
 
 

@@ -25,6 +25,7 @@ from effc.runtimes.c_api import (
     ABI_VERSION,
     MAX_THREADS,
     Library,
+    MappedFile,
     ModelInfo,
     Options,
     ProfileFn,
@@ -103,6 +104,7 @@ class Runner:
         threads: Threads for one inference, the caller's included.
         affinity: Bit i set: helper threads may use CPU i; 0 means any.
         variant: Version of the code; the best that this processor runs if ``None``.
+        weights: File of weights, for a library that has none of its own.
 
     Attributes:
         inputs, outputs: What the model takes and gives.
@@ -112,7 +114,8 @@ class Runner:
 
     Raises:
         DeviceError: This machine cannot load the library.
-        UsageError: A bad number of threads or mask, or a variant that is not there.
+        UsageError: A bad number of threads or mask, a variant that is not there, or weights of
+            another model.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Runner:
         threads: int = 1,
         affinity: int = 0,
         variant: str | None = None,
+        weights: str | os.PathLike[str] | None = None,
     ) -> None:
         self._model = ctypes.c_void_p()
         self._name = str(manifest["name"])
@@ -152,6 +156,7 @@ class Runner:
         self._affinity = affinity
         self.threads = threads
         self._variant = None if variant is None else variant.encode()
+        self._weights = None if weights is None else MappedFile(Path(weights))
         self._model = self._instance(threads)
         get_variant = self._function("variant", ctypes.c_char_p)
         self.variant = str(get_variant(self._model).decode())
@@ -288,6 +293,9 @@ class Runner:
         options = Options(threads=threads, affinity=self._affinity, variant=self._variant)
         if hook is not None:
             options.profile = hook
+        if self._weights is not None:
+            options.weights = self._weights.address
+            options.weights_bytes = self._weights.size
         model = ctypes.c_void_p()
         status = self._create(ctypes.byref(options), ctypes.byref(model))
         check_status(status, self._path)

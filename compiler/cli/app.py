@@ -104,6 +104,20 @@ def compile_(
         bool,
         typer.Option("--verify/--no-verify", help="Run the result against ONNX Runtime first."),
     ] = True,
+    abi: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--abi",
+            metavar="ABI,ABI",
+            help="Libraries for several ABIs in one artifact (arm64-v8a,armeabi-v7a,x86_64).",
+        ),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights", metavar="embedded|file", help="In the library, or in a file beside it."
+        ),
+    ] = "embedded",
     prune: Prune = None,
     sparsity: Sparsity = None,
     speedup: Speedup = None,
@@ -162,6 +176,8 @@ def compile_(
         tune=tune,
         tuning_db=tuning_db,
         verify=verify,
+        abis=tuple(part.strip() for part in abi.split(",")) if abi else (),
+        weights=weights,
         compression=compression,
     )
 

@@ -28,6 +28,8 @@ def compile_command(
     tune: str,
     tuning_db: Path | None,
     verify: bool,
+    abis: tuple[str, ...],
+    weights: str,
     compression: CompressOptions,
 ) -> None:
     """Compile a model and say what came out."""
@@ -40,16 +42,18 @@ def compile_command(
         tune=parse_tune(tune),
         tuning_db=tuning_db,
         verify=verify,
+        abis=abis,
+        weights=weights,
     )
     _require_file(model)
     if output is None:
         output = _default_output(options, model)
 
     from effc.artifact import check_output
-    from effc.devices.catalog import get_target
+    from effc.devices.catalog import targets_of
 
     check_output(output)
-    get_target(target)
+    targets_of(target, abis)
 
     from effc.api import compile_to
 
@@ -65,6 +69,11 @@ def compile_command(
             "target": manifest["target"],
             "abi": manifest["abi"],
             "library": manifest["library"],
+            "weights_file": manifest["weights_file"],
+            "further_abis": [
+                {key: entry[key] for key in ("target", "abi", "library")}
+                for entry in manifest["further_abis"]
+            ],
             "library_bytes": manifest["library_bytes"],
             "weights_bytes": manifest["weights_bytes"],
             "code_bytes": manifest["code_bytes"],
@@ -77,7 +86,8 @@ def compile_command(
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
         }
     )
-    console.say(f"{output} for {manifest['target']} ({manifest['abi']})")
+    abi_names = ", ".join(entry["abi"] for entry in artifact.libraries)
+    console.say(f"{output} for {manifest['target']} ({abi_names})")
     console.say(
         f"  library {human_bytes(manifest['library_bytes'])}, of it weights "
         f"{human_bytes(manifest['weights_bytes'])}; arena {human_bytes(manifest['arena_bytes'])}; "

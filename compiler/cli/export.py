@@ -13,7 +13,7 @@ def export_command(
     console: Console, artifact: Path, format: str, output: Path, *, version: str, group: str
 ) -> None:
     """Pack an artifact and say how an app takes the package in."""
-    from effc.export.formats import export
+    from effc.packages.formats import export
 
     done = export(artifact, format, output, version=version, group=group)
     sizes = {file: (output / file).stat().st_size for file in done.files}

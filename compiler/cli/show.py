@@ -55,6 +55,10 @@ def _show_artifact(console: Console, facts: Mapping[str, Any]) -> None:
         f"arena {human_bytes(arena)}{over}; scratch per thread "
         f"{human_bytes(facts['scratch_bytes_per_thread'])}; {human_count(facts['macs'])} MACs"
     )
+    if facts["weights_file"]:
+        console.say(f"weights in {facts['weights_file']}, for all libraries")
+    for entry in facts["further_abis"]:
+        console.say(f"further library: {entry['library']} for {entry['target']}")
     for variant in facts["variants"]:
         console.say(
             f"variant {variant['name']}: {variant['functions']} functions of their own for "

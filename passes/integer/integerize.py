@@ -28,6 +28,7 @@ from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.pools import average, maximum
 from effc.passes.integer.products import convolution, product
 from effc.passes.integer.resizing import interpolation
+from effc.passes.integer.rows import normalization, softmax_rule
 from effc.passes.integer.rules import Rule, State
 from effc.passes.integer.tensors import Tensors
 from effc.passes.make_pads_explicit import MakePadsExplicit
@@ -41,6 +42,8 @@ RULES: tuple[Rule, ...] = (
     addition,
     multiplication,
     rectifier,
+    softmax_rule,
+    normalization,
     average,
     maximum,
     interpolation,

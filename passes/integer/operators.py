@@ -2,7 +2,7 @@
 
 In: shapes and NumPy dtypes of a node's operands, its attributes. Out: shape and dtype of
 its result. Attributes beyond the document's: ``to`` is the ONNX element type (INT8, UINT8) of what
-``Requantize`` and ``AddRescaled`` give.
+``Requantize``, ``AddRescaled``, ``SoftmaxInteger`` and ``LayerNormInteger`` give.
 """
 
 from __future__ import annotations
@@ -129,11 +129,13 @@ _TYPES: dict[str, Callable[[Operands, Attrs], TensorType]] = {
     "ConvInteger": _conv,
     "FlipSign": lambda o, a: (_present(o, 0)[0], _flipped(_present(o, 0)[1])),
     "FromQuads": _from_quads,
+    "LayerNormInteger": lambda o, a: (_present(o, 0)[0], _target(a)),
     "Lookup": lambda o, a: (_present(o, 0)[0], _present(o, 1)[1]),
     "MatMulInteger": _matmul,
     "MaxPool8": lambda o, a: (_pool(o, a), _present(o, 0)[1]),
     "MulInteger": lambda o, a: (_broadcast(o), _INT32),
     "Requantize": lambda o, a: (_broadcast(o), _target(a)),
+    "SoftmaxInteger": lambda o, a: (_present(o, 0)[0], _target(a)),
     "ResizeLinear": _resize,
     "SumPool": lambda o, a: (_pool(o, a), _INT32),
     "ToQuads": _to_quads,

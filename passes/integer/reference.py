@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from effc.passes.evaluate import evaluate
 from effc.passes.integer.arithmetic import add_rescaled, requantize
+from effc.passes.integer.normalization import layer_norm, softmax
 from effc.passes.integer.operators import DOMAIN, WEIGHT_BITS, result_type
 
 __all__ = ["execute", "from_quads", "run", "to_quads"]
@@ -146,6 +147,16 @@ def _add(inputs: Inputs, attrs: Attrs) -> Array:
     return add_rescaled(inputs[0], inputs[1], **_named(attrs, *constants))
 
 
+def _softmax(inputs: Inputs, attrs: Attrs) -> Array:
+    constants = ("shift", "multiplier", "right", "zero", "low", "high")
+    return softmax(inputs[0], inputs[1], **_named(attrs, *constants))
+
+
+def _layer_norm(inputs: Inputs, attrs: Attrs) -> Array:
+    constants = ("epsilon", "right", "zero", "low", "high")
+    return layer_norm(inputs[0], inputs[1], inputs[2], **_named(attrs, *constants))
+
+
 def _mul(inputs: Inputs, attrs: Attrs) -> Array:
     a, b = (x.astype(np.int32) for x in inputs)
     return np.asarray((a - attrs.get("a_zero", 0)) * (b - attrs.get("b_zero", 0)))
@@ -156,11 +167,13 @@ _OPERATORS: dict[str, Callable[[Inputs, Attrs], Array]] = {
     "ConvInteger": _conv,
     "FlipSign": lambda i, a: i[0].astype(np.int32) + (128 if i[0].dtype == np.int8 else -128),
     "FromQuads": lambda i, a: from_quads(i[0], int(a["channels"])),
+    "LayerNormInteger": _layer_norm,
     "Lookup": _lookup,
     "MatMulInteger": _matmul,
     "MaxPool8": _max_pool,
     "MulInteger": _mul,
     "Requantize": _requantize,
+    "SoftmaxInteger": _softmax,
     "ResizeLinear": _resize_linear,
     "SumPool": _sum_pool,
     "ToQuads": lambda i, a: to_quads(i[0], int(a.get("fill", 0))),

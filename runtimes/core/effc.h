@@ -48,7 +48,8 @@ typedef enum effc_status {
     EFFC_BAD_AFFINITY = 7,    /* no CPU of the mask may be used */
     EFFC_BUSY = 8,            /* another thread is running this instance */
     EFFC_WRONG_MODEL = 9,     /* instance of another model */
-    EFFC_NO_VARIANT = 10      /* no variant of this name, or not for this processor */
+    EFFC_NO_VARIANT = 10,     /* no variant of this name, or not for this processor */
+    EFFC_WRONG_WEIGHTS = 11   /* no weights, or those of another model; see effc_options */
 } effc_status;
 
 /* Element types; the numbers are those of ONNX. */
@@ -120,6 +121,10 @@ typedef struct effc_options {
     effc_profile_fn profile; /* null: no profiling */
     void *profile_user;      /* passed to `profile` */
     const char *variant;     /* one of the info's; null: the best that this processor runs */
+    const void *weights;     /* contents of the weights file, aligned to EFFC_ALIGNMENT (a mapped
+                                file is), which must outlive the instance. Only for a library
+                                without weights of its own, see NAME_WEIGHTS_FILE_BYTES. */
+    size_t weights_bytes;    /* bytes at `weights` */
 } effc_options;
 
 typedef struct effc_model effc_model;
@@ -139,6 +144,7 @@ static inline const char *effc_status_message(effc_status status)
     case EFFC_BUSY: return "the instance is running on another thread";
     case EFFC_WRONG_MODEL: return "the instance belongs to another model";
     case EFFC_NO_VARIANT: return "no such variant of the code, or not for this processor";
+    case EFFC_WRONG_WEIGHTS: return "the weights are missing, or those of another model";
     }
     return "unknown status";
 }

@@ -40,6 +40,24 @@ static int32_t choose_variant(const effc_program *program, const char *name)
     return -1;
 }
 
+/* The weights of an instance, or null and why not. */
+static const uint8_t *find_weights(const effc_program *program, const effc_options *options,
+                                   effc_status *status)
+{
+    const uint8_t *file = options->weights;
+    if (program->weights != NULL)
+        return program->weights;
+    if ((uintptr_t)file % EFFC_ALIGNMENT != 0)
+        *status = EFFC_MISALIGNED;
+    else if (file == NULL ||
+             options->weights_bytes != EFFC_WEIGHTS_HEADER + program->info->weights_bytes ||
+             memcmp(file, program->weights_header, EFFC_WEIGHTS_HEADER) != 0)
+        *status = EFFC_WRONG_WEIGHTS;
+    else
+        return file + EFFC_WEIGHTS_HEADER;
+    return NULL;
+}
+
 effc_status effc_create(const effc_program *program, const effc_options *options,
                         effc_model **model)
 {
@@ -55,6 +73,11 @@ effc_status effc_create(const effc_program *program, const effc_options *options
     int32_t variant = choose_variant(program, options->variant);
     if (variant < 0)
         return EFFC_NO_VARIANT;
+
+    effc_status status = EFFC_OK;
+    const uint8_t *weights = find_weights(program, options, &status);
+    if (weights == NULL)
+        return status;
 
     const effc_model_info *info = program->info;
     size_t stride = round_up(info->scratch_bytes);
@@ -81,15 +104,14 @@ effc_status effc_create(const effc_program *program, const effc_options *options
     made->context.inputs = NULL;
     made->context.outputs = NULL;
     made->context.arena = (uint8_t *)memory + state;
-    made->context.weights = program->weights;
+    made->context.weights = weights;
     made->scratch = made->context.arena + arena;
     made->scratch_stride = stride;
     made->profile = options->profile;
     made->profile_user = options->profile_user;
     made->owned = owned;
     atomic_flag_clear(&made->busy);
-    effc_status status =
-        effc_pool_start(&made->pool, made->workers, threads, options->affinity);
+    status = effc_pool_start(&made->pool, made->workers, threads, options->affinity);
     if (status != EFFC_OK) {
         free(owned);
         return status;

@@ -23,6 +23,10 @@ typedef struct effc_step {
     int32_t extent;
 } effc_step;
 
+/* A weights file begins with "EFFCWTS1", its size without this header (64 bits, little-endian), the
+ * SHA-256 of what follows, and zeros. */
+#define EFFC_WEIGHTS_HEADER 64
+
 /* The steps with functions for one kind of processor. */
 typedef struct effc_variant {
     const effc_step *steps;
@@ -32,7 +36,8 @@ typedef struct effc_variant {
 typedef struct effc_program {
     const effc_model_info *info;
     const effc_variant *variants; /* as in the info */
-    const uint8_t *weights;
+    const uint8_t *weights; /* null: they come from a file */
+    const uint8_t *weights_header; /* first EFFC_WEIGHTS_HEADER bytes of that file */
     uint32_t (*features)(void); /* null: no variant needs any */
 } effc_program;
 

@@ -46,6 +46,7 @@ int posix_memalign(void **memory, size_t alignment, size_t size);
 void free(void *memory);
 int pthread_create(effc_thread *thread, const void *attributes, void *(*start)(void *), void *);
 int pthread_join(effc_thread thread, void **result);
+int memcmp(const void *left, const void *right, size_t bytes);
 int strcmp(const char *left, const char *right);
 int sched_getaffinity(int thread, size_t bytes, void *mask);
 int sched_setaffinity(int thread, size_t bytes, const void *mask);

@@ -27,14 +27,18 @@ static void get_tensors(JNIEnv_pointer env, jobjectArray buffers, const effc_ten
 }
 
 jint METHOD(nativeCreate)(JNIEnv_pointer env, jclass type, jint threads, jlong affinity,
-                          jlongArray handle);
+                          jobject weights, jlongArray handle);
 jint METHOD(nativeCreate)(JNIEnv_pointer env, jclass type, jint threads, jlong affinity,
-                          jlongArray handle)
+                          jobject weights, jlongArray handle)
 {
     (void)type;
     effc_options options = {0};
     options.threads = threads;
     options.affinity = (uint64_t)affinity;
+    if (weights != NULL) {
+        options.weights = jni_buffer_address(env, weights);
+        options.weights_bytes = (size_t)jni_buffer_bytes(env, weights);
+    }
     effc_model *model = NULL;
     effc_status status = MODEL(create)(&options, &model);
     if (status == EFFC_OK)

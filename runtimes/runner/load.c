@@ -1,7 +1,7 @@
 /* load.c - lets main.c run a shared library that was made for Android or Linux.
  *
  * A static executable has no dynamic linker, and an emulator has no bionic: so this maps the
- * library named by EFFC_LIBRARY itself, resolves the few C functions that effc's libraries
+ * library named by EFFC_LIBRARY itself (and the file of weights named by EFFC_WEIGHTS), resolves the few C functions that effc's libraries
  * may use to the ones linked in here (effc_functions), and calls the model named by
  * EFFC_NAME. What is tested is the very file that ships.
  *
@@ -243,9 +243,22 @@ static const effc_model_info *info(void)
     return entry()->info();
 }
 
+/* Maps the weights file that EFFC_WEIGHTS names, if any. */
 static effc_status create(const effc_options *options, effc_model **model)
 {
-    return entry()->create(options, model);
+    effc_options all = *options;
+    const char *path = getenv("EFFC_WEIGHTS");
+    if (path != NULL) {
+        int file = open(path, O_RDONLY | O_CLOEXEC);
+        if (file < 0)
+            die(path, "cannot open");
+        all.weights_bytes = (size_t)lseek(file, 0, SEEK_END);
+        all.weights = mmap(NULL, all.weights_bytes, PROT_READ, MAP_PRIVATE, file, 0);
+        if (all.weights == MAP_FAILED)
+            die(path, "cannot map");
+        close(file);
+    }
+    return entry()->create(&all, model);
 }
 
 static effc_status run(effc_model *model, const effc_tensor *inputs, const effc_tensor *outputs)

@@ -207,6 +207,42 @@ def test_lists(effc: Effc) -> None:
     assert doctor.json["ok"] is True
 
 
+def test_export(effc: Effc, artifact: Path, tmp_path: Path) -> None:
+    arguments = ("export", artifact, "--as", "cmake", "-o", "package")
+    answer = effc(*arguments, "--package-version", "2.0.1", "--json")
+    assert answer.code == 0, answer.err
+    sizes = {entry["path"]: entry["bytes"] for entry in answer.json["files"]}
+    assert sizes["lib/libdigits.so"] == (tmp_path / "package/lib/libdigits.so").stat().st_size
+    assert answer.json["bytes"] == sum(sizes.values())
+    assert "find_package(digits 2.0.1 CONFIG REQUIRED)" in answer.json["usage"]
+    assert "target_link_libraries" in effc(*arguments).out
+    refused = effc("export", artifact, "--as", "aar", "-o", "package", "--json")
+    assert refused.code == 2
+    assert "cannot be packed as an AAR" in refused.json["error"]["what"]
+
+
+def test_several_abis_in_one_artifact(effc: Effc) -> None:
+    if shutil.which("qemu-aarch64") is None:
+        pytest.skip("qemu-aarch64 is not installed (apt-get install qemu-user)")
+    flags = ("--target", "android", "--abi", "x86_64,arm64-v8a", "--weights", "file", "-o", "a")
+    answer = effc("compile", MODEL, *flags, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["library"] == "lib/x86_64/libdigits.so"
+    further = [(e["abi"], e["library"]) for e in answer.json["further_abis"]]
+    assert further == [("arm64-v8a", "lib/arm64-v8a/libdigits.so")]
+    assert "lib/arm64-v8a/libdigits.so for android" in effc("inspect", "a").out
+    assert effc("verify", "a", "--model", MODEL, "--json").json["ok"] is True
+
+
+def test_nothing_runs_what_is_for_apple(effc: Effc) -> None:
+    answer = effc("compile", MODEL, "--target", "ios", "-o", "a", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["verification"] is None
+    refused = effc("verify", "a", "--json")
+    assert refused.code == 5
+    assert "Apple" in refused.json["error"]["what"]
+
+
 def test_android_artifact_runs_emulated(effc: Effc, tmp_path: Path) -> None:
     if shutil.which("qemu-aarch64") is None:
         pytest.skip("qemu-aarch64 is not installed (apt-get install qemu-user)")

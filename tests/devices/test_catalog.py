@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from effc.devices.catalog import get_target, list_targets
+from effc.devices.catalog import get_target, list_targets, targets_of
 from effc.errors import UsageError
 
 FAMILIES = {
@@ -18,6 +18,11 @@ FAMILIES = {
     "linux-arm64",
     "linux-armv7",
     "linux-x86_64",
+    "ios",
+    "ios-simulator",
+    "ios-simulator-x86_64",
+    "macos",
+    "macos-x86_64",
 }
 
 
@@ -34,7 +39,9 @@ def test_every_entry_is_consistent(name: str) -> None:
     assert target.l1_bytes <= target.l2_bytes
     assert target.cores >= 1
     assert (target.android_api >= 21) == (target.os == "android")
-    assert target.triple.startswith({"arm": "armv7a"}.get(target.arch, target.arch))
+    names = {"arm": "armv7a"} if target.os != "apple" else {"aarch64": "arm64"}
+    assert target.triple.startswith(names.get(target.arch, target.arch))
+    assert (target.runner_target == "") == (target.os == "apple")
     assert ("hf" in target.runner_target) == ("hf" in target.clang_target)
 
 
@@ -74,3 +81,16 @@ def test_host_has_what_it_claims() -> None:
     assert host.cpu
     if host.vector_bits == 512:
         assert host.has("avx512f")
+
+
+def test_targets_of_several_abis() -> None:
+    phone = get_target("pixel-8")
+    assert targets_of("pixel-8", ()) == (phone,)
+    wanted = ("x86_64", "arm64-v8a", "armeabi-v7a")
+    names = [target.name for target in targets_of("pixel-8", wanted)]
+    assert names == ["android-x86_64", "pixel-8", "android-armv7"]
+    assert [t.abi for t in targets_of("android", wanted)] == list(wanted)
+    with pytest.raises(UsageError, match=r"no such ABI; expected arm64-v8a, .*; got mips"):
+        targets_of("android", ("arm64-v8a", "mips"))
+    with pytest.raises(UsageError, match="no such ABI"):
+        targets_of("linux-arm64", ("arm64-v8a",))

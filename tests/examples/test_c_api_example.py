@@ -20,7 +20,7 @@ def test_example(tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("no system C compiler (cc)")
     program = toy_program("digits")
-    for name, text in library_headers(program).items():
+    for name, text in library_headers([program]).items():
         (tmp_path / name).write_text(text)
     target = get_target("host")
     stages = toy_object(target, tmp_path, "digits")

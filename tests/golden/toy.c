@@ -63,7 +63,7 @@ static const effc_model_info info = {
     224, 16, 160,
     variant_names, 1
 };
-static const effc_program program = {&info, variants, toy_weights, NULL};
+static const effc_program program = {&info, variants, toy_weights, NULL, NULL};
 
 const effc_model_info *toy_info(void)
 {

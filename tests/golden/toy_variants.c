@@ -95,7 +95,7 @@ static const effc_model_info info = {
     224, 16, 160,
     variant_names, 3
 };
-static const effc_program program = {&info, variants, toy_weights, effc_cpu_features};
+static const effc_program program = {&info, variants, toy_weights, NULL, effc_cpu_features};
 
 const effc_model_info *toy_info(void)
 {

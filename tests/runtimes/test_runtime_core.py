@@ -67,7 +67,7 @@ def test_headers_compile_as_cpp(tmp_path: Path, standard: str) -> None:
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    for name, text in library_headers(toy_program()).items():
+    for name, text in library_headers([toy_program()]).items():
         (tmp_path / name).write_text(text)
     source = tmp_path / "use.cpp"
     source.write_text(

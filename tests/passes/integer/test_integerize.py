@@ -281,7 +281,7 @@ def test_linear_resize(mode: str, size: tuple[int, int]) -> None:
 def test_what_has_no_integer_form_stays_float() -> None:
     model = Model()
     x = model.dq(model.input("x", values(np.uint8, (2, 8))), 0.05, np.array(9, np.uint8))
-    y = model.q(model.op("Softmax", x), 1 / 256, np.array(0, np.uint8))
+    y = model.q(model.op("Softmax", x, axis=0), 1 / 256, np.array(0, np.uint8))
     made = steps(model, y)
     assert made["Softmax"] == 1
     assert made["DequantizeLinear"] == made["QuantizeLinear"] == 1
