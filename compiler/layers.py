@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
 from effc.devices.target import BASE
 from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
@@ -68,21 +70,23 @@ class LayerRecord:
     key: str = ""
 
 
+_CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
+"""Operator -> operand that holds the weights."""
+
+
 def macs_of(op: Op) -> int:
     """Multiply-accumulates of one operator; 0 for operators without products of tensors."""
     output = op.outputs[0].shape
-    if op.op_type == "Conv":
-        weight = op.inputs[1]
-        return prod(output) * prod(weight.shape[1:]) if weight is not None else 0
-    if op.op_type == "ConvInteger" and op.domain == DOMAIN:
-        weight = op.inputs[1]
-        return output[0] * prod(output[2:-1]) * weight.type.size if weight is not None else 0
+    if op.op_type in _CONVOLUTIONS:
+        weight = op.inputs[_CONVOLUTIONS[op.op_type]]
+        positions = output[2:-1] if op.domain == DOMAIN else output[2:]  # ours lie in quads
+        return output[0] * prod(positions) * weight.type.size if weight is not None else 0
     if op.op_type == "ConvTranspose":
         data, weight = op.inputs[0], op.inputs[1]
         if data is None or weight is None:
             return 0
         return prod(data.shape) * prod(weight.shape[1:])
-    if op.op_type in {"Gemm", "MatMul", "MatMulInteger"}:
+    if op.op_type in {"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"}:
         left = op.inputs[0]
         if left is None:
             return 0
@@ -108,7 +112,8 @@ def record(
         refused: Why kernel families refused it, by name.
         versions: Versions of its code, the one for every processor first.
     """
-    weights = [v.const for v in region.constants if v.const is not None and v.const.ndim > 1]
+    constants = [v.const for v in region.constants if v.const is not None]
+    weights = [c for c in constants if c.ndim > 1 and c.dtype != np.int32]  # no multipliers
     total = sum(w.size for w in weights)
     zeros = sum(int((w == 0).sum()) for w in weights)
     structure = region.anchor.zeros if region.anchor is not None else None

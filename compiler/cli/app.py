@@ -12,6 +12,7 @@ import typer
 
 from effc.cli.console import Console
 from effc.cli.flags import (
+    Abi,
     ArtifactPath,
     Block,
     Calibration,
@@ -302,6 +303,7 @@ def run(
     device: Device = None,
     threads: Threads = None,
     variant: Variant = None,
+    abi: Abi = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -309,7 +311,8 @@ def run(
     """Run an artifact on inputs from a file."""
     from effc.cli.execute import run_command
 
-    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads, variant)
+    console = Console(as_json, quiet, verbose)
+    run_command(console, artifact, input, output, device, threads, variant, abi)
 
 
 @app.command()
@@ -327,6 +330,7 @@ def verify(
     device: Device = None,
     threads: Threads = None,
     variant: Variant = None,
+    abi: Abi = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -334,9 +338,8 @@ def verify(
     """Compare an artifact with ONNX Runtime on the same inputs."""
     from effc.cli.execute import verify_command
 
-    verify_command(
-        Console(as_json, quiet, verbose), artifact, model, input, device, threads, variant
-    )
+    console = Console(as_json, quiet, verbose)
+    verify_command(console, artifact, model, input, device, threads, variant, abi)
 
 
 @app.command()
@@ -351,6 +354,7 @@ def bench(
     ] = 10,
     threads: Threads = None,
     variant: Variant = None,
+    abi: Abi = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also the time per layer.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -367,6 +371,7 @@ def bench(
         warmup=warmup,
         threads=threads,
         variant=variant,
+        abi=abi,
         profile=profile,
     )
 

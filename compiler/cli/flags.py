@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 __all__ = [
+    "Abi",
     "ArtifactPath",
     "Block",
     "Calibration",
@@ -46,6 +47,10 @@ __all__ = [
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="ONNX model.")]
 ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="Folder or .effc file that compile wrote.")
+]
+Abi = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--abi", metavar="ABI", help="Which library of the artifact; default: the first."),
 ]
 TargetName = Annotated[
     str, typer.Option("--target", metavar="TARGET", help="What to compile for; see effc targets.")
