@@ -39,7 +39,7 @@ def quantize_step(work: Work) -> None:
     work.exact = simplify(work.model)[0].clone()
     names = [node.name or "" for node in work.exact.graph]
     asked = {name: recipe.of_layer(name) for name in names}
-    in_float = frozenset(name for name in names if asked[name].get("precision") == "float")
+    in_float = frozenset(name for name in names if asked[name].get("precision", "int8") != "int8")
     if recipe.quantize != "int8":
         _quantize_weights(work, in_float)
         return
