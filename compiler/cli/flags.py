@@ -18,17 +18,21 @@ __all__ = [
     "Constants",
     "Correct",
     "Device",
+    "Equalize",
+    "GroupSize",
     "Input",
     "Json",
     "LatencyMs",
     "MaxDrop",
     "Method",
     "Model",
+    "Precision",
     "Prune",
     "Quantize",
     "Quiet",
     "Ranges",
     "RecipeFile",
+    "Refine",
     "Regroup",
     "Rounding",
     "Samples",
@@ -95,6 +99,14 @@ Input = Annotated[
         "--input",
         metavar="X.npz",
         help="Arrays by input name, or x (stacked samples) and y (labels).",
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="f32|f16",
+        help="f16: half precision, computed where the target can, stored where not.",
     ),
 ]
 Prune = Annotated[
@@ -202,3 +214,21 @@ WorkFolder = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what every pass did.")]
+GroupSize = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--group", metavar="N", help="Of integer weights alone: this many share a scale (int4: 32)."
+    ),
+]
+Equalize = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--equalize/--no-equalize", help="Even out channels between two layers before quantizing."
+    ),
+]
+Refine = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--refine/--no-refine", help="Refine ranges by what the layers make of their errors."
+    ),
+]
