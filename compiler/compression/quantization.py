@@ -90,6 +90,13 @@ def _equalize(work: Work) -> None:
     pairs = find_pairs(work.exact)
     task = EqualizeChannels(channel_ranges(SampleRunner(work.exact, work.samples), pairs))
     result = task.run(work.exact)
+    # Scaled values are none of the user's model: under its names they would be taken for such.
+    for pair in (p for p in pairs if p.first.name in result.applied):
+        value = pair.first.node.outputs[0]
+        while value.name != pair.between:
+            value.name = f"{value.name}/evened"
+            value = next(iter(value.uses())).node.outputs[0]
+        value.name = f"{value.name}/evened"
     refused = tuple(f"{where}: {why}" for where, why in result.refused)
     work.passes.append(PassRecord(task.name, result.applied, refused))
 
