@@ -81,7 +81,9 @@ def test_integer_layers() -> None:
     assert 15 < found.outputs["y"].snr_db < 60
 
 
-@pytest.mark.parametrize("options", [{}, {"quantize": "int8", "calibration": DATA}])
+@pytest.mark.parametrize(
+    "options", [{}, {"quantize": "int8", "calibration": DATA, "equalize": False}]
+)
 def test_under_qemu(options: dict[str, Any]) -> None:
     if shutil.which("qemu-aarch64") is None:
         pytest.skip("qemu-aarch64 is not installed (apt-get install qemu-user)")
