@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     from effc.compiled import CompiledModel, PassRecord
     from effc.compression.levels import LevelPlan
     from effc.runtimes.loader import Runner
+    from effc.samples import Dataset
     from effc.verify import Verification
 
 __all__ = ["compare", "compile", "compile_to", "compress", "load"]
+
+_VERIFIED_SAMPLES = 4
+"""Calibration samples that a model is verified on."""
 
 _OVERHEAD_BYTES = 4 << 20
 """Room for code, report, manifest and self-test beside the weights."""
@@ -45,6 +49,7 @@ def compile(
     tune: str | int = "none",
     tuning_db: str | Path | None = None,
     verify: bool = True,
+    precision: str = "f32",
     abi: Sequence[str] | None = None,
     weights: str = "embedded",
     prune: str | None = None,
@@ -60,8 +65,11 @@ def compile(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    equalize: bool | None = None,
+    refine: bool | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
+    group: int | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     progress: ProgressCallback | None = None,
@@ -82,11 +90,13 @@ def compile(
         tuning_db: Tuning database file.
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
+        precision: ``f32`` or ``f16``, see docs/PRECISION.md; with ``calibration`` from what its
+            samples show.
         abi: ABIs to make a library for, ``["arm64-v8a", "x86_64"]``; the target's own if ``None``.
         weights: ``embedded`` in the library, or in a ``file`` beside it.
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
-            regroup, quantize, ranges, rounding, max_drop, widen, recipe, work: As for
-            :func:`compress`. A missed ``latency_ms`` is an error.
+            regroup, quantize, ranges, rounding, equalize, refine, max_drop, widen, group, recipe,
+            work: As for :func:`compress`. A missed ``latency_ms`` is an error.
         progress: Called as the phases advance.
 
     Returns:
@@ -104,6 +114,9 @@ def compile(
         tune=tune,
         tuning_db=None if tuning_db is None else Path(tuning_db),
         verify=verify,
+        precision=precision,
+        calibration=_path(calibration) if precision != "f32" else None,
+        samples=samples,
         abis=tuple(abi or ()),
         weights=weights,
     )
@@ -121,8 +134,11 @@ def compile(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=options.shapes,
@@ -153,8 +169,11 @@ def compress(
     quantize: str | None = None,
     ranges: str | None = None,
     rounding: str | None = None,
+    equalize: bool | None = None,
+    refine: bool | None = None,
     max_drop: float | None = None,
     widen: str | None = None,
+    group: int | None = None,
     recipe: str | Path | None = None,
     work: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -180,13 +199,18 @@ def compress(
         samples: Calibration samples to use at most, by default 1,024.
         correct: ``refit`` (default with data), ``statistics``, ``bias`` or ``none``.
         regroup: Block shape to turn masks made elsewhere into.
-        quantize: ``int8``: weights and activations, from calibration data.
+        quantize: ``int8``: weights and activations, from calibration data. ``int8-weights``,
+            ``int4-weights``: weights alone, for size.
         ranges: How ranges of activations are chosen: ``mse`` (default), ``minmax``,
             ``percentile`` or ``entropy``.
         rounding: How weights are rounded: ``obq`` (by what outputs lose, default) or ``nearest``.
+        equalize: Whether channels between two layers are evened out first.
+        refine: Whether ranges are then refined by what reading layers make of errors.
         max_drop: Most that quantization may lose, in per cent: operators are widened until no more
             is lost. Measured without labels, see docs/COMPRESSION.md.
         widen: What these have then: ``float`` (default) or ``int16`` values.
+        group: With ``int8-weights`` or ``int4-weights``: consecutive weights with one scale; 32 of
+            int4 by default, all of a filter of int8.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results; by default in the user's cache.
         shapes: Shapes of inputs with dynamic dimensions; a free batch stays free by itself.
@@ -214,8 +238,11 @@ def compress(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=None if recipe is None else Path(recipe),
         work=None if work is None else Path(work),
         shapes=dict(shapes or {}),
@@ -254,6 +281,10 @@ def compile_to(
     """
     from effc.pipeline import compile_models
 
+    if compression is not None and compression.recipe is not None and options.precision == "f16":
+        from effc.compression.recipe import layer_precisions
+
+        options = replace(options, layer_precision=layer_precisions(compression))
     with staging(output) as folder:
         records: tuple[PassRecord, ...] = ()
         levels: LevelPlan | None = None
@@ -373,18 +404,30 @@ def _verify(
     options = compiled.options
     reference = open_reference(model, options.shapes, options.constants)
     limits = reference_limits(compiled.reference)
+    data = _verification_data(options, manifest)
     library = folder / manifest["library"]
     result = verify_library(
         library,
         manifest,
         *(None, None, None),
-        lambda opened, run: verify(manifest, run, reference, opened.device, limits=limits),
+        lambda opened, run: verify(manifest, run, reference, opened.device, data, limits),
     )
     if not result.ok:
         raise quality_error(result)
     if golden is not None:
-        write_golden(golden, manifest, reference, limits)
+        write_golden(golden, manifest, reference, limits, data.samples[0] if data else None)
     return result
+
+
+def _verification_data(options: CompileOptions, manifest: Mapping[str, Any]) -> Dataset | None:
+    """A few of the calibration samples: what was fitted to them need not hold for any input."""
+    from effc.samples import Dataset, Tensor, load_samples
+
+    if options.calibration is None:
+        return None
+    inputs = [Tensor.of(entry) for entry in manifest["inputs"]]
+    samples = load_samples(options.calibration, inputs).samples[:_VERIFIED_SAMPLES]
+    return Dataset(samples, count=len(samples))
 
 
 def quality_error(result: Verification) -> QualityError:

@@ -74,6 +74,23 @@ class Artifact:
         """One manifest per library, the artifact's first one first."""
         return library_manifests(self.manifest)
 
+    def of_abi(self, abi: str | None) -> Artifact:
+        """The artifact as if the library of one ABI were its only one; itself if ``None``.
+
+        Raises:
+            UsageError: There is none for this ABI.
+        """
+        if abi is None:
+            return self
+        manifests = {manifest["abi"]: manifest for manifest in self.libraries}
+        if abi not in manifests:
+            raise UsageError(
+                f"the artifact has no library for '{abi}'",
+                where="--abi",
+                expected=", ".join(manifests),
+            )
+        return Artifact(self.path, self.folder, manifests[abi], self._keep)
+
     def file(self, name: str) -> Path | None:
         """A listed file by its path in the artifact, ``None`` if there is none."""
         return self.folder / name if name in self.manifest["files"] else None

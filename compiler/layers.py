@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
 from effc.devices.target import BASE
+from effc.kernels.arithmetic import float_terms
 from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Choice
+from effc.passes.half.use_half_precision import PRODUCTS
 
 __all__ = ["LayerRecord", "macs_of", "record"]
 
@@ -43,6 +47,9 @@ class LayerRecord:
         refused: Kernel families that could not compute it, and why.
         variants: Variants of the target for which the code differs, best first.
         key: ``Region.key``, what a measured time of the layer is kept under.
+        precision: ``f16`` where float16 is computed with, ``f16 weights`` where weights are stored
+            so, otherwise empty.
+        terms: Products that are added up in float16, 0 if none are.
     """
 
     name: str
@@ -66,23 +73,27 @@ class LayerRecord:
     refused: tuple[tuple[str, str], ...] = ()
     variants: tuple[str, ...] = ()
     key: str = ""
+    precision: str = ""
+    terms: int = 0
+
+
+_CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
+"""Operator -> operand that holds the weights."""
 
 
 def macs_of(op: Op) -> int:
     """Multiply-accumulates of one operator; 0 for operators without products of tensors."""
     output = op.outputs[0].shape
-    if op.op_type == "Conv":
-        weight = op.inputs[1]
-        return prod(output) * prod(weight.shape[1:]) if weight is not None else 0
-    if op.op_type == "ConvInteger" and op.domain == DOMAIN:
-        weight = op.inputs[1]
-        return output[0] * prod(output[2:-1]) * weight.type.size if weight is not None else 0
+    if op.op_type in _CONVOLUTIONS:
+        weight = op.inputs[_CONVOLUTIONS[op.op_type]]
+        positions = output[2:-1] if op.domain == DOMAIN else output[2:]  # ours lie in quads
+        return output[0] * prod(positions) * weight.type.size if weight is not None else 0
     if op.op_type == "ConvTranspose":
         data, weight = op.inputs[0], op.inputs[1]
         if data is None or weight is None:
             return 0
         return prod(data.shape) * prod(weight.shape[1:])
-    if op.op_type in {"Gemm", "MatMul", "MatMulInteger"}:
+    if op.op_type in {"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"}:
         left = op.inputs[0]
         if left is None:
             return 0
@@ -108,7 +119,8 @@ def record(
         refused: Why kernel families refused it, by name.
         versions: Versions of its code, the one for every processor first.
     """
-    weights = [v.const for v in region.constants if v.const is not None and v.const.ndim > 1]
+    constants = [v.const for v in region.constants if v.const is not None]
+    weights = [c for c in constants if c.ndim > 1 and c.dtype != np.int32]  # no multipliers
     total = sum(w.size for w in weights)
     zeros = sum(int((w == 0).sum()) for w in weights)
     structure = region.anchor.zeros if region.anchor is not None else None
@@ -138,7 +150,24 @@ def record(
         refused=tuple(sorted((refused or {}).items())),
         variants=tuple(reversed([v for v in dict.fromkeys(versions) if v != BASE])),
         key=region.key,
+        precision=_precision(region),
+        terms=_terms(region),
     )
+
+
+def _precision(region: Region) -> str:
+    ops = region.ops if region.anchor is None else (region.anchor,)
+    if any(v.dtype == "float16" for op in ops for v in op.outputs):
+        return "f16"
+    return "f16 weights" if any(v.dtype == "float16" for v in region.constants) else ""
+
+
+def _terms(region: Region) -> int:
+    anchor = region.anchor
+    if anchor is None or anchor.op_type not in PRODUCTS or anchor.outputs[0].dtype != "float16":
+        return 0
+    depth = macs_of(anchor) // max(anchor.outputs[0].type.size, 1)
+    return min(depth, float_terms(anchor))
 
 
 def _unknown_pattern(zeros: int, total: int) -> str:

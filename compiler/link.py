@@ -26,6 +26,7 @@ from effc.musl import compiler_rt, static_libc
 from effc.program import Program
 
 __all__ = [
+    "ARCH_FLAGS",
     "C_FLAGS",
     "EMULATIONS",
     "STACK_BYTES",
@@ -33,8 +34,8 @@ __all__ = [
     "LinkReport",
     "abi_symbols",
     "check_weights",
+    "library_flags",
     "library_headers",
-    "link_jni",
     "link_library",
     "link_runner",
     "write_weights",
@@ -57,7 +58,7 @@ C_FLAGS = (
     "-Wall",
     "-Werror",
 )
-_ARCH_FLAGS = {"aarch64": ("-mno-outline-atomics",)}
+ARCH_FLAGS = {"aarch64": ("-mno-outline-atomics",)}
 # musl's threads take their stack size from the executable; its default is 128 kB.
 STACK_BYTES = 8 << 20
 EMULATIONS = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux", "arm": "armelf_linux_eabi"}
@@ -138,7 +139,7 @@ def link_library(
         exported = exported_symbols(program)
         zig.lld(
             [
-                *_library_flags(target, out, exported, work),
+                *library_flags(target, out, exported, work),
                 *map(str, (*parts, *runtime, *stubs)),
                 *_compiler_rt(target, [*parts, *runtime]),
             ],
@@ -163,48 +164,7 @@ def link_library(
     )
 
 
-def link_jni(
-    name: str, java_class: str, library: Path, headers: Path, target: Target, out: Path
-) -> None:
-    """Link the native methods of a model's Java class, see ``runtimes/jni/model_jni.c``.
-
-    Args:
-        name: C prefix of the model.
-        java_class: Java class as in names of native methods.
-        library: The model's shared library; the result asks the loader for a library of this name.
-        headers: Folder with ``NAME.h`` and ``effc.h``.
-        target: What ``library`` was linked for.
-        out: File to write.
-
-    Raises:
-        ToolError: The toolchain is missing or failed.
-        InternalError: The library breaks a rule of its target.
-    """
-    folder = _runtimes() / "jni"
-    methods = ("nativeCreate", "nativeDestroy", "nativeMessage", "nativeRun")
-    exported = tuple(f"Java_{java_class}_{method}" for method in methods)
-    with tempfile.TemporaryDirectory(prefix="effc-link-") as work_name:
-        work = Path(work_name)
-        defines = (
-            f'-DEFFC_HEADER="{name}.h"',
-            f"-DEFFC_MODEL={name}",
-            f"-DEFFC_CLASS={java_class}",
-        )
-        flags = (*C_FLAGS, *_ARCH_FLAGS.get(target.arch, ()), *defines, f"-I{headers.absolute()}")
-        zig.clang(
-            [
-                *(f"--target={target.clang_target}", *flags, "-c", str(folder / "model_jni.c")),
-                *("-o", "model_jni.o"),
-            ],
-            cwd=work,
-        )
-        inputs = [str(work / "model_jni.o"), str(library.absolute())]
-        zig.lld([*_library_flags(target, out, exported, work), *inputs], out)
-    known = [f"{name}_{function}" for function in ("create", "destroy", "info", "run")]
-    elf.check_library(out, target, exported=exported, needed=[library.name], known=known)
-
-
-def _library_flags(target: Target, out: Path, exported: Iterable[str], work: Path) -> list[str]:
+def library_flags(target: Target, out: Path, exported: Iterable[str], work: Path) -> list[str]:
     """What every shared library is linked with; ``work`` receives the list of its symbols."""
     script = work / "exports.map"
     script.write_text(f"{{ global: {' '.join(f'{s};' for s in exported)} local: *; }};\n")
@@ -311,7 +271,7 @@ def _compile(source: Path, target: Target, folder: Path) -> Path:
         [
             f"--target={target.clang_target}",
             *flags,
-            *_ARCH_FLAGS.get(target.arch, ()),
+            *ARCH_FLAGS.get(target.arch, ()),
             *includes,
             *("-c", source.name, "-o", out.name),
         ],

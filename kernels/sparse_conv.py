@@ -87,7 +87,7 @@ class SparseConv(Template):
         if order is not None:
             weights["order"] = order.astype(np.int32)
         if bias is not None:
-            weights["bias"] = bias if order is None else bias[order]
+            weights["bias"] = bias if order is None else np.ascontiguousarray(bias[..., order])
         epilogue = results.epilogue
         args = [copied.ref, *(f"w:{name}" for name in weights), *epilogue.args]
         args.append(region.outputs[0].name)

@@ -107,6 +107,7 @@ _REDUCTIONS = frozenset(
     }
 )
 _ONE_AXIS = frozenset({"Concat", "Softmax", "LogSoftmax", "Split"})
+_QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def transposed(value: ir.Value | None) -> tuple[ir.Value, Perm] | None:
@@ -147,6 +148,8 @@ def passes(node: ir.Node, perm: Perm) -> bool:
         return False
     if node.op_type in _ONE_AXIS:
         return True
+    if node.op_type in _QUANTIZING:
+        return all(_single(v) for v in node.inputs[1:] if v is not None)
     if node.op_type in _REDUCTIONS:
         axes = const(node.inputs[1]) if len(node.inputs) > 1 else None
         return axes is not None and axes.size > 0
@@ -224,6 +227,8 @@ def _rewritten(writer: Writer, node: ir.Node, perm: Perm, before: Pull) -> Seque
         if op == "Concat":
             return writer.ops(op, *map(before, data_operands(node)), outputs=1, **attrs)
         return writer.ops(op, x, *node.inputs[1:], outputs=count, **attrs)
+    if op in _QUANTIZING:
+        return [writer.op(op, x, *node.inputs[1:], **attrs)]
     if op in _REDUCTIONS:
         return [writer.op(op, x, np.array(_reduced_axes(node, perm), np.int64), **attrs)]
     if op == "Slice":

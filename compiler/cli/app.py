@@ -12,23 +12,28 @@ import typer
 
 from effc.cli.console import Console
 from effc.cli.flags import (
+    Abi,
     ArtifactPath,
     Block,
     Calibration,
     Constants,
     Correct,
     Device,
+    Equalize,
+    GroupSize,
     Input,
     Json,
     LatencyMs,
     MaxDrop,
     Method,
     Model,
+    Precision,
     Prune,
     Quantize,
     Quiet,
     Ranges,
     RecipeFile,
+    Refine,
     Regroup,
     Rounding,
     Samples,
@@ -104,6 +109,7 @@ def compile_(
         bool,
         typer.Option("--verify/--no-verify", help="Run the result against ONNX Runtime first."),
     ] = True,
+    precision: Precision = "f32",
     abi: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -131,8 +137,11 @@ def compile_(
     quantize: Quantize = None,
     ranges: Ranges = None,
     rounding: Rounding = None,
+    equalize: Equalize = None,
+    refine: Refine = None,
     max_drop: MaxDrop = None,
     widen: Widen = None,
+    group: GroupSize = None,
     recipe: RecipeFile = None,
     work: WorkFolder = None,
     as_json: Json = False,
@@ -157,8 +166,11 @@ def compile_(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=recipe,
         work=work,
         shapes=shape or [],
@@ -176,6 +188,7 @@ def compile_(
         tune=tune,
         tuning_db=tuning_db,
         verify=verify,
+        precision=precision,
         abis=tuple(part.strip() for part in abi.split(",")) if abi else (),
         weights=weights,
         compression=compression,
@@ -201,8 +214,11 @@ def compress(
     quantize: Quantize = None,
     ranges: Ranges = None,
     rounding: Rounding = None,
+    equalize: Equalize = None,
+    refine: Refine = None,
     max_drop: MaxDrop = None,
     widen: Widen = None,
+    group: GroupSize = None,
     recipe: RecipeFile = None,
     work: WorkFolder = None,
     shape: Shapes = None,
@@ -244,8 +260,11 @@ def compress(
         quantize=quantize,
         ranges=ranges,
         rounding=rounding,
+        equalize=equalize,
+        refine=refine,
         max_drop=max_drop,
         widen=widen,
+        group=group,
         recipe=recipe,
         work=work,
         shapes=shape or [],
@@ -302,6 +321,7 @@ def run(
     device: Device = None,
     threads: Threads = None,
     variant: Variant = None,
+    abi: Abi = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -309,7 +329,8 @@ def run(
     """Run an artifact on inputs from a file."""
     from effc.cli.execute import run_command
 
-    run_command(Console(as_json, quiet, verbose), artifact, input, output, device, threads, variant)
+    console = Console(as_json, quiet, verbose)
+    run_command(console, artifact, input, output, device, threads, variant, abi)
 
 
 @app.command()
@@ -327,6 +348,7 @@ def verify(
     device: Device = None,
     threads: Threads = None,
     variant: Variant = None,
+    abi: Abi = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -334,9 +356,8 @@ def verify(
     """Compare an artifact with ONNX Runtime on the same inputs."""
     from effc.cli.execute import verify_command
 
-    verify_command(
-        Console(as_json, quiet, verbose), artifact, model, input, device, threads, variant
-    )
+    console = Console(as_json, quiet, verbose)
+    verify_command(console, artifact, model, input, device, threads, variant, abi)
 
 
 @app.command()
@@ -351,6 +372,7 @@ def bench(
     ] = 10,
     threads: Threads = None,
     variant: Variant = None,
+    abi: Abi = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also the time per layer.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -367,6 +389,7 @@ def bench(
         warmup=warmup,
         threads=threads,
         variant=variant,
+        abi=abi,
         profile=profile,
     )
 

@@ -27,6 +27,7 @@ def run_command(
     device: str | None,
     threads: int | None,
     variant: str | None,
+    abi: str | None,
 ) -> None:
     """Run an artifact on the samples of a file; stacked samples give stacked outputs."""
     import numpy as np
@@ -35,7 +36,7 @@ def run_command(
     from effc.execute import open_executor
     from effc.samples import Tensor, load_inputs
 
-    artifact = load_artifact(path)
+    artifact = load_artifact(path).of_abi(abi)
     data = load_inputs(source, [Tensor.of(entry) for entry in artifact.manifest["inputs"]])
     if not output.absolute().parent.is_dir():
         raise UsageError("the output's folder does not exist", where=f"-o {output}")
@@ -114,6 +115,7 @@ def verify_command(
     device: str | None,
     threads: int | None,
     variant: str | None,
+    abi: str | None,
 ) -> None:
     """Compare an artifact with its model, or with its own golden outputs."""
     from effc.api import quality_error
@@ -127,7 +129,7 @@ def verify_command(
         raise UsageError("no such file", where=str(model), expected="an ONNX model")
     if source is not None and model is None:
         raise UsageError("--input needs --model", hint="golden outputs exist for one input only")
-    artifact = load_artifact(path)
+    artifact = load_artifact(path).of_abi(abi)
     manifest = artifact.manifest
     with console.progress() as progress:
         if model is None:
@@ -201,13 +203,14 @@ def bench_command(
     warmup: int,
     threads: int | None,
     variant: str | None,
+    abi: str | None,
     profile: bool,
 ) -> None:
     """Measure latency, and with ``profile`` the time of each layer."""
     from effc.artifact import load_artifact
     from effc.execute import open_executor
 
-    artifact = load_artifact(path)
+    artifact = load_artifact(path).of_abi(abi)
     with open_executor(artifact, device, threads, variant) as executor:
         console.note(f"measuring {runs} inferences after {warmup} on {executor.device} ...")
         stats = executor.bench(runs, warmup)

@@ -11,23 +11,28 @@ from typing import Annotated, Optional
 import typer
 
 __all__ = [
+    "Abi",
     "ArtifactPath",
     "Block",
     "Calibration",
     "Constants",
     "Correct",
     "Device",
+    "Equalize",
+    "GroupSize",
     "Input",
     "Json",
     "LatencyMs",
     "MaxDrop",
     "Method",
     "Model",
+    "Precision",
     "Prune",
     "Quantize",
     "Quiet",
     "Ranges",
     "RecipeFile",
+    "Refine",
     "Regroup",
     "Rounding",
     "Samples",
@@ -46,6 +51,10 @@ __all__ = [
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="ONNX model.")]
 ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="Folder or .effc file that compile wrote.")
+]
+Abi = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--abi", metavar="ABI", help="Which library of the artifact; default: the first."),
 ]
 TargetName = Annotated[
     str, typer.Option("--target", metavar="TARGET", help="What to compile for; see effc targets.")
@@ -90,6 +99,14 @@ Input = Annotated[
         "--input",
         metavar="X.npz",
         help="Arrays by input name, or x (stacked samples) and y (labels).",
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="f32|f16",
+        help="f16: half precision, computed where the target can, stored where not.",
     ),
 ]
 Prune = Annotated[
@@ -197,3 +214,21 @@ WorkFolder = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what every pass did.")]
+GroupSize = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--group", metavar="N", help="Of integer weights alone: this many share a scale (int4: 32)."
+    ),
+]
+Equalize = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--equalize/--no-equalize", help="Even out channels between two layers before quantizing."
+    ),
+]
+Refine = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--refine/--no-refine", help="Refine ranges by what the layers make of their errors."
+    ),
+]

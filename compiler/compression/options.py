@@ -28,7 +28,7 @@ __all__ = [
 
 METHODS = ("obs", "magnitude")
 CORRECTIONS = ("refit", "statistics", "bias", "none")
-MODES = ("int8",)
+MODES = ("int8", "int8-weights", "int4-weights")
 RANGES = ("minmax", "percentile", "mse", "entropy")
 ROUNDINGS = ("obq", "nearest")
 WIDE = ("float", "int16")
@@ -53,12 +53,15 @@ class CompressOptions:
         samples: How many calibration samples to use at most.
         correct: ``refit``, ``statistics``, ``bias`` or ``none``: what makes up for the zeros.
         regroup: Block shape to turn masks made elsewhere into.
-        quantize: ``int8``: weights and activations.
+        quantize: ``int8``: weights and activations; ``int8-weights``, ``int4-weights``: weights.
         ranges: How ranges of activations are chosen from histograms.
         rounding: How weights are rounded.
+        equalize: Whether channels between layers are evened out first.
+        refine: Whether ranges are refined by what reading layers make of errors.
         max_drop: Most that may be lost, see ``effc.compression.precision``; operators are widened
             until no more is.
         widen: What those then have, ``float`` or ``int16`` values.
+        group: Of integer weights alone: consecutive weights with one scale.
         recipe: TOML file with these settings and exceptions per layer.
         work: Folder for intermediate results, to continue an interrupted run.
         shapes, constants: As for ``compile``.
@@ -78,8 +81,11 @@ class CompressOptions:
     quantize: str | None = None
     ranges: str | None = None
     rounding: str | None = None
+    equalize: bool | None = None
+    refine: bool | None = None
     max_drop: float | None = None
     widen: str | None = None
+    group: int | None = None
     recipe: Path | None = None
     work: Path | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -103,6 +109,7 @@ class CompressOptions:
         _one_of(self.rounding, ROUNDINGS, "--rounding")
         _one_of(self.widen, WIDE, "--widen")
         check_drop(self.max_drop, "--max-drop")
+        check_group(self.group, "--group")
         if self.samples is not None and self.samples < 1:
             raise UsageError(
                 "number of samples out of range",
@@ -117,7 +124,7 @@ class CompressOptions:
         for flag, value in (
             ("--method obs", self.method == "obs"),
             ("--correct", self.correct),
-            (f"--quantize {self.quantize}", self.quantize),
+            ("--quantize int8", self.quantize == "int8"),
         ):
             if value and value != "none":
                 raise UsageError(
@@ -155,6 +162,16 @@ def check_drop(value: float | None, where: str) -> None:
     """
     if value is not None and not 0 <= value <= 100:
         raise UsageError("out of range", where=where, expected="0 to 100", got=value)
+
+
+def check_group(value: int | None, where: str) -> None:
+    """Raise if this is no size of groups.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if value is not None and value < 2:
+        raise UsageError("out of range", where=where, expected="2 or more", got=value)
 
 
 def _one_of(value: str | None, known: tuple[str, ...], flag: str) -> None:

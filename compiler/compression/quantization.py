@@ -6,12 +6,23 @@ The graph is simplified first as for compilation, so that what one kernel comput
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from effc.compiled import PassRecord
 from effc.compression.precision import choose_precisions
 from effc.compression.quantizer import Precisions, Quantizer
+from effc.passes.pruning.batching import SampleRunner
+from effc.passes.pruning.layers import find_layers
+from effc.passes.quantization.equalize_channels import (
+    EqualizeChannels,
+    channel_ranges,
+    find_pairs,
+)
+from effc.passes.quantization.fit_weights import Form, fit_weights, round_alone
+from effc.passes.quantization.insert_grouped_weights import InsertGroupedWeights
 from effc.passes.registry import simplify
 
 if TYPE_CHECKING:
@@ -28,21 +39,28 @@ def quantize_step(work: Work) -> None:
     work.exact = simplify(work.model)[0].clone()
     names = [node.name or "" for node in work.exact.graph]
     asked = {name: recipe.of_layer(name) for name in names}
-    precisions = Precisions(
-        frozenset(name for name in names if asked[name].get("precision") == "float"),
-        {name: own["activation_bits"] for name, own in asked.items() if "activation_bits" in own},
-    )
+    in_float = frozenset(name for name in names if asked[name].get("precision", "int8") != "int8")
+    if recipe.quantize != "int8":
+        _quantize_weights(work, in_float)
+        return
+    wide = {n: own["activation_bits"] for n, own in asked.items() if "activation_bits" in own}
+    precisions = Precisions(in_float, wide)
+    if recipe.equalize:
+        _equalize(work)
     make = partial(
         Quantizer,
         work.exact,
         ranges=recipe.ranges,
         rounding=recipe.rounding,
+        refine=recipe.refine,
         progress=work.progress,
     )
     settings: dict[str, Any] = {
         "quantize": recipe.quantize,
         "ranges": recipe.ranges,
         "rounding": recipe.rounding,
+        "equalize": recipe.equalize,
+        "refine": recipe.refine,
         "calibration_samples": len(work.samples),
     }
     if recipe.max_drop is None:
@@ -61,3 +79,48 @@ def quantize_step(work: Work) -> None:
     for unit in found.points.units:
         bits = max(found.points.group_of(name).bits for name in (*unit.reads, *unit.results))
         work.precisions[unit.node.name or ""] = "int8" if bits == 8 else f"int8, values int{bits}"
+
+
+def _equalize(work: Work) -> None:
+    """Even out channels of the float model; it computes the same."""
+    assert work.exact is not None
+    pairs = find_pairs(work.exact)
+    task = EqualizeChannels(channel_ranges(SampleRunner(work.exact, work.samples), pairs))
+    result = task.run(work.exact)
+    refused = tuple(f"{where}: {why}" for where, why in result.refused)
+    work.passes.append(PassRecord(task.name, result.applied, refused))
+
+
+_FORMS = {"int8-weights": Form(8), "int4-weights": Form(4, group=32)}
+
+
+def _quantize_weights(work: Work, in_float: Collection[str]) -> None:
+    """Integer weights of float layers; with samples, fitted to the float network."""
+    recipe, exact = work.recipe, work.exact
+    assert recipe.quantize is not None
+    assert exact is not None
+    form = replace(_FORMS[recipe.quantize], rounding=recipe.rounding)
+    if recipe.group is not None:
+        form = replace(form, group=recipe.group)
+    model = exact.clone()
+    layers = [layer for layer in find_layers(model)[0] if layer.name not in in_float]
+    fitted = {}
+    if work.samples:
+        names = {layer.name for layer in layers}
+        tick = partial(work.report, "quantize")
+        fitted = fit_weights(model, exact, work.samples, names, form, tick=tick)
+    for layer in layers:
+        if layer.name not in fitted:
+            fitted[layer.name] = round_alone(layer, form)
+    InsertGroupedWeights(fitted, form).run(model)
+    applied = tuple(f"{name}: error {layer.error:.3g}" for name, layer in fitted.items())
+    settings = {
+        "quantize": recipe.quantize,
+        "group": form.group,
+        "rounding": form.rounding,
+        "calibration_samples": len(work.samples),
+    }
+    work.passes.append(PassRecord("quantize_weights", applied, (), settings))
+    work.model = model
+    work.precisions |= {layer.name: "float" for layer in find_layers(exact)[0]}
+    work.precisions |= dict.fromkeys(fitted, recipe.quantize)

@@ -15,13 +15,14 @@ import onnx_ir as ir
 from effc.options import ProgressCallback
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.layers import find_layers
-from effc.passes.quantization.fit_weights import Fitted, fit_weights
+from effc.passes.quantization.fit_weights import Fitted, Form, fit_weights
 from effc.passes.quantization.grid import Grid, grid_of
 from effc.passes.quantization.histogram import Histogram, observe
 from effc.passes.quantization.insert_activations import InsertActivations
 from effc.passes.quantization.insert_weights import InsertWeights
 from effc.passes.quantization.points import Group, Points, find_points
 from effc.passes.quantization.ranges import choose_range
+from effc.passes.quantization.refine_ranges import refine_ranges
 from effc.samples import Arrays
 
 __all__ = ["Precisions", "Quantized", "Quantizer"]
@@ -62,6 +63,7 @@ class Quantizer:
         exact: The float model, simplified; it is not changed.
         samples: To calibrate with.
         ranges, rounding: Methods.
+        refine: Whether ranges are then refined by what layers make of errors.
         progress: To report to.
     """
 
@@ -71,12 +73,14 @@ class Quantizer:
         samples: Sequence[Arrays],
         ranges: str,
         rounding: str,
+        refine: bool = True,
         progress: ProgressCallback | None = None,
     ) -> None:
         self.exact = exact
         self.samples = samples
         self.ranges = ranges
         self.rounding = rounding
+        self.refine = refine
         self._progress = progress
         self._histograms: dict[str, Histogram] = {}
 
@@ -101,7 +105,7 @@ class Quantizer:
                 self.exact,
                 self.samples,
                 names,
-                rounding=self.rounding,
+                Form(rounding=self.rounding),
                 tick=partial(self._report, "quantize"),
             )
         else:
@@ -120,7 +124,11 @@ class Quantizer:
         found: dict[str, Grid] = {}
         for group in points.groups:
             found |= dict.fromkeys(group.values, self._grid(group))
-        return found
+        if not self.refine:
+            return found
+        ends = {name: (seen.low, seen.high) for name, seen in self._histograms.items()}
+        tick = partial(self._report, "ranges")
+        return refine_ranges(self.exact, self.samples, points, found, ends, tick)
 
     def _observe(self, points: Points) -> None:
         """Histograms of values that were not seen yet."""

@@ -37,13 +37,14 @@ from effc.compression.options import (
     WIDE,
     CompressOptions,
     check_drop,
+    check_group,
 )
 from effc.errors import UsageError
 from effc.passes.pruning.layers import Layer
 from effc.passes.pruning.prune_weights import Setting
 from effc.passes.pruning.scheme import check_sparsity, parse_scheme
 
-__all__ = ["LayerPlan", "Recipe", "plan_layers", "read_recipe"]
+__all__ = ["LayerPlan", "Recipe", "layer_precisions", "plan_layers", "read_recipe"]
 
 _NUMBER = (int, float)
 _SHARED: dict[str, type | tuple[type, ...]] = {
@@ -62,13 +63,18 @@ _TOP = {
     "quantize": str,
     "ranges": str,
     "rounding": str,
+    "equalize": bool,
+    "refine": bool,
     "max_drop": _NUMBER,
     "widen": str,
+    "group": int,
 }
 _QUANTIZED: dict[str, type | tuple[type, ...]] = {"precision": str, "activation_bits": int}
 _LAYER = {**_SHARED, **_QUANTIZED, "match": str, "dense": bool}
 
-PRECISIONS = ("int8", "float")
+PRECISIONS = ("int8", "float", "f16", "f32")
+"""What a layer is computed in; ``float`` leaves it to ``--precision``."""
+
 ACTIVATION_BITS = (8, 16)
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "method": METHODS,
@@ -104,10 +110,11 @@ class Recipe:
         correct: What is matched with the dense model.
         regroup: Block shape for masks made elsewhere, or None.
         goal: How fast the network shall be; layers without a sparsity then get one from it.
-        quantize: ``int8`` or None.
-        ranges, rounding: How.
+        quantize: ``int8``, ``int8-weights``, ``int4-weights`` or None.
+        ranges, rounding, equalize, refine: How.
         max_drop: Most that quantization may lose, in per cent, or None.
         widen: What operators have that would lose more.
+        group: Size of groups of integer weights alone; None for the mode's own.
         where: For messages.
     """
 
@@ -120,8 +127,11 @@ class Recipe:
     quantize: str | None = None
     ranges: str = "mse"
     rounding: str = "obq"
+    equalize: bool = True
+    refine: bool = True
     max_drop: float | None = None
     widen: str = "float"
+    group: int | None = None
     where: str = "recipe"
 
     def of_layer(self, name: str) -> dict[str, Any]:
@@ -181,6 +191,7 @@ def read_recipe(options: CompressOptions) -> Recipe:
     merged = {**document, **given}
     data = options.calibration is not None
     _check_choices(merged, where)
+    _check_quantization(merged, where)
     if not data and merged.get("quantize") == "int8":
         raise UsageError(
             "calibration data is needed",
@@ -198,10 +209,38 @@ def read_recipe(options: CompressOptions) -> Recipe:
         merged.get("quantize"),
         merged.get("ranges", "mse"),
         merged.get("rounding", "obq"),
+        merged.get("equalize", True),
+        merged.get("refine", True),
         _float(merged.get("max_drop")),
         merged.get("widen", "float"),
+        merged.get("group"),
         where,
     )
+
+
+def layer_precisions(options: CompressOptions) -> tuple[tuple[str, str], ...]:
+    """(name or pattern, ``f16`` or ``f32``) of the entries that choose between these, in order.
+
+    Raises:
+        UsageError: As :func:`read_recipe`.
+    """
+    entries = read_recipe(options).overrides
+    return tuple(
+        (entry["match"], entry["precision"])
+        for entry in entries
+        if entry.get("precision") in ("f16", "f32")
+    )
+
+
+def _check_quantization(merged: Mapping[str, Any], where: str) -> None:
+    """Settings of a mode that another one has no use for."""
+    mode = merged.get("quantize")
+    of_values, of_weights = ("ranges", "equalize", "refine", "max_drop", "widen"), ("group",)
+    unused = of_weights if mode == "int8" else (*of_values, *(() if mode else of_weights))
+    for key in unused:
+        if key in merged:
+            other = "int8-weights or int4-weights" if key in of_weights else "int8"
+            raise UsageError(f"'{key}' needs quantize = {other}", where=where, got=mode or "none")
 
 
 def _float(value: float | None) -> float | None:
@@ -257,6 +296,7 @@ def _check_choices(table: Mapping[str, Any], where: str) -> None:
             expected = " or ".join(map(str, known))
             raise UsageError(f"unknown {key}", where=where, expected=expected, got=table[key])
     check_drop(table.get("max_drop"), where)
+    check_group(table.get("group"), where)
     if table.get("samples", 1) < 1:
         raise UsageError(
             "number of samples out of range",

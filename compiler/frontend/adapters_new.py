@@ -140,7 +140,11 @@ def dequantize(writer: Writer, node: ir.Node, inputs: Operands) -> Sequence[ir.V
     x, (scale, zero) = found
     assert scale is not None
     kind = int(dtype_of(scale))
-    y = writer.op("Cast", x, to=kind)
+    known = const(x)
+    if known is not None:  # integers of 4 bits have no Cast in ``OPSET``
+        y = writer.const(known.astype(dtype_of(scale).numpy()))
+    else:
+        y = writer.op("Cast", x, to=kind)
     if zero is not None:
         y = writer.op("Sub", y, writer.op("Cast", zero, to=kind))
     return [writer.op("Mul", y, scale)]

@@ -15,12 +15,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from effc import elf, zig
 from effc.archive import pack
 from effc.devices.catalog import get_target
 from effc.errors import ToolError, UnsupportedError
-from effc.link import link_jni
+from effc.link import ARCH_FLAGS, C_FLAGS, library_flags
 from effc.packages.package import Binary, Package, argument_names, render, write
-from effc.zig import run_tool
 
 __all__ = ["JavaClass", "build_jar", "build_native", "java_class"]
 
@@ -39,6 +39,7 @@ _TYPES = {
     "float64": ("double", "DoubleBuffer", ".asDoubleBuffer()"),
 }
 _MAX_BYTES = 2**31 - 1
+_METHODS = ("nativeCreate", "nativeDestroy", "nativeMessage", "nativeRun")
 _USED = frozenset(
     (
         *("AutoCloseable", "ByteBuffer", "ByteOrder", "DoubleBuffer", "FloatBuffer", "IntBuffer"),
@@ -103,19 +104,40 @@ def build_jar(package: Package, jar: Path) -> None:
         command += ["-Xlint:all,-options", "-Werror", "-implicit:none"]
         stubs = str(resources.files("effc.runtimes").joinpath("jni/android"))
         command += ["-sourcepath", stubs, "-d", str(work / "classes")]
-        run_tool([*command, str(work / "source" / java.file)])
+        zig.run_tool([*command, str(work / "source" / java.file)])
         pack(work / "classes", jar)
 
 
 def build_native(package: Package, binary: Binary, out: Path) -> None:
-    """Compile and link ``libNAME_jni.so``, which needs ``libNAME.so`` beside it."""
-    link_jni(
-        package.name,
-        java_class(package).mangled,
-        binary.path,
-        package.artifact.folder / "include",
-        get_target(binary.target),
+    """Compile and link ``libNAME_jni.so``, which needs ``libNAME.so`` beside it.
+
+    Raises:
+        ToolError: The toolchain is missing or failed.
+        InternalError: The result breaks a rule of its target.
+    """
+    name, target = package.name, get_target(binary.target)
+    mangled = java_class(package).mangled
+    headers = (package.artifact.folder / "include").absolute()
+    source = str(resources.files("effc.runtimes").joinpath("jni/model_jni.c"))
+    exported = [f"Java_{mangled}_{method}" for method in _METHODS]
+    with tempfile.TemporaryDirectory(prefix="effc-jni-") as folder:
+        work = Path(folder)
+        defines = (f'-DEFFC_HEADER="{name}.h"', f"-DEFFC_MODEL={name}", f"-DEFFC_CLASS={mangled}")
+        zig.clang(
+            [
+                *(f"--target={target.clang_target}", *C_FLAGS, *ARCH_FLAGS.get(target.arch, ())),
+                *(*defines, f"-I{headers}", "-c", source, "-o", "model_jni.o"),
+            ],
+            cwd=work,
+        )
+        objects = [str(work / "model_jni.o"), str(binary.path.absolute())]
+        zig.lld([*library_flags(target, out, exported, work), *objects], out)
+    elf.check_library(
         out,
+        target,
+        exported=exported,
+        needed=[binary.path.name],
+        known=package.manifest["symbols"],
     )
 
 

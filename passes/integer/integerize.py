@@ -22,7 +22,8 @@ from effc.passes.graph import Writer, prune, redirect
 from effc.passes.integer.dynamic import integer_product
 from effc.passes.integer.elementwise import addition, function, multiplication, rectifier
 from effc.passes.integer.grid import grid_of, is_quantized
-from effc.passes.integer.movement import movement
+from effc.passes.integer.keep_quads import keep_quads
+from effc.passes.integer.movement import depth_to_space, movement
 from effc.passes.integer.normal_form import NORMAL_FORM
 from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.pools import average, maximum
@@ -31,7 +32,9 @@ from effc.passes.integer.resizing import interpolation
 from effc.passes.integer.rows import normalization, softmax_rule
 from effc.passes.integer.rules import Rule, State
 from effc.passes.integer.tensors import Tensors
+from effc.passes.integer.write_conv_transpose import WriteConvTranspose
 from effc.passes.make_pads_explicit import MakePadsExplicit
+from effc.passes.sink_transposes import SinkTransposes
 
 __all__ = ["Integerize", "integerize"]
 
@@ -47,6 +50,7 @@ RULES: tuple[Rule, ...] = (
     average,
     maximum,
     interpolation,
+    depth_to_space,
     movement,
     function,
 )
@@ -84,6 +88,7 @@ class Integerize(Pass):
         if log.applied:
             graph.opset_imports[DOMAIN] = 1
             _connect(graph, tensors)
+            log.applied += keep_quads(graph)
             _remove_dead(graph)
             graph.sort()
 
@@ -158,10 +163,14 @@ def integerize(model: ir.Model, dtype: str) -> tuple[ir.Model, list[PassReport]]
     """
     if not any(_is_quantized(node) for node in model.graph):
         return model, []
-    reports = {p.name: PassReport(p.name) for p in (MakePadsExplicit(), *NORMAL_FORM)}
+    prepare: tuple[Pass, ...] = (MakePadsExplicit(), SinkTransposes(), WriteConvTranspose())
+    steps: tuple[Pass, ...] = (*prepare, *NORMAL_FORM)
+    reports = {p.name: PassReport(p.name) for p in steps}
+    for step in prepare * 2:  # a pass that sinks transposes past one operator may free another
+        reports[step.name].applied += step.run(model).applied
     for _ in range(ROUND_LIMIT):
         modified = False
-        for step in (MakePadsExplicit(), *NORMAL_FORM):
+        for step in NORMAL_FORM:
             result = step.run(model)
             reports[step.name].applied += result.applied
             reports[step.name].refused = list(result.refused)

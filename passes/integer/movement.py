@@ -17,7 +17,7 @@ from effc.passes.integer.grid import BYTES
 from effc.passes.integer.normal_form import CHOICES, MOVES
 from effc.passes.integer.rules import State, has_planes
 
-__all__ = ["movement"]
+__all__ = ["depth_to_space", "movement"]
 
 Array = np.ndarray[Any, Any]
 Operands = list["ir.Value | Array | None"]
@@ -89,6 +89,24 @@ def _in_quads(state: State, tensors: Sequence[ir.Value]) -> Operands | None:
     if node.op_type == "Resize":
         return _resize(node, rank)
     return None
+
+
+def depth_to_space(state: State) -> bool | str:
+    """DepthToSpace in quads, if phases are whole quads: a transpose of seven axes."""
+    node, x = state.node, state.node.inputs[0]
+    if node.op_type != "DepthToSpace" or x is None or not state.tensors.in_quads(x):
+        return False
+    batch, channels, height, width = shape_of(node.outputs[0])
+    block = attribute(node, "blocksize")
+    if attribute(node, "mode", "DCR") != "DCR" or channels % 4:
+        return False
+    writer = state.writer
+    split = [batch, block, block, channels // 4, height // block, width // block, 4]
+    y = writer.op("Reshape", state.tensors.quads(x, writer), np.array(split, np.int64))
+    y = writer.op("Transpose", y, perm=[0, 3, 4, 1, 5, 2, 6])
+    whole = np.array([batch, channels // 4, height, width, 4], np.int64)
+    state.tensors.define(node.outputs[0], quads=writer.op("Reshape", y, whole))
+    return True
 
 
 def _slice(node: ir.Node, rank: int) -> Operands | None:

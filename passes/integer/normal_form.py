@@ -3,6 +3,7 @@
 - QLinearConv and QLinearMatMul are written so (those of ``com.microsoft`` are at import).
 - Operators that only move or choose elements (Reshape, Transpose, Slice, Concat, MaxPool, Max ...)
   work on the integers: DequantizeLinear moves behind them, QuantizeLinear in front of them.
+- Padding by the zero point in front of a convolution becomes the convolution's own.
 - QuantizeLinear of what was dequantized from the same grid is the tensor itself.
 
 All of it is exact for whole-tensor scales, which is what activations have. QLinear operators
@@ -19,6 +20,8 @@ import onnx_ir as ir
 from effc.passes.base import RewritePass
 from effc.passes.graph import Writer, attribute, const, redirect, shape_of, single_user
 from effc.passes.integer.grid import BYTES, grid_of, is_quantized, source
+from effc.passes.merge_pad import pad_amounts
+from effc.passes.replace import replace_node
 
 __all__ = ["CHOICES", "MOVES", "NORMAL_FORM"]
 
@@ -115,9 +118,11 @@ class MoveDequantize(RewritePass):
     """DequantizeLinear behind operators that only move elements."""
 
     name: ClassVar[str] = "move_dequantize"
-    ops: ClassVar[frozenset[str]] = MOVES
+    ops: ClassVar[frozenset[str]] = MOVES | CHOICES
 
     def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool | str:
+        if node.op_type in CHOICES:
+            return _move_common(graph, node)
         x = node.inputs[0]
         scaling = None if x is None else x.producer()
         if scaling is None or not is_quantized(scaling, "DequantizeLinear"):
@@ -143,6 +148,23 @@ class MoveDequantize(RewritePass):
         for old, new in zip(node.outputs, moved, strict=True):
             redirect(old, writer.op("DequantizeLinear", new, *scaling.inputs[1:], **parameters))
         return True
+
+
+def _move_common(graph: ir.Graph, node: ir.Node) -> bool | str:
+    """Several operands on one grid."""
+    found = [source(v) for v in node.inputs]
+    operands = [pair[0] for pair in found if pair is not None]
+    if len(operands) != len(found):
+        return False
+    if len({pair[1] for pair in found if pair is not None}) > 1:
+        return "its operands are on different grids"
+    scaling = node.inputs[0].producer()  # type: ignore[union-attr]
+    assert scaling is not None
+    writer = Writer(graph, node)
+    attrs: dict[str, Any] = dict(node.attributes)
+    chosen = writer.op(node.op_type, *operands, **attrs)
+    redirect(node.outputs[0], writer.op("DequantizeLinear", chosen, *scaling.inputs[1:]))
+    return True
 
 
 def moves_elements(node: ir.Node) -> bool:
@@ -217,5 +239,38 @@ class MoveQuantize(RewritePass):
         return True
 
 
-NORMAL_FORM = (WriteQlinear(), WriteGlobalMax(), MoveDequantize(), MoveQuantize())
+class MergeQuantizedPad(RewritePass):
+    """Conv of a tensor that is padded with its zero point, which means zeros."""
+
+    name: ClassVar[str] = "merge_quantized_pad"
+    ops: ClassVar[frozenset[str]] = frozenset({"Conv"})
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool | str:
+        found = source(node.inputs[0])
+        pad = None if found is None else found[0].producer()
+        if found is None or pad is None or pad.domain or pad.op_type != "Pad":
+            return False
+        amounts, fill = pad_amounts(pad), const(pad.inputs[2] if len(pad.inputs) > 2 else None)
+        if amounts is None or fill is None or attribute(pad, "mode", "constant") != "constant":
+            return "the padding is not constant"
+        start, end = amounts
+        if any(start[:2] + end[:2]) or min(start + end) < 0:
+            return "it pads batch or channels, or crops"
+        if fill.reshape(-1)[0] != found[1].zero:
+            return "it pads with something else than the zero point"
+        writer, scaling = Writer(graph, node), node.inputs[0].producer()  # type: ignore[union-attr]
+        assert scaling is not None
+        x = writer.op("DequantizeLinear", pad.inputs[0], *scaling.inputs[1:])
+        own = list(attribute(node, "pads", [0] * (2 * len(start[2:]))))
+        pads = [a + b for a, b in zip(own, start[2:] + end[2:], strict=True)]
+        return replace_node(writer, node, [x, *node.inputs[1:]], pads=pads)
+
+
+NORMAL_FORM = (
+    WriteQlinear(),
+    WriteGlobalMax(),
+    MoveDequantize(),
+    MoveQuantize(),
+    MergeQuantizedPad(),
+)
 """Passes to be repeated until nothing changes."""

@@ -97,7 +97,11 @@ class Layer:
         value = self.node.inputs[1]
         assert value is not None
         assert value.dtype is not None
-        return np.ascontiguousarray(weight.T if self._turned else weight, dtype=value.dtype.numpy())
+        return self.stored_like(weight).astype(value.dtype.numpy(), copy=False)
+
+    def stored_like(self, weight: Array) -> Array:
+        """The same in the dtype of ``weight``."""
+        return np.ascontiguousarray(weight.T if self._turned else weight)
 
     def set_weight(self, weight: Array) -> None:
         """Give the node other weights of :attr:`shape`; the dtype stays."""
@@ -144,6 +148,18 @@ class Layer:
         node.replace_input_with(index, add_constant(graph, array, f"{self.name}/bias"))
         if old is not None:
             _drop_unused(graph, old)
+
+    def stored_bias(self, bias: Array) -> dict[str, Array]:
+        """Another bias ``[Cout]`` as the operator keeps it, by the name of the constant it has."""
+        node, index = self._bias_place()
+        assert node is not None
+        old = node.inputs[index]
+        array = const(old)
+        assert old is not None
+        assert array is not None
+        spread = np.broadcast_to(bias / self._beta, np.broadcast_shapes(array.shape, bias.shape))
+        kept = spread.astype(array.dtype)
+        return {old.name or "": kept.reshape(array.shape) if kept.size == array.size else kept}
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:

@@ -31,7 +31,7 @@ from effc.passes.quantization.grid import scales_of
 from effc.passes.quantization.insert_weights import input_scale, smallest_scales
 from effc.passes.quantization.round_weights import nearest, search_scales, surgical
 
-__all__ = ["Fitted", "fit_weights"]
+__all__ = ["INT8", "Fitted", "Form", "fit_weights", "round_alone"]
 
 Array = np.ndarray[Any, Any]
 Tick = Callable[[int, int, str], None]
@@ -44,13 +44,44 @@ LARGEST = MEMORY // 2
 
 
 @dataclass(frozen=True)
+class Form:
+    """What weights become.
+
+    Attributes:
+        bits: Of the integers, 8 or 4.
+        group: Consecutive weights of a filter with one scale; None for a whole filter.
+        rounding: ``nearest`` or ``obq``.
+    """
+
+    bits: int = 8
+    group: int | None = None
+    rounding: str = "obq"
+
+    def spread(self, scales: Array, width: int) -> Array:
+        """Scales ``[rows, groups]`` for each weight, ``[rows, width]``."""
+        return np.repeat(scales, self.group or width, axis=1)[:, :width]
+
+    def scales(self, rows: Array, weights: Array | None, smallest: Array | float) -> Array:
+        """Scales ``[rows, groups]`` that clip nothing, or of least error by weights of columns."""
+        width = rows.shape[1]
+        found = []
+        for start in range(0, width, self.group or width):
+            part = slice(start, start + (self.group or width))
+            if weights is None:
+                found.append(scales_of(rows[:, part], self.bits))
+            else:
+                found.append(search_scales(rows[:, part], weights[part], self.bits))
+        return np.asarray(np.maximum(np.stack(found, axis=1).T, smallest).T, np.float32)
+
+
+@dataclass(frozen=True)
 class Fitted:
     """A layer on its grid.
 
     Attributes:
         weight: On the grid, in the layer's shape.
         bias: Of its output channels; None if it cannot have one.
-        scales: Of its output channels, float32.
+        scales: Float32 ``[Cout]``, or ``[Cout, groups]`` of groups.
         error: Squared error of its output over its variance, on the samples.
     """
 
@@ -66,24 +97,27 @@ class Fitted:
             layer.set_bias(self.bias)
 
 
+INT8 = Form()
+
+
 def fit_weights(
     model: ir.Model,
     exact: ir.Model,
     samples: Sequence[Mapping[str, Array]],
     names: Collection[str],
+    form: Form = INT8,
     *,
-    rounding: str = "obq",
     memory: int = MEMORY,
     tick: Tick | None = None,
 ) -> dict[str, Fitted]:
     """Give layers weights that lie on grids, and biases that make up for it.
 
     Args:
-        model: With quantized activations; weights and biases change in place.
+        model: With quantized activations, or none; weights and biases change in place.
         exact: The float model, with the same names of nodes.
         samples: Inputs of both.
         names: Layers to fit.
-        rounding: ``nearest`` or ``obq``.
+        form: What weights become.
         memory: Bytes of values between layers, of both models together.
         tick: Called with (layers done, all layers, name).
     """
@@ -102,14 +136,30 @@ def fit_weights(
         if others.columns:
             some.merge(others)
         name = some.layer.name
-        found[name] = _fit(some, rounding)
+        found[name] = _fit(some, form)
         found[name].put(some.layer)
         if tick is not None:
             tick(len(found), len(layers), name)
     return found
 
 
-def _fit(moments: Moments, rounding: str) -> Fitted:
+def round_alone(layer: Layer, form: Form) -> Fitted:
+    """Weights on grids without samples: least squared error of the weights themselves."""
+    rows = layer.weight().reshape(layer.shape[0], -1).astype(np.float64)
+    weights = None if form.rounding == "nearest" else np.ones(rows.shape[1])
+    scales = form.scales(rows, weights, 0.0)
+    wide = form.spread(scales, rows.shape[1]).astype(np.float64)
+    new = nearest(rows, wide, form.bits) * wide
+    energy = float(np.square(rows).sum())
+    error = float(np.square(new - rows).sum()) / energy if energy else 0.0
+    return Fitted(new.reshape(layer.shape), layer.bias(), _squeezed(scales, form), error)
+
+
+def _squeezed(scales: Array, form: Form) -> Array:
+    return scales[:, 0] if form.group is None else scales
+
+
+def _fit(moments: Moments, form: Form) -> Fitted:
     layer, target = moments.layer, moments.target
     assert target is not None
     covariance = moments.covariance
@@ -117,25 +167,28 @@ def _fit(moments: Moments, rounding: str) -> Fitted:
     weight = layer.weight().reshape(shape).astype(np.float64)
     bias = target.layer.bias()
     least = np.zeros(layer.shape[0])
-    if bias is not None:
-        least = smallest_scales(np.abs(bias), input_scale(layer.node))
-    scales = np.empty(shape[:2], np.float32)
+    step = input_scale(layer.node)
+    if bias is not None and step is not None:
+        least = smallest_scales(np.abs(bias), step)
+    scales = []
     new = np.empty(weight.shape)
     for group, rows in enumerate(weight):
         hessian = covariance[group]
-        limits = least.reshape(shape[:2])[group]
-        if rounding == "nearest":
-            scales[group] = np.maximum(scales_of(rows), limits)
-            integers = nearest(rows, scales[group])
+        diagonal = None if form.rounding == "nearest" else np.diag(hessian)
+        own = form.scales(rows, diagonal, least.reshape(shape[:2])[group])
+        wide = form.spread(own, rows.shape[1]).astype(np.float64)
+        if form.rounding == "nearest":
+            integers = nearest(rows, wide, form.bits)
         else:
-            scales[group] = search_scales(rows, np.diag(hessian), smallest=limits)
-            integers = surgical(rows, hessian, scales[group], kept=rows != 0)
-        new[group] = integers * scales[group][:, None].astype(np.float64)
+            integers = surgical(rows, hessian, wide, form.bits, kept=rows != 0)
+        new[group] = integers * wide
+        scales.append(own)
     if bias is not None and layer.bias() is not None:
         bias = bias + (moments.target_mean - np.einsum("gok,gk->go", new, moments.mean)).reshape(-1)
     else:
         bias = None
-    return Fitted(new.reshape(layer.shape), bias, scales.reshape(-1), _error(moments, new))
+    found = _squeezed(np.concatenate(scales), form)
+    return Fitted(new.reshape(layer.shape), bias, found, _error(moments, new))
 
 
 def _error(moments: Moments, weight: Array) -> float:

@@ -21,7 +21,7 @@ from effc.passes.quantization.grid import round_to, scales_of
 from effc.passes.quantization.insert_activations import insert
 from effc.passes.quantization.points import Unit, weight_axis
 
-__all__ = ["InsertWeights", "rows_of", "smallest_scales"]
+__all__ = ["InsertWeights", "drop_unused", "input_scale", "rows_of", "smallest_scales"]
 
 Array = np.ndarray[Any, Any]
 
@@ -63,6 +63,7 @@ class InsertWeights(Pass):
         bias = None if place is None else place[0].inputs[place[1]]
         rows = rows_of(array, axis)
         step = input_scale(node)
+        assert step is not None
         given = self.scales.get(node.name or "")
         scales = scales_of(rows) if given is None else given
         offset = const(bias)
@@ -81,7 +82,7 @@ class InsertWeights(Pass):
             graph, None, "DequantizeLinear", [q, scale, zero], f"{weight.name}/dq", axis=axis
         )
         node.replace_input_with(1, back)
-        _drop(graph, weight)
+        drop_unused(graph, weight)
         if place is not None and bias is not None and offset is not None:
             self._quantize_bias(graph, place, bias, step, scales)
 
@@ -102,7 +103,7 @@ class InsertWeights(Pass):
         scale = add_constant(graph, units, f"{bias.name}/scale")
         back = insert(graph, None, "DequantizeLinear", [q, scale], f"{bias.name}/dq", axis=0)
         place[0].replace_input_with(place[1], back)
-        _drop(graph, bias)
+        drop_unused(graph, bias)
 
 
 def rows_of(array: Array, axis: int) -> Array:
@@ -120,15 +121,14 @@ def smallest_scales(bias: Array, step: float) -> Array:
     return (bias / (step * _LARGEST_BIAS)).astype(np.float32)
 
 
-def input_scale(node: ir.Node) -> float:
-    """Scale of the quantized value that a node reads."""
+def input_scale(node: ir.Node) -> float | None:
+    """Scale of the value that a node reads, if it is quantized."""
     value = node.inputs[0]
-    assert value is not None
-    producer = value.producer()
-    assert producer is not None
+    producer = None if value is None else value.producer()
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return None
     scale = const(producer.inputs[1])
-    assert scale is not None
-    return float(scale)
+    return None if scale is None else float(scale)
 
 
 def _bias_place(node: ir.Node, add: ir.Node | None) -> tuple[ir.Node, int] | None:
@@ -140,6 +140,7 @@ def _bias_place(node: ir.Node, add: ir.Node | None) -> tuple[ir.Node, int] | Non
     return None
 
 
-def _drop(graph: ir.Graph, value: ir.Value) -> None:
+def drop_unused(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove a constant that nobody reads any more."""
     if value.is_initializer() and not value.uses() and not value.is_graph_output():
         graph.initializers.pop(value.name or "", None)

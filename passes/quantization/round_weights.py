@@ -69,9 +69,15 @@ def search_scales(
 
 
 def nearest(rows: Array, scales: Array, bits: int = 8) -> Array:
-    """The integers next to weights, float64 ``[rows, K]``."""
+    """The integers next to weights, float64 ``[rows, K]``; scales ``[rows]`` or ``[rows, K]``."""
     most = largest_integer(bits)
-    return np.clip(np.rint(rows / scales.astype(np.float64)[:, None]), -most, most)
+    return np.clip(np.rint(rows / _of_weights(scales, rows.shape[1])), -most, most)
+
+
+def _of_weights(scales: Array, width: int) -> Array:
+    """Scales ``[rows]`` or ``[rows, K]`` as float64 ``[rows, K]``."""
+    wide = scales.astype(np.float64)
+    return np.broadcast_to(wide[:, None] if wide.ndim == 1 else wide, (len(wide), width))
 
 
 def surgical(
@@ -82,12 +88,13 @@ def surgical(
     Args:
         rows: ``[rows, K]`` float64.
         hessian: ``[K, K]``, not damped.
-        scales: ``[rows]``.
+        scales: ``[rows]``, or ``[rows, K]`` where columns have scales of their own.
         bits: Of the integers.
         kept: Weights that may differ from zero; all if None.
     """
     exact = damped(hessian, DAMPING)
     result = np.zeros(rows.shape)
+    scales = _of_weights(scales, rows.shape[1])
     stays = np.ones(rows.shape, bool) if kept is None else kept
     bands = list(equal_rows(stays))
     if len(bands) * float(rows.shape[1]) ** 3 > _BANDS:
@@ -99,33 +106,36 @@ def surgical(
             continue
         own = exact[np.ix_(columns, columns)]
         free = stays[band][:, columns]
-        grid = _Rows(rows[band][:, columns], scales[band], largest_integer(bits), free)
+        grid = _Rows(rows[band][:, columns], scales[band][:, columns], largest_integer(bits), free)
         rounded = _descend(grid, _eliminate(grid, own), own)
         result[band, columns] = rounded
     return result
 
 
 class _Rows:
-    """Weights ``[rows, K]``, and what they may become."""
+    """Weights ``[rows, K]`` and their scales, and which of them may differ from zero."""
 
     def __init__(self, weight: Array, scales: Array, most: int, free: Array) -> None:
         self.weight = weight
-        self.scales = scales.astype(np.float64)[:, None]
+        self.scales = scales
         self.most = most
         self.free = free
 
-    def round(self, values: Array, columns: slice | int) -> Array:
-        """Nearest integers of values in some columns."""
-        free = self.free[:, columns]
-        scales = self.scales if values.ndim == 2 else self.scales[:, 0]
-        return np.clip(np.rint(values / scales), -self.most, self.most) * free
+    def in_order(self, order: Array) -> _Rows:
+        """The same with columns in another order."""
+        return _Rows(self.weight[:, order], self.scales[:, order], self.most, self.free[:, order])
+
+    def round(self, values: Array, column: int) -> Array:
+        """Nearest integers of the values of a column."""
+        steps = np.rint(values / self.scales[:, column])
+        return np.clip(steps, -self.most, self.most) * self.free[:, column]
 
 
 def _eliminate(grid: _Rows, hessian: Array) -> Array:
     """Step 2, with columns in order of the Hessian's diagonal."""
     order = np.argsort(-np.diag(hessian), kind="stable")
     factor = _inverse_factor(hessian[np.ix_(order, order)])
-    ordered = _Rows(grid.weight[:, order], grid.scales[:, 0], grid.most, grid.free[:, order])
+    ordered = grid.in_order(order)
     left = ordered.weight.copy()
     width = left.shape[1]
     found = np.empty(left.shape)
@@ -134,7 +144,7 @@ def _eliminate(grid: _Rows, hessian: Array) -> Array:
         errors = np.empty((len(left), end - start))
         for column in range(start, end):
             found[:, column] = ordered.round(left[:, column], column)
-            lost = left[:, column] - found[:, column] * ordered.scales[:, 0]
+            lost = left[:, column] - found[:, column] * ordered.scales[:, column]
             errors[:, column - start] = lost / factor[column, column]
             left[:, column:end] -= np.outer(errors[:, column - start], factor[column, column:end])
         left[:, end:] -= errors @ factor[start:end, end:]
@@ -157,13 +167,13 @@ def _descend(grid: _Rows, integers: Array, hessian: Array) -> Array:
     gradient = (result * grid.scales - grid.weight) @ hessian
     for _ in range(_SWEEPS):
         for column in range(result.shape[1]):
-            now = result[:, column] * grid.scales[:, 0]
+            now = result[:, column] * grid.scales[:, column]
             best = grid.round(now - gradient[:, column] / hessian[column, column], column)
             change = best - result[:, column]
             moved = np.flatnonzero(change)
             if len(moved):
                 result[moved, column] = best[moved]
-                step = change[moved] * grid.scales[moved, 0]
+                step = change[moved] * grid.scales[moved, column]
                 gradient[moved] += np.outer(step, hessian[column])
     return result
 

@@ -232,6 +232,11 @@ def test_several_abis_in_one_artifact(effc: Effc) -> None:
     assert further == [("arm64-v8a", "lib/arm64-v8a/libdigits.so")]
     assert "lib/arm64-v8a/libdigits.so for android" in effc("inspect", "a").out
     assert effc("verify", "a", "--model", MODEL, "--json").json["ok"] is True
+    other = effc("verify", "a", "--abi", "arm64-v8a", "--json").json
+    assert (other["ok"], other["device"]) == (True, "qemu")
+    refused = effc("bench", "a", "--abi", "mips")
+    assert refused.code == 2
+    assert "x86_64, arm64-v8a" in refused.err
 
 
 def test_nothing_runs_what_is_for_apple(effc: Effc) -> None:

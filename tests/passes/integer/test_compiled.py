@@ -60,9 +60,16 @@ def network() -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     sizes = ["", net.const(np.array([1, 1, 2, 2], np.float32))]
     attrs = {"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
     wide = net.op("Resize", groups, *sizes, **attrs)
-    flat = net.op("Flatten", net.quantized(net.op("Transpose", wide, perm=[0, 2, 3, 1])))
-    weights = np.random.default_rng(1).integers(-128, 128, (7 * 6 * 4 * 10, 9), np.int8)
-    w = net.dq(net.const(weights), 0.003, ZERO)
+    taps = net.const(np.random.default_rng(2).integers(-99, 99, (10, 8, 3, 3), np.int8))
+    taps = net.dq(taps, np.linspace(0.002, 0.004, 8), np.zeros(8, np.int8), axis=1)
+    more = {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1]}
+    up = net.quantized(net.op("Relu", net.op("ConvTranspose", groups, taps, **more)))
+    both = net.op("Concat", net.quantized(wide), up, axis=1)
+    sizes = ["", "", net.const(np.array([1, 18, 5, 5], np.int64))]
+    small = net.quantized(net.op("Resize", both, *sizes, mode="linear"))
+    flat = net.op("Flatten", net.quantized(net.op("Transpose", small, perm=[0, 2, 3, 1])))
+    weights = np.random.default_rng(1).integers(-128, 128, (18 * 25, 9), np.int8)
+    w = net.dq(net.const(weights), 0.006, ZERO)
     scores = net.op("Add", net.op("MatMul", flat, w), net.const(np.ones(9, np.float32)))
     end = net.q(scores, 0.2, np.array(3, np.int8))
     proto = net.proto(end)

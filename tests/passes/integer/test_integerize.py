@@ -278,6 +278,82 @@ def test_linear_resize(mode: str, size: tuple[int, int]) -> None:
     assert not FLOATS & set(made)
 
 
+def test_padding_by_the_zero_point() -> None:
+    model = Model()
+    grid = 0.05, np.array(9, np.uint8)
+    x = model.dq(model.input("x", values(np.uint8, (1, 4, 5, 5))), *grid)
+    pads = model.const(np.array([0, 0, 1, 0, 0, 0, 1, 2], np.int64))
+    padded = model.dq(model.q(model.op("Pad", x, pads), *grid), *grid)
+    w = model.dq(model.const(values(np.int8, (4, 4, 3, 3))), 0.01, np.array(0, np.int8))
+    made = steps(model, model.q(model.op("Conv", padded, w), 0.7, np.array(3, np.uint8)))
+    assert made["Pad"] == 0
+    assert made["ConvInteger"] == 1
+
+
+def test_transposes_around_every_convolution_cancel() -> None:
+    """Channels last, as some exporters write it."""
+    model = Model()
+    grid = 0.2, np.array(9, np.uint8)
+    y = model.input("x", values(np.uint8, (1, 5, 5, 4)))
+    for _ in range(3):
+        y = model.op("Transpose", model.dq(y, *grid), perm=[0, 3, 1, 2])
+        w = model.dq(model.const(values(np.int8, (4, 4, 1, 1))), 0.01, np.array(0, np.int8))
+        y = model.op("Transpose", model.op("Conv", y, w), perm=[0, 2, 3, 1])
+        y = model.q(model.op("Relu", y), *grid)
+    made = steps(model, y)
+    assert made["Transpose"] == 2
+    assert made["ToQuads"] == made["FromQuads"] == 1
+
+
+def _float_conv(model: Model, x: str, channels: int, filters: int) -> str:
+    weights = model.const(values(np.int8, (filters, channels, 1, 1), filters))
+    w = model.dq(weights, np.linspace(0.01, 0.02, filters), np.zeros(filters, np.int8), axis=0)
+    return model.op("Conv", x, w)
+
+
+@pytest.mark.parametrize("filters", [6, 8])
+def test_floats_between_convolutions_stay_in_quads(filters: int) -> None:
+    """A residual block whose sum and activation are not quantized in between."""
+    model = Model()
+    grid = 0.05, np.array(128, np.uint8)
+    x = model.dq(model.input("x", values(np.uint8, (1, 5, 4, 4))), *grid)
+    a = _float_conv(model, x, 5, filters)
+    silu = model.op("Mul", a, model.op("Sigmoid", a))
+    inner = model.dq(model.q(silu, *grid), *grid)
+    total = model.op("Relu", model.op("Add", _float_conv(model, inner, filters, filters), silu))
+    slope = model.const(np.linspace(0.5, 1, filters, dtype=np.float32).reshape(filters, 1, 1))
+    end = model.dq(model.q(model.op("Mul", total, slope), *grid), *grid)
+    made = steps(model, model.q(_float_conv(model, end, filters, 4), 0.9, np.array(9, np.uint8)))
+    assert made["ConvInteger"] == 3
+    assert made["ToQuads"] == made["FromQuads"] == 1
+    assert made["Sigmoid in quads"] == made["Sigmoid"] == 1
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_transposed_convolution(data: st.DataObject) -> None:
+    draw = data.draw
+    model = Model()
+    filters, stride = draw(st.sampled_from([1, 4, 6])), draw(st.integers(1, 3))
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    x = model.dq(model.input("x", values(np.uint8, (1, 5, 4, 3))), 0.05, np.array(9, np.uint8))
+    weights = model.const(values(np.int8, (5, filters, *kernel), 1))
+    scale = np.linspace(0.01, 0.02, filters)
+    w = model.dq(weights, scale, np.zeros(filters, np.int8), axis=1)
+    bias = model.const(np.linspace(-1, 1, filters, dtype=np.float32))
+    attrs = {
+        "strides": [stride, stride],
+        "pads": [draw(st.integers(0, k // 2)) for k in (*kernel, *kernel)],
+        "output_padding": [draw(st.integers(0, stride - 1)) for _ in kernel],
+    }
+    y = model.op("ConvTranspose", x, w, bias, **attrs)
+    if draw(st.booleans()):
+        y = model.op("Relu", y)
+    made = steps(model, model.q(y, 0.5, np.array(60, np.uint8)))
+    assert made["ConvInteger"] == 1
+    assert not FLOATS & set(made)
+
+
 def test_what_has_no_integer_form_stays_float() -> None:
     model = Model()
     x = model.dq(model.input("x", values(np.uint8, (2, 8))), 0.05, np.array(9, np.uint8))
