@@ -36,6 +36,7 @@ from effc.kernels.builder import (
     vload,
     vstore,
 )
+from effc.kernels.dot_product import DOT_FEATURES
 from effc.kernels.lanes import pick, uses_lanes
 from effc.kernels.matmul_integer_pack import Layout, Packing, packed_vector, packed_weights
 from effc.kernels.matmul_problem import Problem, problem_of
@@ -74,6 +75,10 @@ class MatMulInteger(Template):
             return "a row is too short for quads"
         views = [_epilogue(region, p, target, None).refusal for p in _problems(region)]
         return None if None in views else views[0]
+
+    def features(self, region: Region) -> frozenset[str]:
+        """See :meth:`Template.features`."""
+        return DOT_FEATURES
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
