@@ -36,7 +36,6 @@ from effc.kernels.builder import (
     vload,
     vstore,
 )
-from effc.kernels.dot_product import DOT_FEATURES
 from effc.kernels.lanes import pick, uses_lanes
 from effc.kernels.matmul_integer_pack import Layout, Packing, packed_vector, packed_weights
 from effc.kernels.matmul_problem import Problem, problem_of
@@ -78,7 +77,7 @@ class MatMulInteger(Template):
 
     def features(self, region: Region) -> frozenset[str]:
         """See :meth:`Template.features`."""
-        return DOT_FEATURES
+        return Quads.features
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
