@@ -43,12 +43,14 @@ class Arithmetic(ABC):
             input channels one step adds up.
         pinned: Whether operands have to be kept from being loaded ahead of the loop over
             tiles, see ``register_tile.pin``.
+        features: Processor features that change the code, see ``Template.features``.
     """
 
     dtype: ClassVar[str]
     sums: ClassVar[str]
     channels: ClassVar[int] = 1
     pinned: ClassVar[bool] = False
+    features: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def stored(self) -> str:

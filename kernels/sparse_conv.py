@@ -59,6 +59,10 @@ class SparseConv(Template):
             return "no kernel computes blocks of this shape"
         return None
 
+    def features(self, region: Region) -> frozenset[str]:
+        assert region.anchor is not None
+        return arithmetic_of(region.anchor).features
+
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         anchor = region.anchor
         assert anchor is not None
