@@ -79,7 +79,7 @@ class Fitted:
     """A layer on its grid.
 
     Attributes:
-        weight: On the grid, in the layer's shape.
+        weight: On the grid, float32 in the layer's shape.
         bias: Of its output channels; None if it cannot have one.
         scales: Float32 ``[Cout]``, or ``[Cout, groups]`` of groups.
         error: Squared error of its output over its variance, on the samples.
@@ -152,7 +152,8 @@ def round_alone(layer: Layer, form: Form) -> Fitted:
     new = nearest(rows, wide, form.bits) * wide
     energy = float(np.square(rows).sum())
     error = float(np.square(new - rows).sum()) / energy if energy else 0.0
-    return Fitted(new.reshape(layer.shape), layer.bias(), _squeezed(scales, form), error)
+    single = new.reshape(layer.shape).astype(np.float32)
+    return Fitted(single, layer.bias(), _squeezed(scales, form), error)
 
 
 def _squeezed(scales: Array, form: Form) -> Array:
@@ -188,7 +189,8 @@ def _fit(moments: Moments, form: Form) -> Fitted:
     else:
         bias = None
     found = _squeezed(np.concatenate(scales), form)
-    return Fitted(new.reshape(layer.shape), bias, found, _error(moments, new))
+    single = new.reshape(layer.shape).astype(np.float32)
+    return Fitted(single, bias, found, _error(moments, new))
 
 
 def _error(moments: Moments, weight: Array) -> float:
