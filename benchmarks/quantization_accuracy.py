@@ -71,6 +71,7 @@ RN8, DSCNN = "mlperf_tiny_ic01_resnet8_fp32", "mlperf_tiny_kws01_dscnn_fp32"
 VWW, AD = "mlperf_tiny_vww01_mobilenetv1_fp32", "mlperf_tiny_ad01_autoencoder_fp32"
 MV2 = "imagenet_mobilenet_v2_1.0_224_fp32deq"
 REFERENCES = {
+    DSCNN: Reference("mlperf_tiny_kws01_dscnn_int8", 0.5847029, 83, np.int8),
     RN8: Reference("mlperf_tiny_ic01_resnet8_int8", 1.0, -128, np.int8),
     VWW: Reference("mlperf_tiny_vww01_mobilenetv1_int8", 1 / 255, -128, np.int8),
     AD: Reference("mlperf_tiny_ad01_autoencoder_int8", 0.39101523, 89, np.int8),
