@@ -8,7 +8,7 @@ with its default settings (all graph optimizations, so 8-bit integer kernels; on
 its sums of 8-bit products may saturate: see ``vnni`` in the file). Variants:
 
     float      the model as it is
-    plain      ``--ranges minmax --rounding nearest``: what most tools do
+    plain      ``--ranges minmax --rounding nearest --no-equalize --no-refine``
     int8       the defaults
     reference  the public int8 model of the same network in the folder, where there is one
     prune50, prune75            block-punched 4x1, float
@@ -46,7 +46,13 @@ import effc
 PRUNED = {"prune": "block-punched", "block": "4x1"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "float": {},
-    "plain": {"quantize": "int8", "ranges": "minmax", "rounding": "nearest"},
+    "plain": {
+        "quantize": "int8",
+        "ranges": "minmax",
+        "rounding": "nearest",
+        "equalize": False,
+        "refine": False,
+    },
     "int8": {"quantize": "int8"},
     "reference": {},
     "prune50": {**PRUNED, "sparsity": 0.5},
