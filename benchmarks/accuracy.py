@@ -1,7 +1,7 @@
 """Every model of a data folder: distance to ONNX Runtime, and top-1 agreement.
 
     python benchmarks/accuracy.py ../shared/data [--target host android] [--samples 500]
-                                  [--only NAME]
+                                  [--only NAME] [--precision f16] [--calibration N]
 
 Compiles each model, runs it (natively, or under QEMU for Arm targets) on real samples where the
 folder has them and on random ones otherwise, and prints the SNR in dB over all samples of the
@@ -10,6 +10,8 @@ steps).
 Classifiers on ``host`` also run ``--samples`` labelled samples: share of equal top-1, and both
 accuracies. Quantized models are compared with ONNX Runtime without optimizations, which computes
 exactly what the model says (optimized, its 8-bit products saturate on x86 CPUs without VNNI).
+With ``--precision f16`` samples run under QEMU as well, which is slow; ``--calibration N`` gives it
+N samples, other ones than those it is judged by.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from PIL import Image
 
 import effc
 from effc.errors import EffcError
+from effc.execute import open_executor
 
 Samples = Callable[[Path, int], tuple[np.ndarray, np.ndarray]]
 """Of (data folder, how many): stacked inputs and labels."""
@@ -160,6 +163,9 @@ CLASSIFIERS: dict[str, Classifier] = {
     "imagenet_mobilenet_v2_1.0_224_int8qdq": bytes_of(imagenet_bytes, lambda x: x),
 }
 
+MOST_RANDOM = 8
+"""Samples for models without data."""
+
 CONSTANTS: dict[str, dict[str, int]] = {"audio_silero_vad_16k_fp32": {"sr": 16000}}
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "audio_silero_vad_16k_fp32": {"input": (1, 576), "state": (2, 1, 128)}
@@ -193,14 +199,15 @@ class Snr:
         return text
 
 
-def random_inputs(port: onnxruntime.NodeArg, shape: tuple[int, ...]) -> np.ndarray:
-    """Eight samples."""
-    generator = np.random.default_rng(0)
+def random_inputs(
+    port: onnxruntime.NodeArg, shape: tuple[int, ...], generator: np.random.Generator
+) -> np.ndarray:
+    """Of a type's whole range if it is an integer, uniform otherwise."""
     kinds = {"tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
     if port.type in kinds:
         limits = np.iinfo(kinds[port.type])
-        return generator.integers(limits.min, limits.max + 1, (8, *shape[1:]), kinds[port.type])
-    return generator.random((8, *shape[1:]), np.float32)
+        return generator.integers(limits.min, limits.max + 1, shape, kinds[port.type])
+    return generator.random(shape, np.float32)
 
 
 def static_shapes(session: onnxruntime.InferenceSession, name: str) -> dict[str, tuple[int, ...]]:
@@ -214,55 +221,80 @@ def static_shapes(session: onnxruntime.InferenceSession, name: str) -> dict[str,
     }
 
 
-def compare(path: Path, folder: Path, target: str, count: int, out: Path) -> str:
+def inputs_of(
+    path: Path, folder: Path, count: int, session: onnxruntime.InferenceSession
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Stacked samples by input name, and labels where there are any."""
+    generator = np.random.default_rng(0)
+    shapes = static_shapes(session, path.stem)
+    ports = [p for p in session.get_inputs() if p.name not in CONSTANTS.get(path.stem, {})]
+    found, y = {}, None
+    if path.stem in CLASSIFIERS:
+        found[ports[0].name], y = CLASSIFIERS[path.stem].test(folder, count)
+    for port in ports[len(found) :]:
+        first, *rest = shapes.get(port.name, tuple(port.shape))
+        shape = (count * first, *rest)
+        if found:  # a state
+            found[port.name] = generator.standard_normal(shape).astype(np.float32)
+        else:
+            found[port.name] = random_inputs(port, shape, generator)
+    return found, y
+
+
+def compare(path: Path, folder: Path, args: argparse.Namespace, target: str, out: Path) -> str:
     """One line of the table."""
     options = onnxruntime.SessionOptions()
     if "int8" in path.stem:
         level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.graph_optimization_level = level
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    shapes = static_shapes(session, path.stem)
     constants = CONSTANTS.get(path.stem, {})
+    first = args.calibration if args.precision != "f32" else 0
+    judged = args.samples if path.stem in CLASSIFIERS else min(args.samples, MOST_RANDOM)
+    all_samples = first + judged
+    samples, y = inputs_of(path, folder, all_samples, session)
     artifact = effc.compile(
         path,
         target=target,
         output=out / f"{path.stem}-{target}",
-        shapes=shapes,
+        shapes=static_shapes(session, path.stem),
         constants=constants,
+        precision=args.precision,
+        calibration=_rows(samples, 0, first, all_samples) if first else None,
     )
-    if target != "host":
+    fixed = {name: np.array(value, np.int64) for name, value in constants.items()}
+    if target != "host" and args.precision == "f32":
         checked = artifact.manifest["verification"]
         worst = min(output["snr_db"] for output in checked["outputs"])
         return f"{worst:6.1f} dB on {checked['device']}"
-    runner = effc.load(artifact)
-    generator = np.random.default_rng(0)
-    ports = [p for p in session.get_inputs() if p.name not in constants]
-    fixed = {name: np.array(value, np.int64) for name, value in constants.items()}
-    if path.stem in CLASSIFIERS:
-        x, y = CLASSIFIERS[path.stem].test(folder, count)
-    else:
-        shape = shapes.get(ports[0].name, tuple(ports[0].shape))
-        x, y = random_inputs(ports[0], shape), None
     ratios = [Snr() for _ in session.get_outputs()]
     agree = ours = theirs = 0
-    for i in range(len(x)):
-        feed = {ports[0].name: x[i : i + 1]}
-        for port in ports[1:]:
-            shape = shapes.get(port.name, tuple(port.shape))
-            feed[port.name] = generator.standard_normal(shape).astype(np.float32)
-        expected = session.run(None, feed | fixed)
-        got = list(runner.run(feed).values())
-        for ratio, a, b in zip(ratios, expected, got, strict=True):
-            ratio.add(a, b)
-        if y is not None:
-            a, b = int(expected[0].ravel().argmax()), int(got[0].ravel().argmax())
-            agree, ours, theirs = agree + (a == b), ours + (b == y[i]), theirs + (a == y[i])
-    line = f"{min(ratios, key=lambda ratio: ratio.db)} over {len(x)} samples"
+    with open_executor(artifact, None, None) as executor:
+        for i in range(first, all_samples):
+            feed = _rows(samples, i, i + 1, all_samples)
+            expected = session.run(None, feed | fixed)
+            got = list(executor.run(feed).values())
+            for ratio, a, b in zip(ratios, expected, got, strict=True):
+                ratio.add(a, b)
+            if y is not None:
+                a, b = int(expected[0].ravel().argmax()), int(got[0].ravel().argmax())
+                agree, ours, theirs = agree + (a == b), ours + (b == y[i]), theirs + (a == y[i])
+    line = f"{min(ratios, key=lambda ratio: ratio.db)} over {judged} samples"
+    line += f", weights {artifact.manifest['weights_bytes'] / 1e3:.0f} kB"
     if y is not None:
-        share = 100 / len(x)
-        line += f"  same top-1 {agree}/{len(x)}, accuracy {share * ours:.2f} %"
+        share = 100 / judged
+        line += f"  same top-1 {agree}/{judged}, accuracy {share * ours:.2f} %"
         line += f" (ONNX Runtime {share * theirs:.2f} %)"
     return line
+
+
+def _rows(
+    samples: dict[str, np.ndarray], begin: int, end: int, count: int
+) -> dict[str, np.ndarray]:
+    """Samples ``begin`` to ``end`` of ``count``, stacked."""
+    return {
+        name: x[begin * (len(x) // count) : end * (len(x) // count)] for name, x in samples.items()
+    }
 
 
 def main() -> None:
@@ -271,6 +303,8 @@ def main() -> None:
     parser.add_argument("--target", nargs="+", default=["host", "android"])
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--only", default="")
+    parser.add_argument("--precision", default="f32")
+    parser.add_argument("--calibration", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as out:
         for path in sorted((args.folder / "models").glob("*.onnx")):
@@ -278,7 +312,7 @@ def main() -> None:
                 continue
             for target in args.target:
                 try:
-                    line = compare(path, args.folder, target, args.samples, Path(out))
+                    line = compare(path, args.folder, args, target, Path(out))
                 except EffcError as error:
                     line = f"FAILED {type(error).__name__}: {error}"
                 print(f"{path.stem:46s} {target:10s} {line}", flush=True)

@@ -1,12 +1,13 @@
 """Instructions per inference of an arm64 artifact, counted exactly under QEMU.
 
     python benchmarks/arm_instructions.py --counter COUNT.PY MODEL.onnx [MODEL.onnx ...]
-                                          [--target linux-arm64]
+                                          [--target linux-arm64] [--precision f16]
 
 ``COUNT.PY exe RUNNER --runs-a 1 --runs-b 3 --cpu a76 --json -- ARGS`` is expected to run the static
 test executable of the artifact with ``--runs 1`` and ``--runs 3`` under ``qemu-aarch64`` with an
 instruction-counting plugin and to print the difference per run as JSON (``total``, ``ld``, ``ldB``,
-``fmla`` ...). One thread, cortex-a76, float32.
+``fmla`` ...). One thread, cortex-a76. ``--precision f16`` needs a target with
+half arithmetic, raspberry-pi-5 for example.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from effc.pipeline import compile_model
 
 def count(path: Path, args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Counts of one inference of one model."""
-    compiled = compile_model(path, CompileOptions(target=args.target, tune=args.tune, verify=False))
+    compiled = compile_model(path, _options(args))
     runner = folder / f"{path.stem}.static"
     compiled.link_runner(runner)
     command = [sys.executable, str(args.counter), "exe", str(runner), "--cpu", args.cpu, "--json"]
@@ -37,6 +38,12 @@ def count(path: Path, args: argparse.Namespace, folder: Path) -> dict[str, float
     return result
 
 
+def _options(args: argparse.Namespace) -> CompileOptions:
+    return CompileOptions(
+        target=args.target, tune=args.tune, verify=False, precision=args.precision
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", type=Path)
@@ -44,6 +51,7 @@ def main() -> None:
     parser.add_argument("--target", default="linux-arm64")
     parser.add_argument("--cpu", default="a76")
     parser.add_argument("--tune", default="none")
+    parser.add_argument("--precision", default="f32")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for path in args.models:

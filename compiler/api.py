@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     from effc.compiled import CompiledModel, PassRecord
     from effc.compression.levels import LevelPlan
     from effc.runtimes.loader import Runner
+    from effc.samples import Dataset
     from effc.verify import Verification
 
 __all__ = ["compare", "compile", "compile_to", "compress", "load"]
+
+_VERIFIED_SAMPLES = 4
+"""Calibration samples that a model is verified on."""
 
 _OVERHEAD_BYTES = 4 << 20
 """Room for code, report, manifest and self-test beside the weights."""
@@ -45,6 +49,7 @@ def compile(
     tune: str | int = "none",
     tuning_db: str | Path | None = None,
     verify: bool = True,
+    precision: str = "f32",
     abi: Sequence[str] | None = None,
     weights: str = "embedded",
     prune: str | None = None,
@@ -85,6 +90,8 @@ def compile(
         tuning_db: Tuning database file.
         verify: Compare with ONNX Runtime before the artifact is written (a compressed model
             with the compressed ONNX model).
+        precision: ``f32`` or ``f16``, see docs/PRECISION.md; with ``calibration`` from what its
+            samples show.
         abi: ABIs to make a library for, ``["arm64-v8a", "x86_64"]``; the target's own if ``None``.
         weights: ``embedded`` in the library, or in a ``file`` beside it.
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
@@ -107,6 +114,9 @@ def compile(
         tune=tune,
         tuning_db=None if tuning_db is None else Path(tuning_db),
         verify=verify,
+        precision=precision,
+        calibration=_path(calibration) if precision != "f32" else None,
+        samples=samples,
         abis=tuple(abi or ()),
         weights=weights,
     )
@@ -271,6 +281,10 @@ def compile_to(
     """
     from effc.pipeline import compile_models
 
+    if compression is not None and compression.recipe is not None and options.precision == "f16":
+        from effc.compression.recipe import layer_precisions
+
+        options = replace(options, layer_precision=layer_precisions(compression))
     with staging(output) as folder:
         records: tuple[PassRecord, ...] = ()
         levels: LevelPlan | None = None
@@ -390,18 +404,30 @@ def _verify(
     options = compiled.options
     reference = open_reference(model, options.shapes, options.constants)
     limits = reference_limits(compiled.reference)
+    data = _verification_data(options, manifest)
     library = folder / manifest["library"]
     result = verify_library(
         library,
         manifest,
         *(None, None, None),
-        lambda opened, run: verify(manifest, run, reference, opened.device, limits=limits),
+        lambda opened, run: verify(manifest, run, reference, opened.device, data, limits),
     )
     if not result.ok:
         raise quality_error(result)
     if golden is not None:
-        write_golden(golden, manifest, reference, limits)
+        write_golden(golden, manifest, reference, limits, data.samples[0] if data else None)
     return result
+
+
+def _verification_data(options: CompileOptions, manifest: Mapping[str, Any]) -> Dataset | None:
+    """A few of the calibration samples: what was fitted to them need not hold for any input."""
+    from effc.samples import Dataset, Tensor, load_samples
+
+    if options.calibration is None:
+        return None
+    inputs = [Tensor.of(entry) for entry in manifest["inputs"]]
+    samples = load_samples(options.calibration, inputs).samples[:_VERIFIED_SAMPLES]
+    return Dataset(samples, count=len(samples))
 
 
 def quality_error(result: Verification) -> QualityError:

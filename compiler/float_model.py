@@ -69,7 +69,7 @@ class FloatModel:
 
     def __init__(self, model: onnx.ModelProto, constants: Mapping[str, Any]) -> None:
         self._model = model
-        self._constants = constants
+        self._constants = Reference(model, constants).constants
         graph = model.graph
         self.outputs = [v.name for v in graph.output]
         self._weights = {t.name: t for t in graph.initializer}
@@ -78,7 +78,6 @@ class FloatModel:
         self._order = {id(node): position for position, node in enumerate(graph.node)}
         self._whole: tuple[frozenset[str], Reference] | None = None
         self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], _Part | str] = {}
-        Reference(model, constants)
 
     def has(self, name: str) -> bool:
         """Whether the model has a tensor of this name that depends on its inputs."""
@@ -143,8 +142,8 @@ class FloatModel:
                 weights[name] = self._weights[name]
             elif node is not None and node.op_type in _SHAPES:
                 inputs[name] = known[name]
-            elif node is None and name in self._constants:
-                inputs[name] = np.asarray(known.get(name, self._constants[name]))
+            elif name in self._constants:
+                weights[name] = onnx.numpy_helper.from_array(self._constants[name], name)
             elif node is None:
                 return f"in the model it also depends on '{name}'"
             elif id(node) not in nodes:

@@ -9,9 +9,11 @@ from math import prod
 import numpy as np
 
 from effc.devices.target import BASE
+from effc.kernels.arithmetic import float_terms
 from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Choice
+from effc.passes.half.use_half_precision import PRODUCTS
 
 __all__ = ["LayerRecord", "macs_of", "record"]
 
@@ -45,6 +47,9 @@ class LayerRecord:
         refused: Kernel families that could not compute it, and why.
         variants: Variants of the target for which the code differs, best first.
         key: ``Region.key``, what a measured time of the layer is kept under.
+        precision: ``f16`` where float16 is computed with, ``f16 weights`` where weights are stored
+            so, otherwise empty.
+        terms: Products that are added up in float16, 0 if none are.
     """
 
     name: str
@@ -68,6 +73,8 @@ class LayerRecord:
     refused: tuple[tuple[str, str], ...] = ()
     variants: tuple[str, ...] = ()
     key: str = ""
+    precision: str = ""
+    terms: int = 0
 
 
 _CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
@@ -143,7 +150,24 @@ def record(
         refused=tuple(sorted((refused or {}).items())),
         variants=tuple(reversed([v for v in dict.fromkeys(versions) if v != BASE])),
         key=region.key,
+        precision=_precision(region),
+        terms=_terms(region),
     )
+
+
+def _precision(region: Region) -> str:
+    ops = region.ops if region.anchor is None else (region.anchor,)
+    if any(v.dtype == "float16" for op in ops for v in op.outputs):
+        return "f16"
+    return "f16 weights" if any(v.dtype == "float16" for v in region.constants) else ""
+
+
+def _terms(region: Region) -> int:
+    anchor = region.anchor
+    if anchor is None or anchor.op_type not in PRODUCTS or anchor.outputs[0].dtype != "float16":
+        return 0
+    depth = macs_of(anchor) // max(anchor.outputs[0].type.size, 1)
+    return min(depth, float_terms(anchor))
 
 
 def _unknown_pattern(zeros: int, total: int) -> str:

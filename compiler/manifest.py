@@ -105,6 +105,7 @@ def build_manifest(
         "options": {
             "shapes": {name: list(shape) for name, shape in sorted(options.shapes.items())},
             "constants": {name: _plain(v) for name, v in sorted(options.constants.items())},
+            "precision": options.precision,
         },
         "tuning": compiled.tuning,
         "levels": compiled.levels or None,
@@ -159,6 +160,8 @@ def _layer(record: LayerRecord) -> dict[str, Any]:
         "name": record.name,
         "op": record.op,
         "kernel": record.kernel,
+        "precision": record.precision,
+        "terms": record.terms,
         "macs": record.macs,
         "sparsity": round(record.sparsity, 4),
         "pattern": record.pattern,

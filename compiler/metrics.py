@@ -9,6 +9,11 @@ to probabilistic rounding error analysis, 2019); errors of different layers add 
 way. So two correct programs differ by about ``u sqrt(sum K_l)``, and
 :func:`snr_limit` allows ``SAFETY`` = 4 times that, which also covers Winograd transforms.
 
+Half precision counts as so many more terms of the output's type: a layer in float16 rounds its
+operands and result, and sums of at most ``t`` terms (``terms`` of the manifest; what lies above is
+added up in float32), with ``u = 2^-11``: its length is ``(2^-11 / 2^-24)^2 (t + 3)``. A layer with
+float16 weights only rounds those: ``t + 3`` is 1, and its own length comes on top.
+
 Integers and booleans must be equal, but 8-bit outputs of a quantized model may differ by
 one step, and one element in a hundred by more: ONNX Runtime rounds halves to even in
 floating point, effc upwards in fixed point, so that a value near a half may fall to either side of
@@ -42,12 +47,22 @@ _MAX_RELATIVE = 1e30
 _ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
+_HALF_TERM = int((_ROUNDOFF["float16"] / _ROUNDOFF["float32"]) ** 2)
+"""Terms of a float32 sum that err as much as one of float16."""
+
+
 def accumulated_length(layers: Iterable[Mapping[str, Any]]) -> int:
     """``sum K_l`` over the layers of a manifest."""
     total = 0
     for layer in layers:
         elements = max(sum(prod(shape) for shape in layer["outputs"]), 1)
-        total += max(layer["macs"] // elements, 16 * max(len(layer["nodes"]), 1))
+        length = max(layer["macs"] // elements, 16 * max(len(layer["nodes"]), 1))
+        precision = layer.get("precision", "")
+        if precision == "f16":
+            length = _HALF_TERM * (layer["terms"] + 3)
+        elif precision:
+            length += _HALF_TERM
+        total += length
     return max(total, 16)
 
 

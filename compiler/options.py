@@ -10,14 +10,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from effc.errors import UsageError
 
-__all__ = ["TUNE_MODES", "WEIGHT_PLACES", "CompileOptions", "ProgressCallback", "c_identifier"]
+__all__ = [
+    "PRECISIONS",
+    "TUNE_MODES",
+    "WEIGHT_PLACES",
+    "CompileOptions",
+    "ProgressCallback",
+    "c_identifier",
+]
 
 TUNE_MODES = ("none", "quick", "full")
 WEIGHT_PLACES = ("embedded", "file")
+
+PRECISIONS = ("f32", "f16")
 
 _RESERVED = """
 alignas alignof auto bool break case char class const continue default delete do double effc else
@@ -70,6 +79,10 @@ class CompileOptions:
         tune: ``none``, ``quick``, ``full``, or the number of measurements to spend.
         tuning_db: Tuning database file; ``None`` means the user's default one.
         verify: Whether the artifact is run against ONNX Runtime before it is written.
+        precision: ``f32``, or ``f16``: half precision, see docs/PRECISION.md.
+        layer_precision: (node name or pattern, precision) of exceptions, later ones win.
+        calibration: Samples (``.npz`` file, or arrays as in one) that ``f16`` takes the ranges
+            and errors of values from; at most ``samples`` of them.
         abis: One library for each of these, the first one's figures first; the target's own if
             empty. Other ABIs than the target's get the generic family of its system.
         weights: ``embedded`` in the library, or in a ``file`` beside it that all libraries share.
@@ -83,10 +96,22 @@ class CompileOptions:
     tune: str | int = "none"
     tuning_db: Path | None = None
     verify: bool = True
+    precision: str = "f32"
+    layer_precision: tuple[tuple[str, str], ...] = ()
+    calibration: Path | Mapping[str, Any] | None = None
+    samples: int | None = None
     abis: tuple[str, ...] = ()
     weights: str = "embedded"
 
     def __post_init__(self) -> None:
+        for where, precision in (("--precision", self.precision), *self.layer_precision):
+            if precision not in PRECISIONS:
+                raise UsageError(
+                    "unknown precision",
+                    where=where,
+                    expected=" or ".join(PRECISIONS),
+                    got=repr(precision),
+                )
         if self.name is not None and c_identifier(self.name) != self.name:
             raise UsageError(
                 "the name is not a C identifier",

@@ -262,6 +262,16 @@ def _select(
 
     with clock.phase("import"):
         imported = import_and_simplify(source, options)
+        if options.precision == "f16":
+            from effc.half_precision import use_half_precision
+
+            done = use_half_precision(
+                imported.model,
+                target,
+                options,
+                lambda done, total, detail: clock.report("calibrate", done, total, detail),
+            )
+            imported = replace(imported, passes=(*imported.passes, done))
     with clock.phase("regions"):
         graph = _partition(imported.model, target)
         views = plan_views(graph.regions, graph.inputs, graph.outputs)

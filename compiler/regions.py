@@ -21,10 +21,11 @@ import onnx_ir as ir
 
 from effc.errors import InternalError
 from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
+from effc.passes.half.use_half_precision import PRODUCTS, TERMS
 from effc.passes.origin import origin
 from effc.views import VIEW_OPS
 
-__all__ = ["MAX_FUSED_OPS", "Graph", "partition"]
+__all__ = ["MAX_FUSED_OPS", "Graph", "attribute_of", "partition"]
 
 MAX_FUSED_OPS = 32
 """Longest region: keeps functions small and the search for one linear."""
@@ -80,13 +81,35 @@ def _convert(model: ir.Model) -> tuple[tuple[Value, ...], tuple[Value, ...], lis
 
     inputs = tuple(_present(convert(v)) for v in graph.inputs if not v.is_initializer())
     ops = []
+    stored = _stored_constants(graph)
     for node in graph:
-        attrs = {name: _attribute(attr) for name, attr in node.attributes.items()}
-        op_inputs = tuple(convert(v) for v in node.inputs)
+        if id(node.outputs[0]) in stored:
+            continue
+        attrs = {name: attribute_of(attr) for name, attr in node.attributes.items()}
+        if TERMS in node.metadata_props:
+            attrs["terms"] = int(node.metadata_props[TERMS])
+        op_inputs = tuple(convert(stored.get(id(v), v)) for v in node.inputs)
         op_outputs = tuple(_present(convert(v)) for v in node.outputs if v.name or v.uses())
         ops.append(Op(node.op_type, op_inputs, op_outputs, attrs, node.name or "", node.domain))
     outputs = _separate([_present(convert(v)) for v in graph.outputs], ops)
     return inputs, outputs, ops
+
+
+def _stored_constants(graph: ir.Graph) -> dict[int, ir.Value]:
+    """The constant behind each cast of one that only products read, by id of the cast's result.
+
+    So a product's weights and bias keep the type in which they are stored: its kernel widens
+    float16 weights, and adds a float32 bias as it is.
+    """
+    found = {}
+    for node in graph:
+        source = node.inputs[0] if node.op_type == "Cast" and not node.domain else None
+        if source is None or source.const_value is None or node.outputs[0].is_graph_output():
+            continue
+        uses = node.outputs[0].uses()
+        if uses and all(user.op_type in PRODUCTS and index > 0 for user, index in uses):
+            found[id(node.outputs[0])] = source
+    return found
 
 
 def _separate(outputs: list[Value], ops: list[Op]) -> tuple[Value, ...]:
@@ -127,7 +150,7 @@ def _type_of(value: ir.Value, const: np.ndarray | None) -> TensorType:
     return TensorType(tuple(int(d) for d in value.shape), value.dtype.numpy().name)  # type: ignore[arg-type]
 
 
-def _attribute(attr: ir.Attr) -> object:
+def attribute_of(attr: ir.Attr) -> object:
     if attr.type == ir.AttributeType.TENSOR:
         return attr.as_tensor().numpy()
     if attr.type in (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS):

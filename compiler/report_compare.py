@@ -58,9 +58,10 @@ def _plot(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     ]
     if not known:
         return None
-    high = max(known) * 1.04 if max(known) > 0 else 1.0
+    room = max(max(known) - min(known), 10.0) / 6
+    low, high = min(known) - room, max(known) + room
     x = Scale(0, max(len(ordered) - 1, 1), _LEFT + 8, _WIDTH - _RIGHT - 8)
-    y = Scale(min(0.0, *known), high, _HEIGHT - _BOTTOM, _TOP)
+    y = Scale(low, high, _HEIGHT - _BOTTOM, _TOP)
     place = {layer["name"]: x(position) for position, layer in enumerate(ordered)}
 
     def points(key: str) -> list[dict[str, Any]]:

@@ -83,6 +83,11 @@ class Target:
         return max(self.vector_bits // 32, 1)
 
     @property
+    def half_arithmetic(self) -> bool:
+        """Whether vectors of float16 are computed with (Armv8.2 FEAT_FP16), not only converted."""
+        return self.arch == "aarch64" and self.has("fullfp16")
+
+    @property
     def activation_dtype(self) -> str:
         """Element type of 8-bit activations: what the dot product instructions take.
 

@@ -16,8 +16,18 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import splat
+from effc.kernels.region import Op
 
-__all__ = ["FLOAT32", "Arithmetic", "Float32"]
+__all__ = [
+    "FLOAT32",
+    "Arithmetic",
+    "Float16",
+    "Float32",
+    "HalfWeights",
+    "float_arithmetic",
+    "float_terms",
+    "product_dtypes",
+]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -33,12 +43,19 @@ class Arithmetic(ABC):
             input channels one step adds up.
         pinned: Whether operands have to be kept from being loaded ahead of the loop over
             tiles, see ``register_tile.pin``.
+        features: Processor features that change the code, see ``Template.features``.
     """
 
     dtype: ClassVar[str]
     sums: ClassVar[str]
     channels: ClassVar[int] = 1
     pinned: ClassVar[bool] = False
+    features: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def stored(self) -> str:
+        """Element type of weights in the library; they are widened before they are used."""
+        return self.dtype
 
     @property
     def nbytes(self) -> int:
@@ -99,3 +116,52 @@ class Float32(Arithmetic):
 
 
 FLOAT32 = Float32()
+
+
+@dataclass(frozen=True)
+class HalfWeights(Float32):
+    """Single precision with weights that are stored as float16."""
+
+    @property
+    def stored(self) -> str:
+        return "float16"
+
+
+@dataclass(frozen=True)
+class Float16(Arithmetic):
+    """Half precision, for targets that compute in it.
+
+    A sum of many terms in 11 bits is inaccurate: its error grows with the square root of their
+    number. So ``terms`` products are added up in float16, and such partial sums in float32
+    (``half_sums``).
+
+    Attributes:
+        terms: Products of a partial sum.
+    """
+
+    dtype: ClassVar[str] = "float16"
+    sums: ClassVar[str] = "float16"
+    terms: int = 64
+
+    def multiply_add(
+        self, acc: Expr, scalar: Expr, vector: Expr, lanes: int, target: Target, *, swapped: bool
+    ) -> Expr:
+        return acc + splat(scalar, lanes) * vector
+
+
+def product_dtypes(target: Target) -> tuple[str, ...]:
+    """Floating point types that product kernels compute in."""
+    return ("float32", "float16") if target.half_arithmetic else ("float32",)
+
+
+def float_arithmetic(op: Op) -> Arithmetic:
+    """Arithmetic of a floating point product, by the type of its data."""
+    types = {v.dtype for v in op.inputs[:2] if v is not None}
+    if types == {"float16"}:
+        return Float16(float_terms(op))
+    return HalfWeights() if "float16" in types else FLOAT32
+
+
+def float_terms(op: Op) -> int:
+    """Products that a float16 operator adds up in float16."""
+    return int(op.attrs.get("terms", Float16.terms))

@@ -79,6 +79,10 @@ class DirectConv(Template):
     def refuse(self, region: Region, target: Target) -> str | None:
         return problem_refusal(region, target)
 
+    def features(self, region: Region) -> frozenset[str]:
+        assert region.anchor is not None
+        return arithmetic_of(region.anchor).features
+
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         assert region.anchor is not None
         shape = ConvShape.of(region.anchor)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 
 from effc.devices.target import Target
-from effc.kernels.arithmetic import FLOAT32, Arithmetic
+from effc.kernels.arithmetic import FLOAT32, Arithmetic, Float16
 from effc.kernels.conv_pack import pack_runs
 from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source
@@ -63,7 +63,7 @@ def tile_cycles(
         if tile.rows % arithmetic.shared:
             loads += 0.5
         step = vectors + loads + 4 / min(unroll, depth)
-        return depth * max(step, _LATENCY) + 3.5 * vectors + 12
+        return depth * max(step, _LATENCY) + (3.5 + half_sum_cost(depth, arithmetic)) * vectors + 12
     half = arithmetic.lanes(target) // 2
     rate = 1.0 if target.vector_bits >= 512 else 0.5  # cycles of a full-width multiply-add
     weights = [rate if width > half else rate / 2 for width in tile.widths]
@@ -71,6 +71,13 @@ def tile_cycles(
     loads = sum(max(w, 0.5) for w in weights) + 0.5 * tile.rows
     issue = (tile.rows * count + count + tile.rows + 3 / unroll) / 5
     return depth * max(fma, loads, issue, _LATENCY) + 20 + tile.rows * count
+
+
+def half_sum_cost(depth: float, arithmetic: Arithmetic) -> float:
+    """Instructions per vector of a tile that adding partial sums up costs."""
+    if not isinstance(arithmetic, Float16):
+        return 0.0
+    return 2.0 if depth <= arithmetic.terms else 7.0 * ceil(depth / arithmetic.terms) + 5.0
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,8 @@ def _blocks(
 ) -> list[int]:
     """Input channels per pass: all, or the most that keep a panel in half of a cache."""
     found = [shape.cin]
+    if isinstance(arithmetic, Float16):  # its sums do not wait in scratch, which has its type
+        return found
     for room in (target.l1_bytes // 2, target.l2_bytes // 2):
         most = room // (arithmetic.nbytes * len(source.taps) * columns)
         fitting = [d for d in range(1, shape.cin + 1) if shape.cin % d == 0 and d <= most]
@@ -203,6 +212,8 @@ def _cost(
             * pack_cycles(shape, source, knobs.columns, knobs.lanes)
             * knobs.splits
         )
+    if arithmetic.stored != arithmetic.dtype:
+        work += 2.5 * shape.cout * shape.reduction * blocks / arithmetic.lanes(target)
     work += _traffic(shape, knobs, depth, blocks, arithmetic, target)
     if source.copied:
         work += 3.0 * shape.cin * source.channel / arithmetic.lanes(target)

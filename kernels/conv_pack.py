@@ -19,9 +19,18 @@ from effc.devices.target import Target
 from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.conv_shape import ConvShape, Source
-from effc.kernels.register_tile import split_widths
+from effc.kernels.register_tile import pieces, split_widths
+from effc.kernels.vectorbase import weight_as
 
-__all__ = ["copy_stage", "pack_panel", "pack_row", "pack_runs", "pack_weights", "panel_slack"]
+__all__ = [
+    "copy_stage",
+    "pack_panel",
+    "pack_row",
+    "pack_runs",
+    "pack_weights",
+    "panel_slack",
+    "widen",
+]
 
 Expr = Any
 _MOST_RUNS = 9  # more are copied by a loop instead of straight code
@@ -43,6 +52,23 @@ def pack_weights(weight: np.ndarray, groups: int, tile: int) -> np.ndarray:
         for start in range(0, cout, tile)
     ]
     return np.concatenate(parts)
+
+
+def widen(source: Any, start: Expr, count: Expr, to: Any, at: Expr, lanes: int) -> None:
+    """``to[at + i] = source[start + i]`` for ``i < count``, float16 to float32."""
+
+    def move(i: Expr, width: int) -> None:
+        vstore(to, at + i, weight_as(vload(source, start + i, width), "float32"), width)
+
+    trips = count // lanes if isinstance(count, int) else bind(tirx.truncdiv(count, lanes))
+    with loop(trips) as trip:
+        move(trip * lanes, lanes)
+    if isinstance(count, int):
+        for offset, width in pieces(count % lanes, lanes):
+            move(trips * lanes + offset, width)
+    else:
+        with loop(bind(trips * lanes), count) as i:
+            move(i, 1)
 
 
 def copy_stage(

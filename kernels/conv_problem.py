@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.arithmetic import FLOAT32, Arithmetic
+from effc.kernels.arithmetic import Arithmetic, Float16, float_arithmetic, product_dtypes
 from effc.kernels.conv_shape import ConvShape, conv_refusal
 from effc.kernels.epilogue import Epilogue
+from effc.kernels.half_sums import split_bias
 from effc.kernels.quad_arithmetic import Quads, quads_of_weights
 from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.results import PlainResults, QuadResults, Results
@@ -34,7 +35,8 @@ class ConvProblem:
         arithmetic: Of the elements.
         data: Name of the input.
         weight: Elements ``[groups*cout, cin, *kernel]``.
-        bias: ``[groups*cout]`` of the accumulators' type, or ``None``.
+        bias: ``[groups*cout]`` of the accumulators' type (of float16 two, ``split_bias``), or
+            ``None``.
         results: Where sums go.
     """
 
@@ -56,20 +58,21 @@ class ConvProblem:
         assert weight.const is not None
         shape = ConvShape.of(op)
         if op.domain != DOMAIN:
-            bias = conv_bias(region, shape)
+            arithmetic, bias = arithmetic_of(op), conv_bias(region)
+            if bias is not None and isinstance(arithmetic, Float16):
+                bias = split_bias(bias)
             results = PlainResults(region, shape)
-            return ConvProblem(shape, FLOAT32, data.name, weight.const, bias, results)
+            return ConvProblem(shape, arithmetic, data.name, weight.const, bias, results)
         quads = quads_of_weights(weight.const, shape.groups)
-        arithmetic = arithmetic_of(op)
         integers = QuadResults(region, shape, target)
         bias = _folded_bias(op, shape)
-        return ConvProblem(shape, arithmetic, data.name, quads, bias, integers)
+        return ConvProblem(shape, arithmetic_of(op), data.name, quads, bias, integers)
 
 
 def arithmetic_of(op: Op) -> Arithmetic:
     """Arithmetic of a convolution."""
     if op.domain != DOMAIN:
-        return FLOAT32
+        return float_arithmetic(op)
     data = op.inputs[0]
     assert data is not None
     return Quads(int(op.attrs.get("x_zero", 0)), data.dtype == "int8")
@@ -77,7 +80,7 @@ def arithmetic_of(op: Op) -> Arithmetic:
 
 def problem_refusal(region: Region, target: Target) -> str | None:
     """Why a region is no convolution for the product kernels, or ``None``."""
-    if reason := conv_refusal(region):
+    if reason := conv_refusal(region, product_dtypes(target)):
         return reason
     assert region.anchor is not None
     shape = ConvShape.of(region.anchor)
@@ -91,7 +94,7 @@ def conv_epilogue(region: Region, shape: ConvShape) -> Epilogue:
     return PlainResults(region, shape).epilogue
 
 
-def conv_bias(region: Region, shape: ConvShape) -> np.ndarray | None:
+def conv_bias(region: Region) -> np.ndarray | None:
     """The bias as float32 ``[groups*cout]``, or ``None``."""
     assert region.anchor is not None
     inputs = region.anchor.inputs

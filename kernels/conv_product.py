@@ -9,10 +9,12 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.errors import InternalError
+from effc.kernels.arithmetic import Float16
 from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
-from effc.kernels.conv_pack import pack_panel, panel_slack
+from effc.kernels.conv_pack import pack_panel, panel_slack, widen
 from effc.kernels.conv_problem import ConvProblem
 from effc.kernels.conv_shape import Source
+from effc.kernels.half_sums import half_sums
 from effc.kernels.register_tile import (
     Accumulators,
     Dense,
@@ -102,7 +104,10 @@ class Product:
             columns = self._pitch(knobs.columns)
             self.sums = self.tiles_per_split * knobs.channels * columns * knobs.panels
         room = knobs.lanes**2 if knobs.along == "channel" else 0
-        self.scratch_elements = self.sums_at + self.sums + room
+        self.wide_at = self.sums_at + self.sums + room
+        self.widened = self.arithmetic.stored != self.arithmetic.dtype
+        wide = self.depth * knobs.channels if self.widened else 0
+        self.scratch_elements = self.wide_at + wide
 
     @staticmethod
     def may_read_in_place(source: Source) -> bool:
@@ -123,11 +128,13 @@ class Product:
         shape = self.shape
         cout = shape.groups * shape.cout
         dtype = self.arithmetic.dtype
-        params = [("x", dtype, self.source_elements), ("w", dtype, cout * shape.reduction)]
+        weights = ("w", self.arithmetic.stored, cout * shape.reduction)
+        params = [("x", dtype, self.source_elements), weights]
         if self.reads_taps:
             params.append(("taps", "int32", len(self.source.taps)))
         if self.has_bias:
-            params.append(("bias", self.arithmetic.sums, cout))
+            parts = 2 if isinstance(self.arithmetic, Float16) else 1
+            params.append(("bias", self.arithmetic.sums, parts * cout))
         params += self.results.params()
         params.append(("scratch", dtype, self.scratch_elements))
 
@@ -176,6 +183,14 @@ class Product:
                 count = bind(T.min(knobs.panels, self.full_panels - block * knobs.panels))
         else:
             first, count = self.full_panels * knobs.columns, 1
+        if isinstance(self.arithmetic, Float16):
+            self._pack(0, first, count, columns)
+            self._tiles(lambda tile, channels: self._half(tile, channels, first, count, columns))
+            if self.spilled:
+                self._tiles(
+                    lambda tile, channels: self._store_sums(tile, channels, first, count, columns)
+                )
+            return
         if not self.spilled:
             self._pack(0, first, count, columns)
             self._tiles(lambda tile, channels: self._finish(tile, channels, first, count, columns))
@@ -235,10 +250,20 @@ class Product:
 
     def _weights(self, tile: Expr, channels: int, number: Expr) -> Operand:
         """The weights of one channel tile in one pass."""
+        if self.widened:
+            return Operand(self.scratch, T.int32(self.wide_at), channels, weights=True)
+        return Operand(self.w, self._weights_at(tile, channels, number), channels, weights=True)
+
+    def _weights_at(self, tile: Expr, channels: int, number: Expr) -> Expr:
         start = (self.group * self.shape.cout + tile * self.knobs.channels) * self.shape.reduction
-        return Operand(
-            self.w, bind(start + number * (self.depth * channels)), channels, weights=True
-        )
+        return bind(start + number * (self.depth * channels))
+
+    def _widen(self, tile: Expr, channels: int, number: Expr) -> None:
+        """Put the weights of one channel tile in one pass into scratch, if they are float16."""
+        if self.widened:
+            start = self._weights_at(tile, channels, number)
+            lanes = self.arithmetic.lanes(self.target)
+            widen(self.w, start, self.depth * channels, self.scratch, self.wide_at, lanes)
 
     def _tile(self, channels: int, columns: int) -> Tile:
         rows, across = (channels, columns) if self.knobs.along == "space" else (columns, channels)
@@ -255,20 +280,65 @@ class Product:
         panel: Expr,
         positions: Operand,
     ) -> None:
+        pair = self._operands(tile, channels, number, panel, positions)
+        contract(acc, self._reduction(acc.tile), *pair, self.target, self.arithmetic)
+
+    def _operands(
+        self, tile: Expr, channels: int, number: Expr, panel: Expr, positions: Operand
+    ) -> tuple[Operand, Operand]:
         weights = self._pinned(self._weights(tile, channels, number), panel)
         positions = self._pinned(positions, tile)
-        pair = (weights, positions) if self.knobs.along == "space" else (positions, weights)
+        return (weights, positions) if self.knobs.along == "space" else (positions, weights)
+
+    def _reduction(self, tile: Tile) -> Dense:
         # Remainder tiles run rarely: less code for them.
-        full = channels == self.knobs.channels and acc.tile.columns * acc.tile.rows == (
-            self.knobs.channels * self.knobs.columns
-        )
-        unroll = self.knobs.unroll if full else min(self.knobs.unroll, 2)
-        contract(acc, Dense(self.depth, unroll), *pair, self.target, self.arithmetic)
+        full = tile.columns * tile.rows == self.knobs.channels * self.knobs.columns
+        return Dense(self.depth, self.knobs.unroll if full else min(self.knobs.unroll, 2))
+
+    # -- float16: see half_sums ----------------------------------------------------------------
+
+    def _half(self, tile: Expr, channels: int, first: Expr, count: Expr, columns: int) -> None:
+        """A tile over the panels of a block: results stored, or in scratch if spilled."""
+        assert isinstance(self.arithmetic, Float16)
+        shape = self._tile(channels, columns)
+        channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
+        cout = self.shape.groups * self.shape.cout
+
+        biases: Any = self.bias
+
+        def bias(i: int, v: int, part: int) -> Expr:
+            start, lanes = shape.vectors[v]
+            if self.knobs.along == "space":
+                return splat(bind(biases[channel + (i + part * cout)]), lanes)
+            return vload(biases, channel + (start + part * cout), lanes)
+
+        with loop(count) as panel:
+            positions = self._positions(0, first, panel, columns)
+            position = bind(first + panel * columns)
+            at = bind(self._sums(tile, panel, channels, columns))
+
+            def store(i: int, v: int, value: Expr) -> None:
+                start, lanes = shape.vectors[v]
+                if self.spilled:
+                    vstore(self.scratch, at + (i * shape.columns + start), value, lanes)
+                else:
+                    self._store([value], channel + i, position + start, lanes, lanes)
+
+            half_sums(
+                shape,
+                self._reduction(shape),
+                *self._operands(tile, channels, 0, panel, positions),
+                self.target,
+                self.arithmetic,
+                None if self.bias is None else bias,
+                store,
+            )
 
     # -- one pass: results straight from registers ---------------------------------------------
 
     def _finish(self, tile: Expr, channels: int, first: Expr, count: Expr, columns: int) -> None:
         channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
+        self._widen(tile, channels, 0)
         with loop(count) as panel:
             acc = Accumulators(self._tile(channels, columns), self.arithmetic, self.target)
             for i in range(channels):
@@ -331,6 +401,7 @@ class Product:
     def _add(
         self, tile: Expr, channels: int, number: Expr, first: Expr, count: Expr, columns: int
     ) -> None:
+        self._widen(tile, channels, number)
         with loop(count) as panel:
             acc = Accumulators(self._tile(channels, columns), self.arithmetic, self.target)
             at = bind(self._sums(tile, panel, channels, columns))

@@ -13,6 +13,7 @@ number. (Padding once and flat offsets: DESIGN.md section 4.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -154,8 +155,8 @@ def source_layout(shape: ConvShape) -> Source:
     return Source(not direct, phases, extent, taps, flat)
 
 
-def conv_refusal(region: Region) -> str | None:
-    """Why a region is no f32 or 8-bit convolution with constant weights, or ``None``."""
+def conv_refusal(region: Region, dtypes: Sequence[str] = ("float32",)) -> str | None:
+    """Why a region is no 8-bit convolution, nor one of ``dtypes``, with constant weights."""
     op = region.anchor
     if op is None or (op.domain, op.op_type) not in (("", "Conv"), (DOMAIN, "ConvInteger")):
         return "not a convolution"
@@ -163,7 +164,7 @@ def conv_refusal(region: Region) -> str | None:
     assert data is not None
     assert weight is not None
     integer = op.domain == DOMAIN
-    if data.dtype not in (("int8", "uint8") if integer else ("float32",)):
+    if data.dtype not in (("int8", "uint8") if integer else dtypes):
         return f"the input is {data.dtype}"
     if weight.const is None:
         return "the weights are not constant"

@@ -115,6 +115,8 @@ class ConvTranspose(Template):
         assert weight is not None
         if data.dtype != "float32":
             return f"transposed convolution kernels are float32, not {data.dtype}"
+        if op.inputs[1] is None or op.inputs[1].dtype != "float32":
+            return "the weights are not float32"
         if len(data.shape) not in (3, 4):
             return "transposed convolution kernels have one or two spatial axes"
         if weight.const is None:

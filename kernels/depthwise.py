@@ -5,7 +5,8 @@ straight from the input (``effc.kernels.stencil``): every input vector is loaded
 multiplied into all output rows that use it, and the filter stays in registers.
 
 The order of additions differs from ONNX Runtime's; the result differs by
-rounding only, at most ``2 * kh * kw * eps * sum |x * w|``.
+rounding only, at most ``2 * kh * kw * eps * sum |x * w|``. float16 adds up in float16: there are
+few terms.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from tvm import tirx
 
 from effc.devices.target import Target
+from effc.kernels.arithmetic import product_dtypes
 from effc.kernels.builder import Param, bind, loop, splat, stage_func, unravel
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import load_scalars, uses_lanes
+from effc.kernels.half_sums import split_bias
+from effc.kernels.lanes import dtype_lanes, load_scalars, uses_lanes
 from effc.kernels.plane import PlaneOutput
 from effc.kernels.region import Op, Region, Value
 from effc.kernels.stencil import Cut, RowReader, Span, Stencil, each_span
@@ -39,6 +43,7 @@ class _Shape:
     outputs: int
     y: Axis
     x: Axis
+    dtype: str
 
     @property
     def view(self) -> tuple[int, int, int]:
@@ -46,7 +51,7 @@ class _Shape:
 
 
 class DepthwiseConv(Template):
-    """``Conv`` with ``group == Cin`` on [N, C, W] or [N, C, H, W], float32."""
+    """``Conv`` with ``group == Cin`` on [N, C, W] or [N, C, H, W], float32 or float16."""
 
     name: ClassVar[str] = "depthwise"
 
@@ -58,8 +63,8 @@ class DepthwiseConv(Template):
         data, weight = op.inputs[0], op.inputs[1]
         assert data is not None
         assert weight is not None
-        if data.dtype != "float32":
-            return f"depthwise kernels are float32, not {data.dtype}"
+        if data.dtype not in product_dtypes(target):
+            return f"depthwise kernels are {' or '.join(product_dtypes(target))}, not {data.dtype}"
         if len(data.shape) not in (3, 4):
             return "depthwise kernels have one or two spatial axes"
         if op.attrs.get("group", 1) != data.shape[1] or weight.shape[1] != 1:
@@ -75,7 +80,7 @@ class DepthwiseConv(Template):
         assert region.anchor is not None
         shape = _shape(region.anchor)
         found: list[tuple[Config, float]] = []
-        for lanes in _widths(shape.x.out, target.lanes):
+        for lanes in _widths(shape.x.out, dtype_lanes(target, shape.dtype)):
             for vectors in (1, 2, 3, 4):
                 for rows in (1, 2, 3, 4, 5, 7, 8):
                     cost = _cost(shape, target, lanes, vectors, rows)
@@ -93,25 +98,38 @@ class DepthwiseConv(Template):
             shape.x,
             int(config["lanes"]),
             uses_lanes(target),
-            tirx.const(0, "float32"),
+            tirx.const(0, shape.dtype),
         )
         epilogue = Epilogue(region, op.outputs[0], shape.view)
         data, weight, bias = op.inputs[0], op.inputs[1], _bias(op)
         assert data is not None
         assert weight is not None
         weights = dict(epilogue.weights)
-        params: list[Param] = [("x", "float32", data.type.size)]
+        params: list[Param] = [("x", shape.dtype, data.type.size)]
         args = [data.name]
         for name, value in (("w", weight), ("b", bias)):
             if value is not None:
-                params.append((name, "float32", value.type.size))
-                args.append(value.name if value.const is None else f"w:{name}")
-                if value.const is not None:
-                    weights[name] = value.const
+                const = value.const
+                stored = shape.dtype if const is None or name == "b" else value.dtype
+                if name == "b" and const is not None and shape.dtype == "float16":
+                    const = split_bias(const.astype(np.float32, copy=False))
+                size = value.type.size if const is None else const.size
+                params.append((name, stored, size))
+                args.append(value.name if const is None else f"w:{name}")
+                if const is not None:
+                    weights[name] = const
         extra = len(params)
         params += epilogue.params
         params.append(("y", epilogue.out_dtype, op.outputs[0].type.size))
-        code = _Code(shape, stencil, epilogue, target, int(config["rows"]), int(config["vectors"]))
+        code = _Code(
+            shape,
+            stencil,
+            epilogue,
+            target,
+            int(config["rows"]),
+            int(config["vectors"]),
+            bias is not None and bias.const is not None,
+        )
 
         def body(*arguments: Any) -> None:
             *buffers, y, begin, end = arguments
@@ -135,6 +153,7 @@ class _Code:
     target: Target
     rows: int
     vectors: int
+    split: bool
 
     def emit(self, inputs: list[Any], operands: list[Any], y: Any, begin: Expr, end: Expr) -> None:
         shape, stencil = self.shape, self.stencil
@@ -149,24 +168,32 @@ class _Code:
                 self,
                 inputs[0],
                 bind(plane * (shape.y.size * shape.x.size)),
-                load_scalars(inputs[1], bind(channel * taps), taps, self.target),
-                bind(inputs[2][channel]) if len(inputs) > 2 else None,
+                load_scalars(inputs[1], bind(channel * taps), taps, self.target, shape.dtype),
+                self._bias(inputs[2], channel) if len(inputs) > 2 else None,
                 PlaneOutput(self.epilogue, y, operands, shape.view[2], n, channel, image),
             )
             for rows, row in each_span(row_cut.spans):
                 for columns, column in each_span(column_cut.spans):
                     tile.emit(rows, row, columns, column)
 
+    def _bias(self, buffer: Any, channel: Expr) -> tuple[Expr, ...]:
+        """The bias; a constant one of float16 in two parts (``half_sums``), the smaller last."""
+        parts = 2 if self.shape.dtype == "float16" and self.split else 1
+        return tuple(bind(buffer[channel + part * self.shape.outputs]) for part in range(parts))
+
 
 @dataclass(frozen=True)
 class _Tile:
-    """A register tile of one plane."""
+    """A register tile of one plane.
+
+    ``bias`` is what sums begin with, or the number to add last and what they begin with.
+    """
 
     code: _Code
     source: Any
     plane: Expr
     weights: list[Expr]
-    bias: Expr | None
+    bias: tuple[Expr, ...] | None
     output: PlaneOutput
 
     def emit(self, rows: Span, row: Expr, columns: Span, column: Expr) -> None:
@@ -203,10 +230,12 @@ class _Tile:
             for v in range(vectors):
                 valid = min(lanes, columns.size - v * lanes)
                 value = total.get((i, v), self._initial())
+                if self.bias is not None and len(self.bias) > 1:
+                    value = value + splat(self.bias[0], lanes)
                 self.output.store(start + (i * x.out + v * lanes), value, valid, lanes)
 
     def _initial(self) -> Expr:
-        value = tirx.const(0, "float32") if self.bias is None else self.bias
+        value = tirx.const(0, self.code.shape.dtype) if self.bias is None else self.bias[-1]
         return splat(value, self.code.stencil.lanes)
 
     def _multiply(
@@ -242,7 +271,7 @@ def _shape(op: Op) -> _Shape:
     out = op.outputs[0].shape
     axes = window_axes(op, data.shape[2:], weight.shape[2:], out[2:])
     y = axes[0] if len(axes) == 2 else Axis(1, 1, 1)
-    return _Shape(data.shape[0], data.shape[1], out[1], y, axes[-1])
+    return _Shape(data.shape[0], data.shape[1], out[1], y, axes[-1], data.dtype)
 
 
 def _widths(out: int, lanes: int) -> list[int]:
@@ -287,7 +316,7 @@ def _arm_overhead(
 
     A ragged last vector makes LLVM merge stores across tiles, which spills earlier.
     """
-    y, x, lanes = shape.y, shape.x, 4
+    y, x, lanes = shape.y, shape.x, dtype_lanes(target, shape.dtype)
     per_row = -(-x.out // lanes)
     row_tiles, column_tiles = -(-y.out // rows), -(-per_row // vectors)
     blocks = column_tiles * (vectors + 1) * (0.6 if x.stride == 1 else 2.0)

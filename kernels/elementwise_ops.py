@@ -98,7 +98,8 @@ class ElementwiseOp:
         emit: Builds the result expression.
         dtypes: ONNX dtypes allowed for the first operand.
         least, most: Number of inputs (``most`` None for variadic operators).
-        widen: Whether float16 operands are converted to float32 first.
+        widen: Whether float16 operands are converted to float32 first; not needed where one
+            correctly rounded operation is all there is.
         domain: Of the operator.
     """
 
@@ -131,8 +132,8 @@ def _binary(emit: Emit, dtypes: frozenset[str], **more: Any) -> ElementwiseOp:
     return ElementwiseOp(emit, dtypes, least=2, most=2, **more)
 
 
-def _variadic(emit: Emit, dtypes: frozenset[str]) -> ElementwiseOp:
-    return ElementwiseOp(emit, dtypes, least=1, most=None)
+def _variadic(emit: Emit, dtypes: frozenset[str], **more: Any) -> ElementwiseOp:
+    return ElementwiseOp(emit, dtypes, least=1, most=None, **more)
 
 
 def _float(emit: Emit) -> ElementwiseOp:
@@ -140,10 +141,10 @@ def _float(emit: Emit) -> ElementwiseOp:
 
 
 OPS: dict[str, ElementwiseOp] = {
-    "Abs": ElementwiseOp(absolute, NUMBERS),
+    "Abs": ElementwiseOp(absolute, NUMBERS, widen=False),
     "Acos": _float(by_libm("acos")),
     "Acosh": _float(by_libm("acosh")),
-    "Add": _binary(folded(lambda a, b: a + b), NUMBERS),
+    "Add": _binary(folded(lambda a, b: a + b), NUMBERS, widen=False),
     "And": _binary(folded(tirx.bitwise_and), BOOL),
     "Asin": _float(by_libm("asin")),
     "Asinh": _float(by_libm("asinh")),
@@ -158,10 +159,10 @@ OPS: dict[str, ElementwiseOp] = {
     "CastLike": ElementwiseOp(convert, ALL_DTYPES, least=2, most=2, widen=False),
     "Ceil": _float(unary(vm.ceil)),
     "Celu": _float(celu),
-    "Clip": ElementwiseOp(clip, NUMBERS, least=1, most=3),
+    "Clip": ElementwiseOp(clip, NUMBERS, least=1, most=3, widen=False),
     "Cos": _float(unary(vm.cos)),
     "Cosh": _float(by_libm("cosh")),
-    "Div": _binary(divide, NUMBERS),
+    "Div": _binary(divide, NUMBERS, widen=False),
     "Elu": _float(lambda o: elu_like(o.x, 1.0, o.attr("alpha", 1.0), 1.0)),
     "Equal": _binary(compare(tirx.EQ), ALL_DTYPES),
     "Erf": _float(unary(vm.erf)),
@@ -179,19 +180,19 @@ OPS: dict[str, ElementwiseOp] = {
     "Less": _binary(compare(tirx.LT), NUMBERS),
     "LessOrEqual": _binary(compare(tirx.LE), NUMBERS),
     "Log": _float(unary(vm.log)),
-    "Max": _variadic(folded(larger), NUMBERS),
+    "Max": _variadic(folded(larger), NUMBERS, widen=False),
     "Mean": _variadic(mean, FLOATS),
-    "Min": _variadic(folded(smaller), NUMBERS),
+    "Min": _variadic(folded(smaller), NUMBERS, widen=False),
     "Mish": _float(mish),
     "Mod": _binary(modulo, NUMBERS),
-    "Mul": _binary(folded(lambda a, b: a * b), NUMBERS),
-    "Neg": ElementwiseOp(negate, NUMBERS),
+    "Mul": _binary(folded(lambda a, b: a * b), NUMBERS, widen=False),
+    "Neg": ElementwiseOp(negate, NUMBERS, widen=False),
     "Not": ElementwiseOp(unary(lambda x: tirx.bitwise_xor(x, vm.const(1, x))), BOOL),
     "Or": _binary(folded(tirx.bitwise_or), BOOL),
     "PRelu": _binary(lambda o: scaled_below_zero(*o.args), NUMBERS),
     "Pow": _binary(power, NUMBERS),
     "Reciprocal": _float(unary(vm.reciprocal)),
-    "Relu": ElementwiseOp(relu, FLOATS | SIGNED),
+    "Relu": ElementwiseOp(relu, FLOATS | SIGNED, widen=False),
     "Round": _float(unary(vm.round_even)),
     "Selu": _float(selu),
     "Shrink": ElementwiseOp(shrink, NUMBERS),
@@ -202,7 +203,7 @@ OPS: dict[str, ElementwiseOp] = {
     "Softplus": _float(unary(vm.softplus)),
     "Softsign": _float(softsign),
     "Sqrt": _float(unary(vm.sqrt)),
-    "Sub": _binary(folded(lambda a, b: a - b), NUMBERS),
+    "Sub": _binary(folded(lambda a, b: a - b), NUMBERS, widen=False),
     "Sum": _variadic(folded(lambda a, b: a + b), FLOATS),
     "Tan": _float(unary(vm.tan)),
     "Tanh": _float(unary(vm.tanh)),

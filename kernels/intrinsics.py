@@ -7,6 +7,10 @@ ordinary TIR for the target at hand:
     Float extremes that keep a NaN in ``x``: one instruction on x86 (compare and
     select in the order of ``maxps``) as well as on Arm (``llvm.maximum``).
 
+``tirx.effc_widen(x)``
+    float16 to float32: the processor's conversion, or integer arithmetic where it has none.
+    For finite numbers.
+
 ``tirx.effc_rescale(x, multiplier, right)``
     ``floor((x * multiplier + 2^(31 + right)) / 2^(32 + right))`` of int32 lanes, as
     docs/QUANTIZATION.md defines Requantize: ``sqdmulh`` and a rounding shift on 64-bit
@@ -20,8 +24,9 @@ from typing import Any
 
 import tvm
 from tvm import tirx
+from tvm.tirx.script.builder import ir as T
 
-__all__ = ["maximum", "minimum", "rescale"]
+__all__ = ["maximum", "minimum", "rescale", "widen"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -39,6 +44,41 @@ def _extreme(intrinsic: str, node: Callable[[Expr, Expr], Expr]) -> Callable[[Ex
         return tirx.Select(node(bound, x), bound, x)
 
     return rule
+
+
+def _converts() -> bool:
+    """Whether the target converts float16."""
+    attrs = tvm.target.Target.current().attrs
+    features = [str(f) for f in attrs.get("mattr", ())]
+    triple = str(attrs["mtriple"])
+    if triple.startswith("aarch64"):
+        return True
+    return "+f16c" in features or "+avx512f" in features or "+fp16" in features
+
+
+def _widen(call: Expr) -> Expr:
+    (x,) = call.args
+    dtype = call.ty.dtype
+    if _converts():
+        return T.Cast(dtype, x)
+    lanes = int(dtype.lanes)
+    suffix = "" if lanes == 1 else f"x{lanes}"
+
+    def constant(value: float, kind: str) -> Expr:
+        scalar = tirx.const(value, kind)
+        return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
+
+    bits = T.Cast(f"uint32{suffix}", T.reinterpret(f"uint16{suffix}", x))
+    sign = tirx.shift_left(
+        tirx.bitwise_and(bits, constant(0x8000, "uint32")), constant(16, "uint32")
+    )
+    size = tirx.shift_left(
+        tirx.bitwise_and(bits, constant(0x7FFF, "uint32")), constant(13, "uint32")
+    )
+    # The exponents' biases differ by 112; the product is exact, subnormals included.
+    scaled = T.reinterpret(dtype, size) * constant(2.0**112, "float32")
+    joined = tirx.bitwise_or(T.reinterpret(f"uint32{suffix}", scaled), sign)
+    return T.reinterpret(dtype, joined)
 
 
 _NEON_LANES = 4
@@ -103,6 +143,15 @@ _register("tirx.effc_maximum", tirx.CallEffectKind.Pure, _extreme("llvm.maximum"
 _register("tirx.effc_minimum", tirx.CallEffectKind.Pure, _extreme("llvm.minimum", tirx.LT))
 
 _register("tirx.effc_rescale", tirx.CallEffectKind.Pure, _rescale)
+
+
+_register("tirx.effc_widen", tirx.CallEffectKind.Pure, _widen)
+
+
+def widen(x: Expr) -> Expr:
+    """float16 as float32; ``x`` must be a variable and finite."""
+    lanes = int(x.ty.dtype.lanes)
+    return tirx.call_intrin("float32" if lanes == 1 else f"float32x{lanes}", "tirx.effc_widen", x)
 
 
 def maximum(x: Expr, bound: Expr) -> Expr:

@@ -15,6 +15,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import bind, vload, vstore
+from effc.kernels.vectorbase import weight_as
 
 __all__ = [
     "concat",
@@ -103,16 +104,21 @@ def load_partial(buffer: Any, offset: Expr, valid: int, lanes: int, fill: Expr) 
     return tirx.Shuffle(scalars, [tirx.const(i, "int32") for i in range(lanes)])
 
 
-def load_scalars(buffer: Any, offset: Expr, count: int, target: Target) -> list[Expr]:
+def load_scalars(
+    buffer: Any, offset: Expr, count: int, target: Target, dtype: str = ""
+) -> list[Expr]:
     """Load ``count`` neighbours, each to be multiplied with whole vectors.
+
+    As ``dtype``, if it is given: they may be stored as float16 and computed with in float32.
 
     Arm multiplies by one lane of a register (``fmla v, v, v.s[i]``), so there as many as
     fill a register share a load; other processors broadcast from memory.
     """
-    size = np.dtype(str(buffer.dtype)).itemsize
+    dtype = dtype or str(buffer.dtype)
+    size = np.dtype(dtype).itemsize
     found: list[Expr] = []
     for start, width in pieces(count, 16 // size if uses_lanes(target) else 1):
-        loaded = bind(vload(buffer, offset + start, width))
+        loaded = bind(weight_as(vload(buffer, offset + start, width), dtype))
         found += [pick(loaded, [lane], width) for lane in range(width)]
     return found
 

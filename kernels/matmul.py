@@ -21,6 +21,7 @@ import numpy as np
 from tvm import tirx
 
 from effc.devices.target import Target
+from effc.kernels.arithmetic import float_terms, product_dtypes
 from effc.kernels.builder import (
     Param,
     T,
@@ -36,9 +37,10 @@ from effc.kernels.builder import (
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import concat, dtype_lanes, pick, pieces, uses_lanes
 from effc.kernels.matmul_operands import Scalars, Store
-from effc.kernels.matmul_problem import Problem, problem_of
+from effc.kernels.matmul_problem import Factor, Problem, problem_of
 from effc.kernels.region import Region
 from effc.kernels.template import Config, Kernel, Stage, Template
+from effc.kernels.vectorbase import cast, weight_as
 
 __all__ = ["MatMulTemplate", "streamed"]
 
@@ -58,7 +60,7 @@ class MatMulTemplate(Template):
         if op is None or op.op_type not in ("MatMul", "Gemm"):
             return "the anchor is not a matrix product"
         result = op.outputs[0]
-        if result.dtype not in _DTYPES:
+        if result.dtype not in (*_DTYPES, *product_dtypes(target)):
             return f"matrix products have no kernel for {result.dtype}"
         if any(v is not None and 0 in v.shape for v in (*op.inputs, result)):
             return "a tensor is empty"
@@ -121,7 +123,7 @@ class MatMulTemplate(Template):
             if constant is not None:
                 weights[name] = constant
             size = factor.elements if constant is None else constant.size
-            params.append((name, problem.dtype, size))
+            params.append((name, _stored(problem, factor), size))
             args.append(factor.name if constant is None else f"w:{name}")
         own = len(params)
         params += epilogue.params
@@ -134,7 +136,7 @@ class MatMulTemplate(Template):
             scratch = buffers.pop() if tile.scratch else None
             y = buffers.pop()
             store = Store(problem, epilogue, y, buffers[own:], buffers[2] if own > 2 else None)
-            _Code(tile, buffers[0], buffers[1], scratch, store).emit(begin, end)
+            _Code(tile, buffers[0], buffers[1], scratch, store, float_terms(op)).emit(begin, end)
 
         stage = Stage(
             stage_func(params, body),
@@ -213,6 +215,7 @@ class _Code:
     b: Any
     scratch: Any
     store: Store
+    terms: int
 
     def emit(self, begin: Expr, end: Expr) -> None:
         tile, problem = self.tile, self.tile.problem
@@ -306,16 +309,11 @@ class _Code:
         count = -(-columns // lanes)
         scalars = self._scalars(t, a, rows)
         m = bind(t * tile.rows)
-        step = max(tile.chains, scalars.step)
         sums = _Sums(rows, count, tile.chains, lanes, problem.dtype)
-        trips, left = divmod(problem.k, step)
-        if trips > 1:
-            with loop(trips) as trip:
-                self._steps(bind(trip * step), step, sums, scalars, vectors)
-        elif trips:
-            self._steps(tirx.const(0, "int32"), step, sums, scalars, vectors)
-        if left:
-            self._steps(tirx.const(trips * step, "int32"), left, sums, scalars, vectors)
+        if problem.dtype == "float16":
+            sums = self._in_parts(sums, scalars, vectors)
+        else:
+            self._range(tirx.const(0, "int32"), problem.k, sums, scalars, vectors)
         for i in range(rows):
             row = bind(m + i)
             for v in range(count):
@@ -323,16 +321,51 @@ class _Code:
                 valid = min(lanes, columns - v * lanes)
                 self.store.vector(batch, row, column, sums.total(i, v), valid, lanes)
 
+    def _in_parts(self, sums: _Sums, scalars: Scalars, vectors: _Vectors) -> _Sums:
+        """float32 sums of float16 partial sums, see ``half_sums``."""
+        totals = _Sums(sums.rows, sums.vectors, 1, sums.lanes, "float32")
+        step = max(sums.chains, scalars.step)
+        size = max(self.terms * sums.chains // step * step, step)
+        whole, left = divmod(self.tile.problem.k, size)
+
+        def part(k: Expr, count: int) -> None:
+            sums.clear()
+            self._range(k, count, sums, scalars, vectors)
+            for i in range(sums.rows):
+                for v in range(sums.vectors):
+                    for value in sums.parts(i, v):
+                        totals.add(0, i, v, cast(value, "float32"))
+
+        with loop(whole) as number:
+            part(bind(number * size), size)
+        if left:
+            part(tirx.const(whole * size, "int32"), left)
+        return totals
+
+    def _range(
+        self, first: Expr, count: int, sums: _Sums, scalars: Scalars, vectors: _Vectors
+    ) -> None:
+        """Add the products of ``count`` values of k."""
+        step = max(sums.chains, scalars.step)
+        trips, left = divmod(count, step)
+        if trips > 1:
+            with loop(trips) as trip:
+                self._steps(bind(first + trip * step), step, sums, scalars, vectors)
+        elif trips:
+            self._steps(first, step, sums, scalars, vectors)
+        if left:
+            self._steps(first + trips * step, left, sums, scalars, vectors)
+
     def _scalars(self, t: Expr, a: Expr, rows: int) -> Scalars:
         """Access to the scalars of row tile ``t``; ``a`` is the offset of the batch item."""
         tile, problem = self.tile, self.tile.problem
-        simd = uses_lanes(tile.target) and problem.dtype == "float32"
+        simd = uses_lanes(tile.target) and problem.dtype in ("float32", "float16")
         if problem.a.const is not None:
             base = bind((a * tile.row_tiles + t) * (problem.k * tile.rows))
-            return Scalars(self.a, base, 1, tile.rows, rows, simd)
+            return Scalars(self.a, base, 1, tile.rows, rows, simd, problem.dtype)
         row, column = problem.a.row, problem.a.column
         base = bind(a + t * (tile.rows * row))
-        return Scalars(self.a, base, row, column, rows, simd)
+        return Scalars(self.a, base, row, column, rows, simd, problem.dtype)
 
     def _steps(self, k: Expr, count: int, sums: _Sums, scalars: Scalars, vectors: _Vectors) -> None:
         """Add the products of ``count`` consecutive k."""
@@ -341,7 +374,10 @@ class _Code:
         for u in range(count):
             chain = u % sums.chains
             row = vectors.base + (k + u) * vectors.pitch
-            xs = [bind(vload(vectors.buffer, row + v * lanes, lanes)) for v in range(sums.vectors)]
+            xs = [
+                bind(weight_as(vload(vectors.buffer, row + v * lanes, lanes), sums.dtype))
+                for v in range(sums.vectors)
+            ]
             for i in range(sums.rows):
                 for v, x in enumerate(xs):
                     sums.add(chain, i, v, splat(block[i][u], lanes) * x)
@@ -361,18 +397,23 @@ class _Sums:
 
     def __init__(self, rows: int, vectors: int, chains: int, lanes: int, dtype: str) -> None:
         self.rows, self.vectors, self.chains, self.lanes = rows, vectors, chains, lanes
+        self.dtype = dtype
         self._buffer = local(chains * rows * vectors * lanes, dtype)
-        zero = splat(tirx.const(0, dtype), lanes)
-        for index in range(chains * rows * vectors):
-            vstore(self._buffer, index * lanes, zero, lanes)
+        self.clear()
+
+    def clear(self) -> None:
+        """Start again from zero."""
+        zero = splat(tirx.const(0, self.dtype), self.lanes)
+        for index in range(self.chains * self.rows * self.vectors):
+            vstore(self._buffer, index * self.lanes, zero, self.lanes)
 
     def add(self, chain: int, row: int, vector: int, value: Expr) -> None:
         offset = ((chain * self.rows + row) * self.vectors + vector) * self.lanes
         vstore(self._buffer, offset, vload(self._buffer, offset, self.lanes) + value, self.lanes)
 
-    def total(self, row: int, vector: int) -> Expr:
-        """The sum over the chains."""
-        parts = [
+    def parts(self, row: int, vector: int) -> list[Expr]:
+        """The sum of each chain."""
+        return [
             vload(
                 self._buffer,
                 ((chain * self.rows + row) * self.vectors + vector) * self.lanes,
@@ -380,7 +421,18 @@ class _Sums:
             )
             for chain in range(self.chains)
         ]
+
+    def total(self, row: int, vector: int) -> Expr:
+        """The sum over the chains."""
+        parts = self.parts(row, vector)
         return bind(sum(parts[1:], parts[0]))
+
+
+def _stored(problem: Problem, factor: Factor) -> str:
+    """Element type of an operand in memory."""
+    if factor.const is not None:
+        return str(factor.const.dtype)
+    return problem.dtype
 
 
 def _problems(region: Region) -> list[Problem]:

@@ -75,6 +75,10 @@ class MatMulInteger(Template):
         views = [_epilogue(region, p, target, None).refusal for p in _problems(region)]
         return None if None in views else views[0]
 
+    def features(self, region: Region) -> frozenset[str]:
+        """See :meth:`Template.features`."""
+        return Quads.features
+
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
         problem = _problem(region, target)

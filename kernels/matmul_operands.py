@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
 from effc.kernels.builder import bind, splat, vload
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import pick, pieces, store_partial
 from effc.kernels.matmul_problem import Problem
+from effc.kernels.vectorbase import cast, weight_as
 
 __all__ = ["Scalars", "Store"]
 
@@ -22,7 +24,8 @@ class Scalars:
     """The rows of A of one tile: ``A[i, k]`` is at ``base + i * row + k * column``.
 
     Arm multiplies by one lane of a vector register (``simd``), so there scalars
-    that lie next to each other are loaded four at a time.
+    that lie next to each other are loaded as many at a time as fill one. ``dtype`` is what
+    they are computed with.
     """
 
     buffer: Any
@@ -31,11 +34,16 @@ class Scalars:
     column: int
     rows: int
     simd: bool
+    dtype: str = "float32"
+
+    @property
+    def _together(self) -> int:
+        return 16 // np.dtype(self.dtype).itemsize
 
     @property
     def step(self) -> int:
         """Values of k that should be loaded together."""
-        return 4 if self.simd and self.row != 1 and self.column == 1 else 1
+        return self._together if self.simd and self.row != 1 and self.column == 1 else 1
 
     def load(self, k: Expr, count: int) -> list[list[Expr]]:
         """``[i][u]`` for the rows and ``count`` consecutive k."""
@@ -44,10 +52,10 @@ class Scalars:
         outer, inner = (self.rows, count) if along_k else (count, self.rows)
         for o in range(outer):
             run = self.simd and (along_k or self.row == 1)
-            for start, width in pieces(inner, 4 if run else 1):
+            for start, width in pieces(inner, self._together if run else 1):
                 i, u = (o, start) if along_k else (start, o)
                 offset = self.base + i * self.row + (k + u) * self.column
-                loaded = bind(vload(self.buffer, offset, width))
+                loaded = bind(weight_as(vload(self.buffer, offset, width), self.dtype))
                 for lane in range(width):
                     value = pick(loaded, [lane], width)
                     if along_k:
@@ -81,9 +89,10 @@ class Store:
 
         def finish(piece: Expr, start: int, width: int) -> Expr:
             if problem.scale != 1:
-                piece = piece * splat(tirx.const(problem.scale, problem.dtype), width)
+                piece = piece * splat(tirx.const(problem.scale, problem.sums), width)
             if problem.c is not None:
                 piece = piece + self._bias(m, n + start, width)
+            piece = cast(piece, problem.dtype)
             coords, axis = problem.coordinates(b, m, n + start)
             return self.epilogue.apply(piece, coords, self.operands, axis=axis, lanes=width)
 
@@ -104,6 +113,7 @@ class Store:
             if c.column == 0
             else vload(self.c, offset, width, c.column)
         )
+        found = cast(found, problem.sums)
         if c.const is None and problem.beta != 1:
-            found = found * splat(tirx.const(problem.beta, problem.dtype), width)
+            found = found * splat(tirx.const(problem.beta, problem.sums), width)
         return found

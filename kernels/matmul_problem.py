@@ -65,6 +65,11 @@ class Problem:
     swapped: bool = False
 
     @property
+    def sums(self) -> str:
+        """Type of results before they are stored: float16 products are added up in float32."""
+        return "float32" if self.dtype == "float16" else self.dtype
+
+    @property
     def batch(self) -> int:
         return prod(self.batches)
 
@@ -101,7 +106,7 @@ class Problem:
         """Constant ``a`` as ``[batch][m / rows][k][rows]``, zero rows at the end."""
         assert self.a.const is not None
         tiles = -(-self.m // rows)
-        padded = np.zeros((len(self.a.const), tiles * rows, self.k), self.dtype)
+        padded = np.zeros((len(self.a.const), tiles * rows, self.k), self.a.const.dtype)
         padded[:, : self.m] = self.a.const
         tiled = padded.reshape(-1, tiles, rows, self.k).swapaxes(2, 3)
         return np.ascontiguousarray(tiled).reshape(-1)
@@ -110,7 +115,7 @@ class Problem:
         """Constant ``b`` as ``[batch][n / panel][k][panel]``, zero columns at the end."""
         assert self.b.const is not None
         panels = -(-self.n // panel)
-        packed = np.zeros((len(self.b.const), panels, self.k, panel), self.dtype)
+        packed = np.zeros((len(self.b.const), panels, self.k, panel), self.b.const.dtype)
         for p in range(panels):
             part = self.b.const[:, :, p * panel : (p + 1) * panel]
             packed[:, p, :, : part.shape[2]] = part
@@ -134,13 +139,17 @@ def problem_of(op: Op, *, collapse: bool) -> Problem:
     left, right = op.inputs[0], op.inputs[1]
     assert left is not None
     assert right is not None
-    found = _gemm(op, left, right) if op.op_type == "Gemm" else _matmul(left, right, collapse)
+    dtype = op.outputs[0].dtype
+    if op.op_type == "Gemm":
+        found = _gemm(op, left, right)
+    else:
+        found = _matmul(dtype, left, right, collapse)
     if found.n == 1 and found.m > 1:
         found = _swap(found)
     return found
 
 
-def _matmul(left: Value, right: Value, collapse: bool) -> Problem:
+def _matmul(dtype: str, left: Value, right: Value, collapse: bool) -> Problem:
     a_shape = (1, *left.shape) if len(left.shape) == 1 else left.shape
     b_shape = (*right.shape, 1) if len(right.shape) == 1 else right.shape
     rank = max(len(a_shape), len(b_shape)) - 2
@@ -152,7 +161,7 @@ def _matmul(left: Value, right: Value, collapse: bool) -> Problem:
         m, a_batch, b_batch, batches = m * prod(a_batch), (), (), ()
     a = _factor(left, a_batch, m, k)
     b = _factor(right, b_batch, k, n)
-    return Problem(left.dtype, batches, m, n, k, a, b)
+    return Problem(dtype, batches, m, n, k, a, b)
 
 
 def _gemm(op: Op, left: Value, right: Value) -> Problem:
@@ -166,10 +175,12 @@ def _gemm(op: Op, left: Value, right: Value) -> Problem:
     m, n = op.outputs[0].shape
     k = left.type.size // m
     if b.const is not None:
-        b, alpha = replace(b, const=(b.const * alpha).astype(left.dtype)), 1.0
+        b, alpha = replace(b, const=(b.const * alpha).astype(b.const.dtype)), 1.0
     elif a.const is not None:
-        a, alpha = replace(a, const=(a.const * alpha).astype(left.dtype)), 1.0
+        a, alpha = replace(a, const=(a.const * alpha).astype(a.const.dtype)), 1.0
     bias = op.inputs[2] if len(op.inputs) > 2 else None
+    dtype = op.outputs[0].dtype  # of operands and result; constant operands may be narrower
+    sums = "float32" if dtype == "float16" else dtype
     c = None
     if bias is not None and beta != 0:
         rows, columns = (1, 1, *bias.shape)[-2:]
@@ -179,9 +190,9 @@ def _gemm(op: Op, left: Value, right: Value) -> Problem:
             (),
             columns if rows > 1 else 0,
             1 if columns > 1 else 0,
-            None if bias.const is None else (bias.const * beta).astype(left.dtype),
+            None if bias.const is None else (bias.const * beta).astype(sums).reshape(rows, columns),
         )
-    return Problem(left.dtype, (), m, n, k, a, b, c, alpha, beta)
+    return Problem(dtype, (), m, n, k, a, b, c, alpha, beta)
 
 
 def _factor(value: Value, batch: tuple[int, ...], rows: int, columns: int) -> Factor:

@@ -9,8 +9,8 @@ registers; ``separable`` (large windows) keeps them in scratch, so that each is
 computed once.
 
 Averages are multiplied by a table of reciprocal counts, which covers padding
-and ``ceil_mode`` at no cost. Sums are reordered: results differ from ONNX
-Runtime's by rounding.
+and ``ceil_mode`` at no cost. float16 is summed in float32. Sums are reordered: results differ from
+ONNX Runtime's by rounding.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from effc.kernels.region import Op, Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 from effc.kernels.window import Axis, window_axes
 
-__all__ = ["POOL_DTYPES", "PoolTemplate", "Reduction", "reduction_of"]
+__all__ = ["POOL_DTYPES", "PoolTemplate", "Reduction", "computed_in", "reduction_of"]
 
 Expr = Any
 
 _OPS = ("MaxPool", "AveragePool", "LpPool")
 POOL_DTYPES = {
-    "MaxPool": ("float32", "float64", "int8", "uint8", "int32"),
-    "AveragePool": ("float32", "float64"),
+    "MaxPool": ("float16", "float32", "float64", "int8", "uint8", "int32"),
+    "AveragePool": ("float16", "float32", "float64"),
     "LpPool": ("float32", "float64"),
 }
 _MAX_WINDOW = 64  # taps along one axis that are unrolled
@@ -62,11 +62,16 @@ class Reduction:
     finish: Callable[[Expr], Expr]
 
 
+def computed_in(op: Op, dtype: str) -> str:
+    """Type of partial results: sums of float16 are float32, for accuracy and range."""
+    return "float32" if dtype == "float16" and not op.op_type.endswith("MaxPool") else dtype
+
+
 def reduction_of(op: Op, dtype: str) -> Reduction | None:
-    """The reduction of a (global) pooling operator, ``None`` if it is not known."""
+    """The reduction of a (global) pooling operator in ``dtype``, ``None`` if it is not known."""
 
     def same(value: Expr) -> Expr:
-        return value
+        return vm.cast(value, dtype)
 
     def add(a: Expr, b: Expr) -> Expr:
         return a + b
@@ -133,7 +138,7 @@ class PoolTemplate(Template):
         data = region.anchor.inputs[0]
         assert data is not None
         shape = _shape(region.anchor)
-        widths = [dtype_lanes(target, data.dtype)]
+        widths = [dtype_lanes(target, computed_in(region.anchor, data.dtype))]
         while widths[-1] > 4 and shape.x.out < widths[-1]:
             widths.append(widths[-1] // 2)
         found: list[tuple[Config, float]] = []
@@ -152,14 +157,14 @@ class PoolTemplate(Template):
         assert op is not None
         data = op.inputs[0]
         assert data is not None
-        dtype, shape = data.dtype, _shape(op)
+        dtype, shape = computed_in(op, data.dtype), _shape(op)
         reduction = reduction_of(op, dtype)
         assert reduction is not None
         lanes, separable = int(config["lanes"]), bool(config["separable"])
         plane = Plane(shape.y, shape.x, lanes, shape.y.out, -shape.x.out % lanes)
         epilogue = Epilogue(region, op.outputs[0], shape.view)
         weights = dict(epilogue.weights)
-        params: list[Param] = [("x", dtype, data.type.size)]
+        params: list[Param] = [("x", data.dtype, data.type.size)]
         args = [data.name]
         scale: Expr = None
         if op.op_type == "AveragePool":
@@ -170,7 +175,7 @@ class PoolTemplate(Template):
                 weights["inverse"] = np.concatenate([table, np.zeros(lanes, table.dtype)])
                 params.append(("inverse", dtype, weights["inverse"].size))
                 args.append("w:inverse")
-        code = _Code(shape, plane, reduction, scale, int(config["rows"]), separable)
+        code = _Code(shape, plane, reduction, scale, int(config["rows"]), separable, data.dtype)
         extra = len(params)
         params += epilogue.params
         params.append(("y", epilogue.out_dtype, op.outputs[0].type.size))
@@ -200,6 +205,7 @@ class _Code:
     scale: Expr
     rows: int
     separable: bool
+    result: str
 
     @property
     def slabs(self) -> int:
@@ -347,7 +353,7 @@ class _Code:
                 value = value * vload(tables[0], offset, lanes)
             elif self.scale is not None:
                 value = value * splat(self.scale, lanes)
-            store.store(offset, value, valid, lanes)
+            store.store(offset, vm.cast(value, self.result), valid, lanes)
 
 
 def _tree(values: list[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:

@@ -2,7 +2,7 @@
 
 Also windows that cover their input exactly (``AveragePool`` 7x7 on 7x7). A
 parallel unit is one plane: contiguous elements, reduced into several vectors
-that are then combined lane by lane. Sums are reordered: results differ from
+that are then combined lane by lane, of float16 in float32. Sums are reordered: results differ from
 ONNX Runtime's by rounding.
 """
 
@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 from tvm import tirx
 
 from effc.devices.target import Target
+from effc.kernels import vectormath as vm
 from effc.kernels.builder import Param, bind, local, loop, splat, stage_func, unravel, vload, vstore
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import dtype_lanes, load_partial, reduce_lanes
 from effc.kernels.plane import PlaneOutput
-from effc.kernels.pool import POOL_DTYPES, Reduction, reduction_of
+from effc.kernels.pool import POOL_DTYPES, Reduction, computed_in, reduction_of
 from effc.kernels.region import Op, Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 
@@ -57,7 +58,7 @@ class GlobalPoolTemplate(Template):
         assert region.anchor is not None
         data = region.anchor.inputs[0]
         assert data is not None
-        lanes = dtype_lanes(target, data.dtype)
+        lanes = dtype_lanes(target, computed_in(region.anchor, data.dtype))
         plane = prod(data.shape[2:])
         while lanes > 4 and plane < lanes:
             lanes //= 2
@@ -78,13 +79,13 @@ class GlobalPoolTemplate(Template):
         assert op is not None
         data = op.inputs[0]
         assert data is not None
-        dtype, images, plane = data.dtype, data.shape[:2], prod(data.shape[2:])
+        dtype, images, plane = computed_in(op, data.dtype), data.shape[:2], prod(data.shape[2:])
         reduction = reduction_of(op, dtype)
         assert reduction is not None
         epilogue = Epilogue(region, op.outputs[0], (*images, 1))
         total = _Plane(reduction, dtype, plane, int(config["lanes"]), int(config["chains"]))
         average = op.op_type.endswith("AveragePool")
-        params: list[Param] = [("x", dtype, data.type.size), *epilogue.params]
+        params: list[Param] = [("x", data.dtype, data.type.size), *epilogue.params]
         params.append(("y", epilogue.out_dtype, op.outputs[0].type.size))
 
         def body(x: Any, *arguments: Any) -> None:
@@ -95,7 +96,7 @@ class GlobalPoolTemplate(Template):
                 if average:
                     value = value * tirx.const(1.0 / plane, dtype)
                 store = PlaneOutput(epilogue, y, operands, 1, n, channel, image)
-                store.store(tirx.const(0, "int32"), value, 1, 1)
+                store.store(tirx.const(0, "int32"), vm.cast(value, data.dtype), 1, 1)
 
         stage = Stage(
             stage_func(params, body),
@@ -133,7 +134,8 @@ class _Plane:
                 add(chain, vload(x, start + i * step + chain * lanes, lanes))
         for chain, offset in enumerate(range(full * step, self.size, lanes)):
             valid = min(lanes, self.size - offset)
-            add(chain, load_partial(x, start + offset, valid, lanes, self.reduction.fill))
+            fill = vm.cast(self.reduction.fill, str(x.dtype))
+            add(chain, load_partial(x, start + offset, valid, lanes, fill))
         total = vload(sums, 0, lanes)
         for chain in range(1, self.chains):
             total = bind(self.reduction.combine(total, vload(sums, chain * lanes, lanes)))

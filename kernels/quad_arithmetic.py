@@ -19,7 +19,7 @@ from effc.devices.target import Target
 from effc.kernels import vectormath as vm
 from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.builder import T, bind, splat
-from effc.kernels.dot_product import dot4, has_dot4, multiply_pairs
+from effc.kernels.dot_product import DOT_FEATURES, dot4, has_dot4, multiply_pairs
 from effc.kernels.lanes import pick, uses_lanes
 
 __all__ = ["Quads", "quads_of_weights"]
@@ -40,6 +40,7 @@ class Quads(Arithmetic):
     sums: ClassVar[str] = "int32"
     channels: ClassVar[int] = 4
     pinned: ClassVar[bool] = True
+    features: ClassVar[frozenset[str]] = DOT_FEATURES
     zero_point: int
     signed: bool
 

@@ -15,14 +15,14 @@ that differs between dense and sparse reductions, see ``Dense``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.arithmetic import FLOAT32, Arithmetic
-from effc.kernels.builder import bind, local, loop, prefetch, splat, vload, vstore
+from effc.kernels.builder import T, bind, local, loop, prefetch, splat, vload, vstore
 from effc.kernels.lanes import load_partial, load_scalars, pieces
 
 __all__ = [
@@ -102,6 +102,9 @@ class Reduction(Protocol):
 
     def emit(self, step: Callable[[Expr, Expr], None], a: Operand, b: Operand) -> None: ...
 
+    def parts(self, steps: int, each: Callable[[Reduction], None]) -> None:
+        """``each(part)`` for parts of at most ``steps`` steps (or one entry), in order."""
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -120,6 +123,28 @@ class Dense:
                     step(a.base + k * a.step, b.base + k * b.step)
         for k in range(trips * unroll if trips > 1 else 0, self.count):
             step(a.base + k * a.step, b.base + k * b.step)
+
+    def parts(self, steps: int, each: Callable[[Reduction], None]) -> None:
+        whole, rest = divmod(self.count, steps)
+        with loop(whole) as part:
+            each(_From(Dense(steps, self.unroll), bind(part * steps)))
+        if rest:
+            each(_From(Dense(rest, self.unroll), whole * steps))
+
+
+@dataclass(frozen=True)
+class _From:
+    """``reduction``, from step ``first`` of the operands on."""
+
+    reduction: Reduction
+    first: Expr
+
+    def emit(self, step: Callable[[Expr, Expr], None], a: Operand, b: Operand) -> None:
+        moved = [replace(o, base=bind(o.base + self.first * o.step)) for o in (a, b)]
+        self.reduction.emit(step, *moved)
+
+    def parts(self, steps: int, each: Callable[[Reduction], None]) -> None:
+        self.reduction.parts(steps, lambda part: each(_From(part, self.first)))
 
 
 @dataclass(frozen=True)
@@ -156,6 +181,12 @@ class Listed:
                 step(*(pair if self.vectors else pair[::-1]))
 
         self.each(entry, weights)
+
+    def parts(self, steps: int, each: Callable[[Reduction], None]) -> None:
+        size = max(steps // self.depth, 1)
+        with loop(bind((self.end - self.begin + (size - 1)) // size)) as part:
+            first = bind(self.begin + part * size)
+            each(replace(self, begin=first, end=bind(T.min(first + size, self.end))))
 
     def each(self, entry: Callable[[Expr, int], None], weights: Operand) -> None:
         """``entry(e, u)`` for every entry ``e``, which is number ``u`` of its iteration."""
@@ -199,7 +230,7 @@ class Accumulators:
     def __init__(
         self, tile: Tile, arithmetic: Arithmetic = FLOAT32, target: Target | None = None
     ) -> None:
-        self.tile = tile
+        self.tile, self.dtype = tile, arithmetic.sums
         narrowest = 1 if target is None else arithmetic.narrowest(target)
         self.lanes = tuple(max(width, narrowest) for width in tile.widths)
         self._buffer = local(tile.rows * sum(self.lanes), arithmetic.sums)

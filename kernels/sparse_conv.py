@@ -59,6 +59,10 @@ class SparseConv(Template):
             return "no kernel computes blocks of this shape"
         return None
 
+    def features(self, region: Region) -> frozenset[str]:
+        assert region.anchor is not None
+        return arithmetic_of(region.anchor).features
+
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         anchor = region.anchor
         assert anchor is not None
@@ -87,7 +91,7 @@ class SparseConv(Template):
         if order is not None:
             weights["order"] = order.astype(np.int32)
         if bias is not None:
-            weights["bias"] = bias if order is None else bias[order]
+            weights["bias"] = bias if order is None else np.ascontiguousarray(bias[..., order])
         epilogue = results.epilogue
         args = [copied.ref, *(f"w:{name}" for name in weights), *epilogue.args]
         args.append(region.outputs[0].name)

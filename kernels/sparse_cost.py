@@ -12,7 +12,7 @@ from math import ceil
 
 from effc.devices.target import Target
 from effc.kernels.arithmetic import Arithmetic
-from effc.kernels.conv_cost import pack_cycles, tile_cycles, tile_fits, tile_parts
+from effc.kernels.conv_cost import half_sum_cost, pack_cycles, tile_cycles, tile_fits, tile_parts
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.lanes import uses_lanes
 from effc.kernels.register_tile import Tile, split_widths
@@ -185,6 +185,8 @@ def _cost(
         blocks = ceil(positions.width / (knobs.columns * knobs.panels)) * ceil(
             positions.height / positions.tile[0]
         )
+    if arithmetic.stored != arithmetic.dtype:
+        work += 2.5 * weights / size * blocks / arithmetic.lanes(target)
     pace = 32.0 if weights < target.l2_bytes // 2 else 12.0
     if not uses_lanes(target):
         work += 0.5 * weights * blocks / pace
@@ -247,7 +249,7 @@ def _arm_tile(
     elif source.channel % 4:
         loads += 1  # the address of every step
     each = products + -(-weights // 2) + loads + (3 + 3 / knobs.unroll) / knobs.depth
-    return steps * max(each, 4) + last * products + 14
+    return steps * max(each, 4) + (last + half_sum_cost(steps, arithmetic)) * products + 14
 
 
 def _packing(

@@ -19,7 +19,9 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
+from effc.kernels.arithmetic import float_terms, product_dtypes
 from effc.kernels.epilogue import Epilogue
+from effc.kernels.lanes import dtype_lanes
 from effc.kernels.matmul_problem import problem_of
 from effc.kernels.region import Region
 from effc.kernels.sparse_matmul_cost import sparse_matmul_candidates
@@ -41,7 +43,7 @@ class SparseMatMul(Template):
         op = region.anchor
         if op is None or op.op_type not in ("MatMul", "Gemm"):
             return "the anchor is not a matrix product"
-        if op.outputs[0].dtype != "float32":
+        if op.outputs[0].dtype not in product_dtypes(target):
             return f"sparse matrix products have no kernel for {op.outputs[0].dtype}"
         if any(v is not None and 0 in v.shape for v in (*op.inputs, op.outputs[0])):
             return "a tensor is empty"
@@ -64,11 +66,13 @@ class SparseMatMul(Template):
         knobs = SparseMatMulConfig.of(config)
         filters = roles.matrix[None, :, :, None]
         packed = pack_tiles(filters, knobs.rows, knobs.depth)
-        stage = SparseMatMulProduct(roles, knobs, target, epilogue)
+        assert region.anchor is not None
+        terms = float_terms(region.anchor)
+        stage = SparseMatMulProduct(roles, knobs, target, epilogue, terms)
         weights: dict[str, np.ndarray] = stage.weights(packed)
         args = [roles.data.name, *(f"w:{name}" for name in weights)]
         if (c := roles.problem.c) is not None:
-            padded = roles.problem.pack_c(target.lanes)
+            padded = roles.problem.pack_c(dtype_lanes(target, roles.problem.dtype))
             args.append(c.name if padded is None else "w:c")
             weights |= {} if padded is None else {"c": padded}
         args += [*epilogue.args, region.outputs[0].name]

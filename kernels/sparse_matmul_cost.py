@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from math import ceil
 
+import numpy as np
+
 from effc.devices.target import Target
 from effc.kernels.conv_cost import tile_fits, tile_parts
-from effc.kernels.lanes import uses_lanes
+from effc.kernels.lanes import dtype_lanes, uses_lanes
 from effc.kernels.matmul import streamed
 from effc.kernels.register_tile import Tile, split_widths
 from effc.kernels.sparse_matmul_product import Roles, SparseMatMulConfig
@@ -42,7 +44,8 @@ def sparse_matmul_candidates(
 def _configurations(
     roles: Roles, rows: int, depth: int, target: Target
 ) -> Iterator[SparseMatMulConfig]:
-    wide = [target.lanes] + ([8] if target.lanes >= 16 else [])
+    full = dtype_lanes(target, roles.problem.dtype)
+    wide = [full] + ([full // 2] if target.vector_bits >= 512 else [])
     for lanes in wide:
         for along, columns, pack in _tiles(roles, lanes, rows, target):
             if along == "channel" and rows < lanes and lanes != wide[-1]:
@@ -105,7 +108,7 @@ def _chains(tile: Tile, depth: int, target: Target) -> tuple[int, int]:
 def _panels(roles: Roles, columns: int, pack: bool, target: Target) -> Iterator[int]:
     """Register tiles per block of positions, whose panels should stay in the second cache."""
     total = ceil(roles.positions / columns)
-    size = 4 * roles.channels * columns
+    size = _size(roles) * roles.channels * columns
     yield 1
     for panels in (2, 4):
         if panels < total and size * panels <= target.l2_bytes:
@@ -118,7 +121,12 @@ def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target)
     steps = share * roles.channels  # per filter tile
     work = 0.0
     for columns, panels in tile_parts(roles.positions, knobs.columns):
-        size = 4 * roles.channels * columns * (knobs.panels or ceil(roles.positions / columns))
+        size = (
+            _size(roles)
+            * roles.channels
+            * columns
+            * (knobs.panels or ceil(roles.positions / columns))
+        )
         for filters, tiles in tile_parts(roles.filters, knobs.rows):
             tile = _tile(knobs.along, columns, filters, knobs.lanes, knobs.pack)
             once = steps * _step(tile, knobs, size > target.l1_bytes, target)
@@ -132,9 +140,14 @@ def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target)
         each = 1.0 if roles.channel == 1 else 0.3
         work += each * roles.channels * roles.positions * knobs.splits
     batch = roles.problem.batch
-    weights = 4.0 * share * roles.channels * roles.filters
+    weights = float(roles.matrix.itemsize) * share * roles.channels * roles.filters
     passes = batch * ceil(roles.positions / (knobs.columns * knobs.panels)) if knobs.panels else 1
     return streamed(batch * work, weights, passes, target)
+
+
+def _size(roles: Roles) -> int:
+    """Bytes of one element of the data."""
+    return int(np.dtype(roles.problem.dtype).itemsize)
 
 
 def _step(tile: Tile, knobs: SparseMatMulConfig, far: bool, target: Target) -> float:

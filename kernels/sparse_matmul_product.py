@@ -14,6 +14,7 @@ contiguous along filters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
@@ -23,15 +24,17 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.errors import InternalError
+from effc.kernels.arithmetic import FLOAT32, Arithmetic, Float16
 from effc.kernels.builder import Param, T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import load_scalars, pieces, uses_lanes
+from effc.kernels.lanes import dtype_lanes, load_scalars, pieces, uses_lanes
 from effc.kernels.matmul_operands import Scalars, Store
 from effc.kernels.matmul_problem import Factor, Problem
 from effc.kernels.register_tile import (
     Accumulators,
     Listed,
     Operand,
+    Reduction,
     Tile,
     split_widths,
     weights_ahead,
@@ -40,6 +43,7 @@ from effc.kernels.shuffles import store_transposed, transpose
 from effc.kernels.sparse_pack import TILE_OVERHEAD, SparseTiles, cut_evenly
 from effc.kernels.sparse_positions import row_widths
 from effc.kernels.template import Config
+from effc.kernels.vectorbase import cast, weight_as
 
 __all__ = ["Roles", "SparseMatMulConfig", "SparseMatMulProduct"]
 
@@ -140,16 +144,24 @@ class SparseMatMulProduct:
     """Builds the stage function; holds the sizes that its parts share."""
 
     def __init__(
-        self, roles: Roles, knobs: SparseMatMulConfig, target: Target, epilogue: Epilogue
+        self,
+        roles: Roles,
+        knobs: SparseMatMulConfig,
+        target: Target,
+        epilogue: Epilogue,
+        terms: int,
     ) -> None:
         self.roles, self.knobs, self.target, self.epilogue = roles, knobs, target, epilogue
+        self.dtype, self.stored, self.terms = roles.problem.dtype, str(roles.matrix.dtype), terms
+        self.arithmetic: Arithmetic = Float16(terms) if self.dtype == "float16" else FLOAT32
+        full = dtype_lanes(target, self.dtype)
         self.space = knobs.along == "space"
         readable = knobs.pack or roles.position == 1 if self.space else not roles.on_rows
         if not readable:
             raise InternalError("invalid configuration", where="matmul_sparse", got=knobs)
         self.tiles = -(-roles.filters // knobs.rows)
         self.collected = self.space and not roles.on_rows
-        self.group = max(1, target.lanes // knobs.rows) if self.collected else 1
+        self.group = max(1, full // knobs.rows) if self.collected else 1
         self.groups = -(-self.tiles // self.group)
         self.splits = min(knobs.splits, self.groups)
         self.full, self.rest = divmod(roles.positions, knobs.columns)
@@ -165,7 +177,7 @@ class SparseMatMulProduct:
         sums = self.group * knobs.rows * self.pitch if self.collected else 0
         self.sums_at = panels * self.panel_size
         self.room_at = self.sums_at + sums
-        self.scratch_elements = self.room_at + (target.lanes**2 if self.collected else 0)
+        self.scratch_elements = self.room_at + (full**2 if self.collected else 0)
 
     # -- data ---------------------------------------------------------------------------------
 
@@ -208,7 +220,7 @@ class SparseMatMulProduct:
 
     @property
     def scratch_bytes(self) -> int:
-        return self.scratch_elements * 4
+        return self.scratch_elements * np.dtype(self.dtype).itemsize
 
     # -- code -----------------------------------------------------------------------------------
 
@@ -216,20 +228,23 @@ class SparseMatMulProduct:
         """The stage function; parameters: x, ``weights``, c, epilogue, y, scratch."""
         problem = self.roles.problem
         params: list[Param] = [
-            ("x", "float32", self.roles.data.elements),
-            ("w", "float32", self.entries * self.knobs.depth * self.knobs.rows),
+            ("x", self.dtype, self.roles.data.elements),
+            ("w", self.stored, self.entries * self.knobs.depth * self.knobs.rows),
             ("starts", "int32", self.tiles + 1),
             ("offsets", "int32", self.entries),
         ]
         if self.splits > 1:
             params.append(("cuts", "int32", self.splits + 1))
         if problem.c is not None:
-            padded = problem.pack_c(self.target.lanes)
-            params.append(("c", "float32", problem.c.elements if padded is None else padded.size))
+            padded = problem.pack_c(dtype_lanes(self.target, self.dtype))
+            if padded is None:
+                params.append(("c", self.dtype, problem.c.elements))
+            else:
+                params.append(("c", str(padded.dtype), padded.size))
         params += self.epilogue.params
         params.append(("y", self.epilogue.out_dtype, problem.batch * problem.m * problem.n))
         if self.scratch_elements:
-            params.append(("scratch", "float32", self.scratch_elements))
+            params.append(("scratch", self.dtype, self.scratch_elements))
 
         def body(*args: Any) -> None:
             *buffers, begin, end = args
@@ -313,7 +328,7 @@ class SparseMatMulProduct:
                     vstore(self.scratch, there + start, value, width)
                 padding = sum(row_widths(columns, lanes, True)) - columns
                 for start, width in pieces(padding, lanes):
-                    zeros = splat(T.float32(0), width)
+                    zeros = splat(tirx.const(0, self.dtype), width)
                     vstore(self.scratch, there + columns + start, zeros, width)
             return
 
@@ -322,7 +337,7 @@ class SparseMatMulProduct:
                 bind(
                     vload(self.x, source + (start + i) * roles.position + k, size)
                     if start + i < columns
-                    else splat(T.float32(0), size)
+                    else splat(tirx.const(0, self.dtype), size)
                 )
                 for i in range(size)
             ]
@@ -365,21 +380,51 @@ class SparseMatMulProduct:
             tile = Tile(filters, row_widths(run.columns, knobs.lanes, knobs.pack))
         else:
             tile = Tile(run.columns, split_widths(filters, knobs.lanes))
-        sums = [Accumulators(tile) for _ in range(knobs.chains)]
-        places = list(product(range(tile.rows), range(len(tile.widths))))
-        for acc, (i, v) in product(sums, places):
-            acc.set(i, v, splat(T.float32(0), tile.widths[v]))
+        sums = [Accumulators(tile, self.arithmetic) for _ in range(knobs.chains)]
         begin, end = bind(self.starts[number]), bind(self.starts[number + 1])
         unroll = knobs.unroll if filters == knobs.rows else 1
         ahead = weights_ahead(self.target)
         entries = Listed(self.offsets, begin, end, knobs.depth, unroll, self.space, ahead)
         weights = Operand(self.w, T.int32(0), knobs.rows)
         base = panel if knobs.pack else bind(self.base + position * self.roles.position)
-        entries.each(lambda e, u: self._entry(sums, base, e, u, filters), weights)
-        for chain in sums[1:]:
+
+        def add(part: Reduction) -> None:
+            assert isinstance(part, Listed)
+            part.each(lambda e, u: self._entry(sums, base, e, u, filters), weights)
+
+        acc = self._sum(sums, entries, add)
+        self._store_tile(acc, number, filters, position, run.columns, within)
+
+    def _sum(
+        self, sums: list[Accumulators], entries: Listed, add: Callable[[Reduction], None]
+    ) -> Accumulators:
+        """The sum of all partial sums; of float16 ones in float32, see ``half_sums``."""
+        places = list(product(range(sums[0].tile.rows), range(len(sums[0].tile.widths))))
+
+        def clear(acc: Accumulators) -> None:
             for i, v in places:
-                sums[0].set(i, v, sums[0].get(i, v) + chain.get(i, v))
-        self._store_tile(sums[0], number, filters, position, run.columns, within)
+                acc.set(i, v, splat(tirx.const(0, acc.dtype), acc.tile.widths[v]))
+
+        for acc in sums:
+            clear(acc)
+        if self.dtype == "float32":
+            add(entries)
+            for chain in sums[1:]:
+                for i, v in places:
+                    sums[0].set(i, v, sums[0].get(i, v) + chain.get(i, v))
+            return sums[0]
+        totals = Accumulators(sums[0].tile, FLOAT32)
+        clear(totals)
+
+        def part(some: Reduction) -> None:
+            add(some)
+            for acc, (i, v) in product(sums, places):
+                totals.set(i, v, totals.get(i, v) + cast(acc.get(i, v), "float32"))
+            for acc in sums:
+                clear(acc)
+
+        entries.parts(self.terms * len(sums), part)
+        return totals
 
     def _entry(
         self, sums: list[Accumulators], base: Expr, entry: Expr, index: int, filters: int
@@ -391,17 +436,20 @@ class SparseMatMulProduct:
         simd = uses_lanes(self.target)
         if not self.space:
             roles = self.roles
-            data = Scalars(self.x, at, roles.position, roles.channel, tile.rows, simd)
+            data = Scalars(self.x, at, roles.position, roles.channel, tile.rows, simd, self.dtype)
             scalars = data.load(T.int32(0), knobs.depth)
         for j in range(knobs.depth):
             row = weights + j * knobs.rows
             if self.space:
-                column = load_scalars(self.w, row, filters, self.target)
+                column = load_scalars(self.w, row, filters, self.target, self.dtype)
                 source, start = self.scratch if knobs.pack else self.x, at + j * self._step
             else:
                 column = [of_position[j] for of_position in scalars]
                 source, start = self.w, row
-            xs = [bind(vload(source, start + first, lanes)) for first, lanes in tile.vectors]
+            xs = [
+                bind(weight_as(vload(source, start + first, lanes), self.dtype))
+                for first, lanes in tile.vectors
+            ]
             acc = sums[(index * knobs.depth + j) % len(sums)]
             for (i, scalar), (v, x) in product(enumerate(column), enumerate(xs)):
                 acc.set(i, v, acc.get(i, v) + splat(scalar, tile.widths[v]) * x)
@@ -426,7 +474,7 @@ class SparseMatMulProduct:
             value = acc.get(i, v)
             if self.collected:
                 row = bind(self.sums_at + (within * self.knobs.rows + i) * self.pitch)
-                vstore(self.scratch, row + start, value, lanes)
+                vstore(self.scratch, row + start, cast(value, self.dtype), lanes)
             elif self.space:
                 valid = min(lanes, columns - start)
                 self.store.vector(self.batch, first + i, position + start, value, valid, lanes)
@@ -442,8 +490,13 @@ class SparseMatMulProduct:
             filters,
             columns,
             self.room_at,
-            self.target.lanes,
+            dtype_lanes(self.target, self.dtype),
             lambda values, column, row, lanes, valid: self.store.vector(
-                self.batch, position + column, first + row, values[0], valid, lanes
+                self.batch,
+                position + column,
+                first + row,
+                cast(values[0], self.roles.problem.sums),
+                valid,
+                lanes,
             ),
         )

@@ -10,6 +10,7 @@ positions, or one run of positions where rows follow each other in memory (``hei
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -18,10 +19,12 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.errors import InternalError
+from effc.kernels.arithmetic import Float16
 from effc.kernels.builder import Param, T, bind, loop, prefetch, splat, stage_func, vload, vstore
-from effc.kernels.conv_pack import pack_row, panel_slack
+from effc.kernels.conv_pack import pack_row, panel_slack, widen
 from effc.kernels.conv_problem import ConvProblem
 from effc.kernels.conv_shape import Source
+from effc.kernels.half_sums import half_sums
 from effc.kernels.lanes import pick
 from effc.kernels.register_tile import (
     Accumulators,
@@ -79,7 +82,10 @@ class SparseProduct:
         sums = knobs.rows * max(knobs.height, 1) * knobs.columns
         room = arithmetic.lanes(target) ** 2
         self.room_at = self.sums_at + sums
-        self.scratch_elements = self.sums_at + (sums + room if knobs.along == "channel" else 0)
+        self.wide_at = self.sums_at + (sums + room if knobs.along == "channel" else 0)
+        self.widened = self.arithmetic.stored != self.arithmetic.dtype
+        wide = most_slots * knobs.depth * knobs.rows if self.widened else 0
+        self.scratch_elements = self.wide_at + wide
 
     # -- data ---------------------------------------------------------------------------------
 
@@ -131,7 +137,7 @@ class SparseProduct:
         entries = shape.groups * self.most_entries
         params: list[Param] = [
             ("x", dtype, self.source_elements),
-            ("w", dtype, entries * knobs.depth * knobs.rows),
+            ("w", self.arithmetic.stored, entries * knobs.depth * knobs.rows),
             ("starts", "int32", shape.groups * self.tiles + 1),
             ("offsets", "int32", entries),
         ]
@@ -142,7 +148,8 @@ class SparseProduct:
         if knobs.sort:
             params.append(("order", "int32", cout))
         if self.has_bias:
-            params.append(("bias", self.arithmetic.sums, cout))
+            parts = 2 if isinstance(self.arithmetic, Float16) else 1
+            params.append(("bias", self.arithmetic.sums, parts * cout))
         params += self.results.params()
         if self.scratch_elements:
             params.append(("scratch", dtype, self.scratch_elements))
@@ -204,6 +211,7 @@ class SparseProduct:
             self._pack(first, T.int32(0), count, columns)
 
         def tile(number: Expr, filters: int) -> None:
+            self._widen(number)
             if knobs.fetch:
                 self._fetch_next(number, first)
             with loop(count) as panel:
@@ -225,6 +233,7 @@ class SparseProduct:
                 self._pack(T.int32(start), T.int32(first), count, width)
 
         def tile(number: Expr, filters: int) -> None:
+            self._widen(number)
             for (band, bands, height), (block, blocks, width) in product(rows, columns):
                 with loop(bands) as i, loop(blocks) as j:
                     top = bind(i * height + band * positions.tile[0])
@@ -241,6 +250,16 @@ class SparseProduct:
         if left:
             with T.If(self.last > whole), T.Then():
                 tile(T.int32(whole), left)
+
+    def _widen(self, number: Expr) -> None:
+        """Put the weights of a tile into scratch, if they are float16."""
+        if self.widened:
+            row = bind(self.group * self.tiles + number)
+            size = self.knobs.depth * self.knobs.rows
+            start, end = self.starts[row] * size, self.starts[row + 1] * size
+            lanes = self.arithmetic.lanes(self.target)
+            first = bind(start)
+            widen(self.w, first, bind(end - first), self.scratch, self.wide_at, lanes)
 
     def _pack(self, first: Expr, number: Expr, count: Expr, columns: int) -> None:
         """Panels from position ``first`` on, one row per used (kernel position, channel)."""
@@ -272,14 +291,17 @@ class SparseProduct:
         """One register tile: ``filters`` filters at ``rows`` x ``columns`` positions."""
         knobs, positions = self.knobs, self.positions
         space = knobs.along == "space"
+        row = bind(self.group * self.tiles + number)
         weights = Operand(self.w, T.int32(0), knobs.rows, weights=True)
+        if self.widened:
+            base = bind(self.wide_at - self.starts[row] * (knobs.depth * knobs.rows))
+            weights = replace(weights, buffer=self.scratch, base=base)
         if knobs.pack:
             data = Operand(self.scratch, bind(panel * self.panel_size), knobs.columns)
         else:
             base = bind(self.base + top * positions.pitch + left)
             across = sum(self._widths(columns)) if space else columns
             data = Operand(self.x, base, self.source.channel, positions.runs(rows, across))
-        row = bind(self.group * self.tiles + number)
         entries = Listed(
             self.offsets,
             bind(self.starts[row]),
@@ -287,13 +309,15 @@ class SparseProduct:
             knobs.depth,
             knobs.unroll if filters == knobs.rows else 1,
             space,
-            weights_ahead(self.target),
+            0 if self.widened else weights_ahead(self.target),
         )
         channel = bind(self.group * self.shape.cout + number * knobs.rows)
         position = bind(top * positions.width + left)
         if knobs.fetch:
             self._fetch_results(channel, position, filters, columns)
-        if space:
+        if isinstance(self.arithmetic, Float16):
+            self._half(entries, weights, data, channel, position, rows, columns, filters)
+        elif space:
             widths = self._widths(columns) * rows
             acc = Accumulators(Tile(filters, widths), self.arithmetic, self.target)
             for i, v in product(range(filters), range(len(widths))):
@@ -308,6 +332,51 @@ class SparseProduct:
             ):
                 acc.set(i, v, self._biases(channel + start, lanes))
             contract(acc, entries, data, weights, self.target, self.arithmetic)
+            self._store_columns(acc, channel, position, rows, columns, filters)
+
+    def _half(
+        self,
+        entries: Listed,
+        weights: Operand,
+        data: Operand,
+        channel: Expr,
+        position: Expr,
+        rows: int,
+        columns: int,
+        filters: int,
+    ) -> None:
+        """A register tile of float16 sums, see ``half_sums``."""
+        assert isinstance(self.arithmetic, Float16)
+        knobs, cout = self.knobs, self.shape.groups * self.shape.cout
+        space = knobs.along == "space"
+        widths = self._widths(columns) * rows
+        tile = (
+            Tile(filters, widths)
+            if space
+            else (Tile(rows * columns, split_widths(filters, knobs.lanes)))
+        )
+
+        biases: Any = self.bias
+
+        def bias(i: int, v: int, part: int) -> Expr:
+            start, lanes = tile.vectors[v]
+            if space:
+                return splat(bind(biases[channel + (i + part * cout)]), lanes)
+            return vload(biases, channel + (start + part * cout), lanes)
+
+        acc = Accumulators(tile, self.arithmetic, self.target)
+        half_sums(
+            tile,
+            entries,
+            *((weights, data) if space else (data, weights)),
+            self.target,
+            self.arithmetic,
+            None if self.bias is None else bias,
+            acc.set,
+        )
+        if space:
+            self._store_rows(acc, channel, position, rows, columns)
+        else:
             self._store_columns(acc, channel, position, rows, columns, filters)
 
     def _fetch_next(self, number: Expr, first: Expr) -> None:

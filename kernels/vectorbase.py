@@ -32,6 +32,7 @@ __all__ = [
     "select",
     "sqrt",
     "trunc",
+    "weight_as",
 ]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
@@ -74,6 +75,13 @@ def cast(x: Expr, dtype: str) -> Expr:
     if element_type(x) == dtype:
         return x
     return T.Cast(_vector_type(dtype, x), x)
+
+
+def weight_as(x: Expr, dtype: str) -> Expr:
+    """A weight in the type it is computed with; of float16 it must be finite."""
+    if element_type(x) == "float16" and dtype == "float32":
+        return intrinsics.widen(bind(x))
+    return cast(x, dtype)
 
 
 def bits_as(x: Expr, dtype: str) -> Expr:

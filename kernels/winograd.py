@@ -46,7 +46,9 @@ class Winograd(Template):
         assert region.anchor is not None
         if region.anchor.domain:
             return "integers"
-        assert region.anchor is not None
+        weight = region.anchor.inputs[1]
+        if weight is None or weight.dtype != "float32":
+            return "the weights are not float32"
         shape = ConvShape.of(region.anchor)
         if shape.kernel != (3, 3):
             return "the kernel is not 3x3"
@@ -75,7 +77,7 @@ class Winograd(Template):
         shape = ConvShape.of(anchor)
         knobs = WinogradConfig.of(config)
         epilogue = conv_epilogue(region, shape)
-        bias = conv_bias(region, shape)
+        bias = conv_bias(region)
         kernel = WinogradKernel(shape, knobs, target, epilogue, bias is not None)
 
         weights = {"w": _pack(transform_weights(weight.const, knobs.m), knobs.channels)}

@@ -3,8 +3,8 @@
 A value that comes from the model stands for itself, one that a pass makes for none, until it
 takes the place of another (``effc.passes.graph.redirect``). Folding a scale into weights
 changes what the folded operator's result is: its value then stands for none, and for the
-scaled tensor as soon as that is replaced by it. The record is part of written ONNX files
-(metadata of a value), so it survives ``effc compress``.
+scaled tensor as soon as that is replaced by it. What ``effc compress`` writes has the names
+of the user's model again where it can (``restore_names``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-__all__ = ["forget_origin", "origin", "origin_of", "stand_for"]
+__all__ = ["forget_origin", "origin", "origin_of", "restore_names", "stand_for"]
 
 _KEY = "effc.origin"
 _MADE = "effc.made"
@@ -50,3 +50,18 @@ def stand_for(new: ir.Value, old: ir.Value) -> None:
         del new.meta[_MADE]
     else:
         new.metadata_props[_KEY] = known
+
+
+def restore_names(graph: ir.Graph) -> None:
+    """Give every result of a node the name of the tensor that it stands for.
+
+    Model outputs keep their names, and so do values whose name would be taken.
+    """
+    values = [v for node in graph for v in node.outputs if v.name]
+    taken = {v.name for v in (*values, *graph.inputs)} | graph.initializers.keys()
+    for value in values:
+        known = origin(value)
+        if known is not None and known not in taken and not value.is_graph_output():
+            taken.add(known)
+            value.name = known
+        stand_for(value, value)

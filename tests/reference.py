@@ -10,6 +10,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from effc.passes.origin import origin
+
 Array = np.ndarray[Any, Any]
 
 
@@ -69,3 +71,29 @@ def assert_equivalent(
             assert snr_db(a, b) >= minimum_db
         else:
             np.testing.assert_array_equal(a, b)
+
+
+def assert_origins(original: onnx.ModelProto, model: ir.Model, minimum_db: float = 90.0) -> int:
+    """Values that stand for a tensor of the original are equal to it; how many there are."""
+    made = {name for node in original.graph.node for name in node.output}
+    pairs = {
+        value.name or "": known
+        for node in model.graph
+        for value in node.outputs
+        if (known := origin(value)) in made
+    }
+    feeds = random_feeds(model)
+    proto = ir.serde.serialize_model(model)
+    for known, names in ((original, pairs.values()), (proto, pairs)):
+        outputs = {v.name for v in known.graph.output}
+        known.graph.output.extend(onnx.ValueInfoProto(name=n) for n in {*names} - outputs)
+    expected, got = (
+        dict(zip([v.name for v in m.graph.output], run(m, feeds), strict=True))
+        for m in (original, proto)
+    )
+    for name, known in pairs.items():
+        if got[name].dtype.kind == "f":
+            assert snr_db(expected[known], got[name]) >= minimum_db, f"{name} is not {known}"
+        else:
+            np.testing.assert_array_equal(expected[known], got[name])
+    return len(pairs)

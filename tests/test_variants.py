@@ -12,6 +12,7 @@ import onnx
 import pytest
 from dot_template import DotTemplate
 from onnx import TensorProto, helper, numpy_helper
+from small_net import images, small_net
 
 import effc
 import effc.passes.registry
@@ -234,3 +235,25 @@ def test_alternatives_do_not_stand_for_each_other() -> None:
     assert ranked.has("i8mm")
     assert not ranked.has("dotprod")
     assert ranked_target(Half(), None, target) is target  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", ["android", "linux-x86_64"])
+def test_integer_models_use_them(target: str, tmp_path: Path) -> None:
+    """Every integer product of a quantized network has versions; all give the same bits."""
+    if target == "android":
+        needs_qemu()
+        expected = {"dotprod"}
+    else:
+        expected = set(generic_x86())
+    data = {"x": images(24)}
+    artifact = effc.compile(
+        small_net(), target, tmp_path / "net", quantize="int8", calibration=data
+    )
+    layers = artifact.manifest["layers"]
+    products = [la for la in layers if la["op"] in ("ConvInteger", "MatMulInteger")]
+    assert len(products) >= 7
+    assert all(la["variants"] for la in products if "plain" not in la["kernel"])
+    assert not any(la["variants"] for la in layers if la not in products)
+    checked = artifact.manifest["verification"]["variants"]
+    assert {v["name"] for v in checked} == expected
+    assert all(v["identical"] for v in checked)

@@ -27,6 +27,7 @@ from effc.cli.flags import (
     MaxDrop,
     Method,
     Model,
+    Precision,
     Prune,
     Quantize,
     Quiet,
@@ -108,6 +109,7 @@ def compile_(
         bool,
         typer.Option("--verify/--no-verify", help="Run the result against ONNX Runtime first."),
     ] = True,
+    precision: Precision = "f32",
     abi: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -186,6 +188,7 @@ def compile_(
         tune=tune,
         tuning_db=tuning_db,
         verify=verify,
+        precision=precision,
         abis=tuple(part.strip() for part in abi.split(",")) if abi else (),
         weights=weights,
         compression=compression,

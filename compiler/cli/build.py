@@ -28,6 +28,7 @@ def compile_command(
     tune: str,
     tuning_db: Path | None,
     verify: bool,
+    precision: str,
     abis: tuple[str, ...],
     weights: str,
     compression: CompressOptions,
@@ -42,6 +43,9 @@ def compile_command(
         tune=parse_tune(tune),
         tuning_db=tuning_db,
         verify=verify,
+        precision=precision,
+        calibration=compression.calibration if precision != "f32" else None,
+        samples=compression.samples,
         abis=abis,
         weights=weights,
     )

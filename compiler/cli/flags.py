@@ -26,6 +26,7 @@ __all__ = [
     "MaxDrop",
     "Method",
     "Model",
+    "Precision",
     "Prune",
     "Quantize",
     "Quiet",
@@ -98,6 +99,14 @@ Input = Annotated[
         "--input",
         metavar="X.npz",
         help="Arrays by input name, or x (stacked samples) and y (labels).",
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="f32|f16",
+        help="f16: half precision, computed where the target can, stored where not.",
     ),
 ]
 Prune = Annotated[

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from effc.compiled import PassRecord
 from effc.compression.precision import choose_precisions
 from effc.compression.quantizer import Precisions, Quantizer
+from effc.passes.origin import restore_names
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.layers import find_layers
 from effc.passes.quantization.equalize_channels import (
@@ -36,10 +37,12 @@ def quantize_step(work: Work) -> None:
     recipe = work.recipe
     if recipe.quantize is None:
         return
-    work.exact = simplify(work.model)[0].clone()
+    simplified = simplify(work.model)[0]
+    restore_names(simplified.graph)
+    work.exact = simplified.clone()
     names = [node.name or "" for node in work.exact.graph]
     asked = {name: recipe.of_layer(name) for name in names}
-    in_float = frozenset(name for name in names if asked[name].get("precision") == "float")
+    in_float = frozenset(name for name in names if asked[name].get("precision", "int8") != "int8")
     if recipe.quantize != "int8":
         _quantize_weights(work, in_float)
         return
@@ -87,6 +90,13 @@ def _equalize(work: Work) -> None:
     pairs = find_pairs(work.exact)
     task = EqualizeChannels(channel_ranges(SampleRunner(work.exact, work.samples), pairs))
     result = task.run(work.exact)
+    # Scaled values are none of the user's model: under its names they would be taken for such.
+    for pair in (p for p in pairs if p.first.name in result.applied):
+        value = pair.first.node.outputs[0]
+        while value.name != pair.between:
+            value.name = f"{value.name}/evened"
+            value = next(iter(value.uses())).node.outputs[0]
+        value.name = f"{value.name}/evened"
     refused = tuple(f"{where}: {why}" for where, why in result.refused)
     work.passes.append(PassRecord(task.name, result.applied, refused))
 

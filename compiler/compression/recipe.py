@@ -44,7 +44,7 @@ from effc.passes.pruning.layers import Layer
 from effc.passes.pruning.prune_weights import Setting
 from effc.passes.pruning.scheme import check_sparsity, parse_scheme
 
-__all__ = ["LayerPlan", "Recipe", "plan_layers", "read_recipe"]
+__all__ = ["LayerPlan", "Recipe", "layer_precisions", "plan_layers", "read_recipe"]
 
 _NUMBER = (int, float)
 _SHARED: dict[str, type | tuple[type, ...]] = {
@@ -72,7 +72,9 @@ _TOP = {
 _QUANTIZED: dict[str, type | tuple[type, ...]] = {"precision": str, "activation_bits": int}
 _LAYER = {**_SHARED, **_QUANTIZED, "match": str, "dense": bool}
 
-PRECISIONS = ("int8", "float")
+PRECISIONS = ("int8", "float", "f16", "f32")
+"""What a layer is computed in; ``float`` leaves it to ``--precision``."""
+
 ACTIVATION_BITS = (8, 16)
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "method": METHODS,
@@ -213,6 +215,20 @@ def read_recipe(options: CompressOptions) -> Recipe:
         merged.get("widen", "float"),
         merged.get("group"),
         where,
+    )
+
+
+def layer_precisions(options: CompressOptions) -> tuple[tuple[str, str], ...]:
+    """(name or pattern, ``f16`` or ``f32``) of the entries that choose between these, in order.
+
+    Raises:
+        UsageError: As :func:`read_recipe`.
+    """
+    entries = read_recipe(options).overrides
+    return tuple(
+        (entry["match"], entry["precision"])
+        for entry in entries
+        if entry.get("precision") in ("f16", "f32")
     )
 
 

@@ -40,6 +40,7 @@ from effc.frontend.load import load_proto
 from effc.options import ProgressCallback
 from effc.passes.base import PassResult
 from effc.passes.graph import shape_of
+from effc.passes.origin import restore_names
 from effc.passes.pruning.batching import SampleRunner, free_batch
 from effc.passes.pruning.layers import Layer, find_layers
 from effc.passes.pruning.prune_weights import Pruned, PruneWeights, Setting, magnitude, misfit
@@ -185,6 +186,7 @@ def compress_model(
     shapes = _with_batch_of_one(proto, options)
     constants = {name: np.asarray(value) for name, value in options.constants.items()}
     model = simplify(import_model(source, shapes=shapes, constants=constants), PREPARE)[0]
+    restore_names(model.graph)
     work = Work(model, model.clone(), recipe, options, _samples(model, options, recipe), progress)
     work.report("import", 1, 1)
     layers, unfit = find_layers(model)

@@ -149,6 +149,18 @@ class Layer:
         if old is not None:
             _drop_unused(graph, old)
 
+    def stored_bias(self, bias: Array) -> dict[str, Array]:
+        """Another bias ``[Cout]`` as the operator keeps it, by the name of the constant it has."""
+        node, index = self._bias_place()
+        assert node is not None
+        old = node.inputs[index]
+        array = const(old)
+        assert old is not None
+        assert array is not None
+        spread = np.broadcast_to(bias / self._beta, np.broadcast_shapes(array.shape, bias.shape))
+        kept = spread.astype(array.dtype)
+        return {old.name or "": kept.reshape(array.shape) if kept.size == array.size else kept}
+
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
         """The nodes that hold the weights and, if it can be changed, the bias."""

@@ -367,3 +367,20 @@ def test_killed_process_is_cleaned_up_after(effc: Effc, tmp_path: Path) -> None:
     assert effc("compile", MODEL, "--target", "host", "-o", "digits", "--no-verify").code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
     json.loads((tmp_path / "digits" / "manifest.json").read_text())
+
+
+def test_compare(effc: Effc, tmp_path: Path) -> None:
+    assert effc("compile", MODEL, "--target", "host", "--no-verify", "-o", "d").code == 0
+    answer = effc("compare", MODEL, "d", "--input", SAMPLES, "--report", "c.html", "--json")
+    assert answer.code == 0
+    result = answer.json
+    assert result["samples"] > 1
+    assert result["unmatched"] == []
+    assert all(layer["own_snr_db"] > 100 for layer in result["layers"])
+    assert "Compared with the float model" in (tmp_path / "c.html").read_text()
+    answer = effc("compare", MODEL, "d")
+    assert answer.code == 0
+    assert result["layers"][0]["name"] in answer.out
+    assert effc("compare", "none.onnx", "d").code == 2
+    assert effc("compare", MODEL, "d", "--report", "no/c.html").code == 2
+    assert effc("compare", MODEL, "d", "--device", "phone").code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from toy_model import toy_object, toy_program, toy_reference
 
 from effc import zig
 from effc.devices.catalog import get_target
-from effc.devices.execution import Execution, execute
+from effc.devices.execution import Execution, Piece, execute
 from effc.devices.qemu import qemu_command
 from effc.errors import DeviceError, ToolError, UsageError
 from effc.link import link_runner
@@ -143,3 +144,41 @@ def test_missing_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ToolError, match="apt-get install qemu-user"):
         qemu_command(get_target("android"))
+
+
+def piece(**changes: object) -> Piece:
+    """The toy's product in the arena after its first step."""
+    return replace(Piece("y", "float32", (UNITS, 4), 0, None, 64), **changes)  # type: ignore[arg-type]
+
+
+def test_trace(runner: Path) -> None:
+    """Tensors as they are after their steps, of every sample."""
+    inputs = samples(3)
+    pieces = [piece(), piece(name="part", shape=(4,), step=1, output=0, offset=16)]
+    done = execute([str(runner)], inputs, INPUTS, OUTPUTS, trace=pieces)
+    check(done, inputs)
+    for given, traced, outputs in zip(inputs, done.traced, done.outputs, strict=True):
+        np.testing.assert_array_equal(traced["part"], outputs["out"][1])
+        np.testing.assert_array_equal(traced["y"] + given[X], outputs["out"])
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [piece(step=3)],
+        [piece(offset=68)],
+        [piece(output=2)],
+        [piece(output=1, offset=0)],
+        [piece(step=1), piece()],
+    ],
+)
+def test_wrong_traces(runner: Path, pieces: list[Piece]) -> None:
+    with pytest.raises(DeviceError, match="not a plan for this model"):
+        execute([str(runner)], samples(1), INPUTS, OUTPUTS, trace=pieces)
+
+
+def test_a_trace_is_not_timed(runner: Path) -> None:
+    with pytest.raises(DeviceError, match="times nothing"):
+        execute([str(runner)], samples(1), INPUTS, OUTPUTS, trace=[piece()], runs=1)
+    with pytest.raises(DeviceError, match="one thread"):
+        execute([str(runner)], samples(1), INPUTS, OUTPUTS, trace=[piece()], threads=2)

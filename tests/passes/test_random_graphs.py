@@ -13,7 +13,7 @@ import onnx_ir as ir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from reference import assert_equivalent
+from reference import assert_equivalent, assert_origins
 
 from effc.frontend import import_model
 from effc.passes.registry import PASSES, simplify
@@ -87,5 +87,6 @@ def test_simplified_random_graphs_compute_the_same(proto: onnx.ModelProto) -> No
     assert_equivalent(proto, model)
     onnx.checker.check_model(ir.serde.serialize_model(model), full_check=True)
     assert cost(model) <= before
+    assert_origins(proto, model)
     _, reports = simplify(model)
     assert not any(r.applied for r in reports)
