@@ -8,7 +8,7 @@ with its default settings (all graph optimizations, so 8-bit integer kernels; on
 its sums of 8-bit products may saturate: see ``vnni`` in the file). Variants:
 
     float      the model as it is
-    plain      ``--ranges minmax --rounding nearest``: what most tools do
+    plain      ``--ranges minmax --rounding nearest --no-equalize --no-refine``
     int8       the defaults
     reference  the public int8 model of the same network in the folder, where there is one
     prune50, prune75            block-punched 4x1, float
@@ -46,7 +46,13 @@ import effc
 PRUNED = {"prune": "block-punched", "block": "4x1"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "float": {},
-    "plain": {"quantize": "int8", "ranges": "minmax", "rounding": "nearest"},
+    "plain": {
+        "quantize": "int8",
+        "ranges": "minmax",
+        "rounding": "nearest",
+        "equalize": False,
+        "refine": False,
+    },
     "int8": {"quantize": "int8"},
     "reference": {},
     "prune50": {**PRUNED, "sparsity": 0.5},
@@ -71,6 +77,7 @@ RN8, DSCNN = "mlperf_tiny_ic01_resnet8_fp32", "mlperf_tiny_kws01_dscnn_fp32"
 VWW, AD = "mlperf_tiny_vww01_mobilenetv1_fp32", "mlperf_tiny_ad01_autoencoder_fp32"
 MV2 = "imagenet_mobilenet_v2_1.0_224_fp32deq"
 REFERENCES = {
+    DSCNN: Reference("mlperf_tiny_kws01_dscnn_int8", 0.5847029, 83, np.int8),
     RN8: Reference("mlperf_tiny_ic01_resnet8_int8", 1.0, -128, np.int8),
     VWW: Reference("mlperf_tiny_vww01_mobilenetv1_int8", 1 / 255, -128, np.int8),
     AD: Reference("mlperf_tiny_ad01_autoencoder_int8", 0.39101523, 89, np.int8),

@@ -70,7 +70,7 @@ class Form:
             if weights is None:
                 found.append(scales_of(rows[:, part], self.bits))
             else:
-                found.append(search_scales(rows[:, part], weights[part], self.bits))
+                found.append(search_scales(rows[:, part], weights[..., part], self.bits))
         return np.asarray(np.maximum(np.stack(found, axis=1).T, smallest).T, np.float32)
 
 
@@ -79,7 +79,7 @@ class Fitted:
     """A layer on its grid.
 
     Attributes:
-        weight: On the grid, in the layer's shape.
+        weight: On the grid, float32 in the layer's shape.
         bias: Of its output channels; None if it cannot have one.
         scales: Float32 ``[Cout]``, or ``[Cout, groups]`` of groups.
         error: Squared error of its output over its variance, on the samples.
@@ -152,7 +152,8 @@ def round_alone(layer: Layer, form: Form) -> Fitted:
     new = nearest(rows, wide, form.bits) * wide
     energy = float(np.square(rows).sum())
     error = float(np.square(new - rows).sum()) / energy if energy else 0.0
-    return Fitted(new.reshape(layer.shape), layer.bias(), _squeezed(scales, form), error)
+    single = new.reshape(layer.shape).astype(np.float32)
+    return Fitted(single, layer.bias(), _squeezed(scales, form), error)
 
 
 def _squeezed(scales: Array, form: Form) -> Array:
@@ -170,25 +171,25 @@ def _fit(moments: Moments, form: Form) -> Fitted:
     step = input_scale(layer.node)
     if bias is not None and step is not None:
         least = smallest_scales(np.abs(bias), step)
-    scales = []
+    diagonals = None
+    if form.rounding != "nearest":
+        diagonals = np.einsum("gkk->gk", covariance).repeat(shape[1], axis=0)
+    scales = form.scales(weight.reshape(layer.shape[0], -1), diagonals, least)
+    wide = form.spread(scales, weight.shape[2]).astype(np.float64).reshape(weight.shape)
     new = np.empty(weight.shape)
     for group, rows in enumerate(weight):
-        hessian = covariance[group]
-        diagonal = None if form.rounding == "nearest" else np.diag(hessian)
-        own = form.scales(rows, diagonal, least.reshape(shape[:2])[group])
-        wide = form.spread(own, rows.shape[1]).astype(np.float64)
         if form.rounding == "nearest":
-            integers = nearest(rows, wide, form.bits)
+            integers = nearest(rows, wide[group], form.bits)
         else:
-            integers = surgical(rows, hessian, wide, form.bits, kept=rows != 0)
-        new[group] = integers * wide
-        scales.append(own)
+            integers = surgical(rows, covariance[group], wide[group], form.bits, kept=rows != 0)
+        new[group] = integers * wide[group]
     if bias is not None and layer.bias() is not None:
         bias = bias + (moments.target_mean - np.einsum("gok,gk->go", new, moments.mean)).reshape(-1)
     else:
         bias = None
-    found = _squeezed(np.concatenate(scales), form)
-    return Fitted(new.reshape(layer.shape), bias, found, _error(moments, new))
+    found = _squeezed(scales, form)
+    single = new.reshape(layer.shape).astype(np.float32)
+    return Fitted(single, bias, found, _error(moments, new))
 
 
 def _error(moments: Moments, weight: Array) -> float:

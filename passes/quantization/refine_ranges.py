@@ -39,7 +39,10 @@ COLUMNS = 4096
 SAMPLES = 128
 """That they are taken from."""
 
-_FRACTIONS = np.geomspace(2.0, 0.25, 25)
+PROJECTED = 16
+"""Random directions in which results of layers with more outputs are looked at."""
+
+_FRACTIONS = np.geomspace(2.0, 0.25, 17)
 """Of an end as given; ends beyond the observed ones are not tried."""
 
 _ROUNDS = 2
@@ -122,8 +125,13 @@ def best_range(readers: Sequence[Reader], grid: Grid, observed: Range, group: Gr
         low, high = min(low, *group.holds, 0.0), max(high, *group.holds, 0.0)
         return grid_of(max(low, least_low), min(high, most_high), group.bits)
 
+    costs: dict[Grid, float] = {}
+
     def cost(low: float, high: float) -> float:
-        return sum(reader.error(made(low, high)) for reader in readers)
+        grid = made(low, high)
+        if grid not in costs:
+            costs[grid] = sum(reader.error(grid) for reader in readers)
+        return costs[grid]
 
     best = cost(low, high)
     for _ in range(_ROUNDS):
@@ -169,13 +177,25 @@ def _readers(runner: SampleRunner, exact: ir.Model, points: Points) -> dict[str,
             parts.setdefault(index, []).append(flat[None, ::step, None])
     found: dict[str, list[Reader]] = {}
     for index, (name, layer) in enumerate(weighted):
-        weight = layer.weight().reshape(layer.groups, layer.shape[0] // layer.groups, -1)
         columns = np.concatenate(parts.pop(index), axis=1)
-        found.setdefault(name, []).append(Reader(weight.astype(np.float32), columns))
+        found.setdefault(name, []).append(Reader(_projected(layer), columns))
     for index, name in enumerate(plain, len(weighted)):
         columns = np.concatenate(parts.pop(index), axis=1)
         found.setdefault(name, []).append(Reader(None, columns))
     return found
+
+
+def _projected(layer: Layer) -> Array:
+    """Weights ``[groups, rows, K]``; of many rows some random sums.
+
+    The expected square of a sum with independent normal factors is the sum of squares.
+    """
+    weight = layer.weight().reshape(layer.groups, layer.shape[0] // layer.groups, -1)
+    if weight.shape[1] > PROJECTED:
+        rng = np.random.default_rng(zlib.crc32(layer.name.encode()))
+        mix = rng.standard_normal((PROJECTED, weight.shape[1])) / np.sqrt(PROJECTED)
+        weight = np.matmul(mix, weight.astype(np.float64))
+    return weight.astype(np.float32)
 
 
 def _columns(layer: Layer, inputs: Array, runner: SampleRunner, number: int) -> Array:

@@ -52,7 +52,7 @@ def search_scales(
 
     Args:
         rows: ``[rows, K]``.
-        diagonal: Weight of each column, ``[K]``.
+        diagonal: Weight of each column, ``[K]``, or of each weight, ``[rows, K]``.
         bits: Of the integers.
         smallest: Lower bounds.
     """
@@ -62,7 +62,7 @@ def search_scales(
     for fraction in _FRACTIONS:
         scales = (widest * fraction).astype(np.float32)
         error = nearest(rows, scales, bits) * scales[:, None].astype(np.float64) - rows
-        cost = np.square(error) @ diagonal
+        cost = (np.square(error) * diagonal).sum(axis=1)
         better = (cost < least) & (scales >= SMALLEST_SCALE)
         least, best = np.where(better, cost, least), np.where(better, scales, best)
     return np.asarray(np.maximum(best, smallest), np.float32)
