@@ -57,6 +57,8 @@ class Target:
         android_api: Minimum API level, 0 when not Android.
         variants: Processors worth code of their own, best first.
         common: The version that most devices run: configurations are ranked for it.
+        shared: Features that weights may be packed for, if they are fewer than ``features``:
+            those of all versions of the target that this is one of (``version``).
     """
 
     name: str
@@ -76,6 +78,7 @@ class Target:
     android_api: int = 0
     variants: tuple[Variant, ...] = ()
     common: str = BASE
+    shared: tuple[str, ...] | None = None
 
     @property
     def lanes(self) -> int:
@@ -99,6 +102,10 @@ class Target:
         """Whether a feature (without sign) is switched on."""
         return f"+{feature}" in self.features
 
+    def promises(self, feature: str) -> bool:
+        """Whether a feature is on in this and all other versions: weights may depend on it."""
+        return f"+{feature}" in (self.features if self.shared is None else self.shared)
+
     def version(self, name: str) -> Target:
         """The target as one of its versions sees it: ``base``, or a variant's name.
 
@@ -108,7 +115,7 @@ class Target:
             InternalError: There is no such variant.
         """
         if name == BASE:
-            return replace(self, variants=(), common=BASE)
+            return replace(self, variants=(), common=BASE, shared=self.features)
         for variant in self.variants:
             if variant.name == name:
                 kept = [f for f in self.features if f"+{f[1:]}" not in variant.features]
@@ -118,6 +125,7 @@ class Target:
                     features=(*kept, *variant.features),
                     variants=(),
                     common=BASE,
+                    shared=self.features,
                 )
         raise InternalError("target has no such variant", where=self.name, got=name)
 

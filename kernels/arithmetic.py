@@ -41,6 +41,7 @@ class Arithmetic(ABC):
         sums: Type of accumulators and bias, and of sums that wait in scratch.
         channels: Channels of an element: how many are stored together, and how many
             input channels one step adds up.
+        steps: Reduction steps that are added up at once: 1, or 2 (``quad_pairs``).
         pinned: Whether operands have to be kept from being loaded ahead of the loop over
             tiles, see ``register_tile.pin``.
         features: Processor features that change the code, see ``Template.features``.
@@ -49,6 +50,7 @@ class Arithmetic(ABC):
     dtype: ClassVar[str]
     sums: ClassVar[str]
     channels: ClassVar[int] = 1
+    steps: ClassVar[int] = 1
     pinned: ClassVar[bool] = False
     features: ClassVar[frozenset[str]] = frozenset()
 

@@ -12,11 +12,12 @@ keep vectors along output channels and broadcast activations, which wastes no
 lanes where there are few positions; their result is transposed through scratch.
 
 Integer convolutions run the same way over quads of channels (``conv_problem``), exactly; others are
-exact up to the order of summation.
+exact up to the order of summation. With Arm's i8mm quads are multiplied in pairs (``quad_pairs``).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -28,7 +29,8 @@ from effc.kernels.conv_pack import copy_stage, pack_weights, panel_slack
 from effc.kernels.conv_problem import ConvProblem, arithmetic_of, problem_refusal
 from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source, source_layout
-from effc.kernels.region import Region
+from effc.kernels.region import Op, Region
+from effc.kernels.quad_pairs import pack_pairs, paired
 from effc.kernels.template import Config, Kernel, Stage, Template
 
 __all__ = ["CopiedSource", "DirectConv"]
@@ -86,15 +88,19 @@ class DirectConv(Template):
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         assert region.anchor is not None
         shape = ConvShape.of(region.anchor)
-        return direct_candidates(shape, source_layout(shape), arithmetic_of(region.anchor), target)
+        arithmetic = _arithmetic(region.anchor, shape, target)
+        return direct_candidates(shape, source_layout(shape), arithmetic, target)
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         problem = ConvProblem.of(region, target)
         shape, epilogue = problem.shape, problem.results.epilogue
+        assert region.anchor is not None
+        problem = replace(problem, arithmetic=_arithmetic(region.anchor, shape, target))
         source = source_layout(shape)
         knobs = ProductConfig.of(config)
 
-        weights = {"w": pack_weights(problem.weight, shape.groups, knobs.channels)}
+        pack = pack_weights if problem.arithmetic.steps == 1 else pack_pairs
+        weights = {"w": pack(problem.weight, shape.groups, knobs.channels)}
         if len(source.taps) > 1:
             weights["taps"] = np.array(source.taps, np.int32)
         if problem.bias is not None:
@@ -109,3 +115,8 @@ class DirectConv(Template):
         return Kernel(
             (*copied.stages, stage), weights | epilogue.weights, copied.workspaces, inplace
         )
+
+
+def _arithmetic(op: Op, shape: ConvShape, target: Target) -> Arithmetic:
+    """Arithmetic of a convolution without zeros to skip."""
+    return paired(arithmetic_of(op), shape.reduction, shape.positions, target)

@@ -18,6 +18,7 @@ from effc.kernels.conv_pack import pack_runs
 from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.lanes import uses_lanes
+from effc.kernels.quad_pairs import whole_pairs
 from effc.kernels.register_tile import Tile, split_widths
 from effc.kernels.template import Config
 
@@ -32,6 +33,8 @@ def tile_fits(tile: Tile, target: Target, arithmetic: Arithmetic = FLOAT32) -> b
     """Whether accumulators and operands of a register tile fit the vector registers."""
     sums = tile.rows * len(tile.widths)
     scalars = -(-tile.rows // arithmetic.shared) if uses_lanes(target) else 1
+    if arithmetic.steps > 1:  # weights are loaded one by one, and no copies of lanes needed
+        return sums + arithmetic.steps * len(tile.widths) + 2 <= target.vector_registers
     # Registers that LLVM needs beside, or it spills: unrolled steps overlap on Arm; SSE has no
     # fused multiply-add and holds a product.
     spare = 2 if target.vector_bits <= 128 else 0
@@ -57,6 +60,8 @@ def tile_cycles(
         paired: Whether successive steps read adjacent memory, so that Arm can load pairs.
     """
     count = len(tile.widths)
+    if arithmetic.steps > 1:
+        return _pair_cycles(tile, depth, unroll)
     if uses_lanes(target):
         vectors, scalars = tile.rows * count, -(-tile.rows // arithmetic.shared)
         loads = (count + scalars) / 2 if paired else count + 1 + scalars / 2
@@ -71,6 +76,15 @@ def tile_cycles(
     loads = sum(max(w, 0.5) for w in weights) + 0.5 * tile.rows
     issue = (tile.rows * count + count + tile.rows + 3 / unroll) / 5
     return depth * max(fma, loads, issue, _LATENCY) + 20 + tile.rows * count
+
+
+def _pair_cycles(tile: Tile, depth: float, unroll: int) -> float:
+    """As ``tile_cycles``, for pairs of quads (``quad_pairs``)."""
+    count, pairs = len(tile.widths), ceil(depth / 2)
+    vectors = tile.rows * count
+    loads, zips = (2 * count + tile.rows / 2) / 2, 2 * count
+    step = vectors + loads + zips + 4 / min(max(unroll // 2, 1), pairs)
+    return pairs * max(step, _LATENCY) + (3.5 + 1.5) * vectors + 12
 
 
 def half_sum_cost(depth: float, arithmetic: Arithmetic) -> float:
@@ -110,6 +124,8 @@ def _configurations(
         for along, channels, columns in _tiles(shape, lanes, arithmetic, target):
             for pack in packs:
                 for block in _blocks(shape, source, columns, arithmetic, target):
+                    if arithmetic.steps > 1 and not whole_pairs(shape, source, block):
+                        continue
                     for panels in (1, 2, 4):
                         splits = _splits(shape, channels, columns, panels)
                         yield ProductConfig(
@@ -150,7 +166,8 @@ def _tiles(
             run = vectors * lanes
             if run - lanes < shape.positions and rows % arithmetic.channels == 0:
                 yield "space", min(rows, shape.cout), min(run, shape.positions)
-            if run - lanes < shape.cout and shape.positions <= 256:
+            turned = shape.positions <= 256 and arithmetic.steps == 1
+            if turned and run - lanes < shape.cout:
                 yield "channel", min(run, shape.cout), min(rows, shape.positions)
 
 

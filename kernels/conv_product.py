@@ -25,6 +25,7 @@ from effc.kernels.register_tile import (
     split_widths,
 )
 from effc.kernels.shuffles import store_transposed
+from effc.kernels.quad_pairs import contract_pairs, whole_pairs
 from effc.kernels.template import Config
 
 __all__ = ["Product", "ProductConfig"]
@@ -77,6 +78,8 @@ class Product:
     ) -> None:
         shape, results = problem.shape, problem.results
         valid = shape.cin % knobs.block == 0 and knobs.channels % results.group == 0
+        if problem.arithmetic.steps > 1:
+            valid = valid and knobs.along == "space" and whole_pairs(shape, source, knobs.block)
         if not valid or not (knobs.pack or self.may_read_in_place(source)):
             raise InternalError("invalid configuration", where="conv_direct", got=knobs)
         self.shape, self.source, self.knobs, self.target = shape, source, knobs, target
@@ -86,6 +89,7 @@ class Product:
         taps = len(source.taps)
         self.depth = knobs.block * taps  # reduction steps of one pass
         self.passes = shape.cin // knobs.block
+        self.weight_steps = -(-shape.reduction // self.arithmetic.steps) * self.arithmetic.steps
         self.full_panels, self.rest_columns = divmod(shape.positions, knobs.columns)
         self.full_tiles, self.rest_channels = divmod(shape.cout, knobs.channels)
         self.full_blocks = -(-self.full_panels // knobs.panels)
@@ -128,7 +132,7 @@ class Product:
         shape = self.shape
         cout = shape.groups * shape.cout
         dtype = self.arithmetic.dtype
-        weights = ("w", self.arithmetic.stored, cout * shape.reduction)
+        weights = ("w", self.arithmetic.stored, cout * self.weight_steps)
         params = [("x", dtype, self.source_elements), weights]
         if self.reads_taps:
             params.append(("taps", "int32", len(self.source.taps)))
@@ -255,7 +259,7 @@ class Product:
         return Operand(self.w, self._weights_at(tile, channels, number), channels, weights=True)
 
     def _weights_at(self, tile: Expr, channels: int, number: Expr) -> Expr:
-        start = (self.group * self.shape.cout + tile * self.knobs.channels) * self.shape.reduction
+        start = (self.group * self.shape.cout + tile * self.knobs.channels) * self.weight_steps
         return bind(start + number * (self.depth * channels))
 
     def _widen(self, tile: Expr, channels: int, number: Expr) -> None:
@@ -281,7 +285,11 @@ class Product:
         positions: Operand,
     ) -> None:
         pair = self._operands(tile, channels, number, panel, positions)
-        contract(acc, self._reduction(acc.tile), *pair, self.target, self.arithmetic)
+        reduction = self._reduction(acc.tile)
+        if self.arithmetic.steps > 1:
+            contract_pairs(acc, reduction, *pair)
+        else:
+            contract(acc, reduction, *pair, self.target, self.arithmetic)
 
     def _operands(
         self, tile: Expr, channels: int, number: Expr, panel: Expr, positions: Operand
