@@ -29,8 +29,8 @@ from effc.kernels.conv_pack import copy_stage, pack_weights, panel_slack
 from effc.kernels.conv_problem import ConvProblem, arithmetic_of, problem_refusal
 from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source, source_layout
-from effc.kernels.region import Op, Region
 from effc.kernels.quad_pairs import pack_pairs, paired
+from effc.kernels.region import Op, Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 
 __all__ = ["CopiedSource", "DirectConv"]

@@ -33,8 +33,8 @@ def tile_fits(tile: Tile, target: Target, arithmetic: Arithmetic = FLOAT32) -> b
     """Whether accumulators and operands of a register tile fit the vector registers."""
     sums = tile.rows * len(tile.widths)
     scalars = -(-tile.rows // arithmetic.shared) if uses_lanes(target) else 1
-    if arithmetic.steps > 1:  # weights are loaded one by one, and no copies of lanes needed
-        return sums + arithmetic.steps * len(tile.widths) + 2 <= target.vector_registers
+    if arithmetic.steps > 1:  # weights come one vector after the other, loaded ahead
+        return sums + arithmetic.steps * len(tile.widths) + 3 <= target.vector_registers
     # Registers that LLVM needs beside, or it spills: unrolled steps overlap on Arm; SSE has no
     # fused multiply-add and holds a product.
     spare = 2 if target.vector_bits <= 128 else 0

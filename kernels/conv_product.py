@@ -15,6 +15,7 @@ from effc.kernels.conv_pack import pack_panel, panel_slack, widen
 from effc.kernels.conv_problem import ConvProblem
 from effc.kernels.conv_shape import Source
 from effc.kernels.half_sums import half_sums
+from effc.kernels.quad_pairs import contract_pairs, whole_pairs
 from effc.kernels.register_tile import (
     Accumulators,
     Dense,
@@ -25,7 +26,6 @@ from effc.kernels.register_tile import (
     split_widths,
 )
 from effc.kernels.shuffles import store_transposed
-from effc.kernels.quad_pairs import contract_pairs, whole_pairs
 from effc.kernels.template import Config
 
 __all__ = ["Product", "ProductConfig"]

@@ -11,7 +11,7 @@ from single_op import host
 from effc.devices.catalog import get_target
 from effc.devices.target import Target
 
-__all__ = ["ARM", "NATIVE", "native"]
+__all__ = ["ARM", "I8MM", "NATIVE", "native"]
 
 _FEATURES = {
     "sse2": (128, ()),
@@ -31,6 +31,9 @@ ARM = {
     "dotprod": arm64("cortex-a76", "+dotprod", "+fullfp16"),
 }
 """Targets for ``emulated.run_emulated``."""
+
+I8MM = arm64("cortex-a715", "+dotprod", "+fullfp16", "+i8mm", "-sve", "-sve2")
+"""With a matrix multiply instruction, which convolutions use."""
 
 
 def native(name: str) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from emulated import Case, run_emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integer_cases import Node, check, region_of
-from integer_targets import ARM, NATIVE, native
+from integer_targets import ARM, I8MM, NATIVE, native
 from sparse_cases import block_mask
 
+from effc.devices.target import Target, Variant
+from effc.errors import InternalError
 from effc.kernels.conv import DirectConv
 from effc.kernels.sparse_conv import SparseConv
 from effc.kernels.template import Config, Template
+from effc.kernels.versions import require_same
 from effc.passes.integer.arithmetic import add_factors, factors
 from effc.passes.integer.reference import to_quads
 
@@ -165,22 +169,83 @@ def test_sparse(name: str, target: str) -> None:
     judge(SPARSE, sparse_case(**SPARSE_CASES[name]), target, SPARSE_CASES[name]["cout"])
 
 
-@pytest.mark.parametrize("target", ARM)
-def test_arm(target: str) -> None:
+def emulate(
+    named: dict[str, tuple[Template, dict[str, Any]]], target: Target, number: int = 0
+) -> None:
+    """Arguments of ``case`` or ``sparse_case``: their configuration ``number`` gives the bits."""
     cases, wanted = [], []
-    for template, problems in ((DIRECT, CASES), (SPARSE, SPARSE_CASES)):
-        for name, more in problems.items():
-            made = case if template is DIRECT else sparse_case
-            nodes, inputs, constants = made(**{"dtype": "int8", "x_zero": -5, **more})
-            region, expected = region_of(nodes, inputs, constants, anchored=True)
-            config = template.candidates(region, ARM[target])[0][0]
-            cases.append(Case(template.build(region, ARM[target], config), region, inputs))
-            wanted.append((name, config, expected["y"], missing(more["cout"])))
-    found = run_emulated(cases, ARM[target])
+    for name, (template, more) in named.items():
+        made = case if template is DIRECT else sparse_case
+        nodes, inputs, constants = made(**{"dtype": "int8", "x_zero": -5, **more})
+        region, expected = region_of(nodes, inputs, constants, anchored=True)
+        ranked = template.candidates(region, target)
+        config = ranked[number % len(ranked)][0]
+        cases.append(Case(template.build(region, target, config), region, inputs))
+        wanted.append((name, config, expected["y"], missing(more["cout"])))
+    found = run_emulated(cases, target)
     for have, (name, config, want, ignore) in zip(found, wanted, strict=True):
         have, want = have.copy(), want.copy()
         have[ignore] = want[ignore] = 0
         np.testing.assert_array_equal(have, want, err_msg=f"{name} {config}")
+
+
+@pytest.mark.parametrize("target", ARM)
+def test_arm(target: str) -> None:
+    dense = {name: (DIRECT, more) for name, more in CASES.items()}
+    emulate(dense | {name: (SPARSE, more) for name, more in SPARSE_CASES.items()}, ARM[target])
+
+
+def test_i8mm() -> None:
+    emulate({name: (DIRECT, more) for name, more in CASES.items()}, I8MM)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "x_shape": st.tuples(
+                    st.integers(1, 2), st.integers(1, 40), st.integers(3, 9), st.integers(3, 20)
+                ),
+                "cout": st.integers(1, 40),
+                "kernel": st.sampled_from([(1, 1), (1, 1), (1, 3), (3, 2)]),
+                "strides": st.sampled_from([(1, 1), (2, 1), (2, 2)]),
+                "pads": st.sampled_from([(0,) * 4, (1, 0, 1, 2)]),
+                "x_zero": st.integers(-128, 127),
+            }
+        ),
+        min_size=6,
+        max_size=6,
+    ),
+    st.integers(0, 23),
+)
+@settings(max_examples=2, deadline=None)
+def test_i8mm_with_any_shape(shapes: list[dict[str, Any]], number: int) -> None:
+    emulate({str(more): (DIRECT, more) for more in shapes}, I8MM, number)
+
+
+def test_i8mm_in_passes_over_whole_pairs() -> None:
+    """Sums that wait between passes; a pass over an odd number of steps is no configuration."""
+    knobs = {"along": "space", "lanes": 4, "channels": 8, "columns": 8, "pack": True}
+    knobs |= {"panels": 2, "splits": 1, "unroll": 8}
+    nodes, inputs, constants = case((1, 24, 5, 7), 12, (1, 3), dtype="int8", residual=True)
+    region, expected = region_of(nodes, inputs, constants, anchored=True)
+    kernel = DIRECT.build(region, I8MM, knobs | {"block": 2})
+    (found,) = run_emulated([Case(kernel, region, inputs)], I8MM)
+    np.testing.assert_array_equal(found, expected["y"])
+    with pytest.raises(InternalError, match="invalid configuration"):
+        DIRECT.build(region, I8MM, knobs | {"block": 3})
+
+
+def test_versions_share_weights_whatever_they_multiply_with() -> None:
+    """A variant with i8mm does not pack weights for it; a target that promises it does."""
+    region, _ = region_of(*case((1, 24, 7, 9), 16, (1, 1), dtype="int8"), anchored=True)
+    variant = Variant("i8mm", ("+dotprod", "+i8mm"))
+    target = replace(ARM["neon"], variants=(variant,), common="i8mm")
+    config = DIRECT.candidates(region, target.version("i8mm"))[0][0]
+    base, other = (DIRECT.build(region, target.version(n), config) for n in ("base", "i8mm"))
+    require_same(base, other, "test")
+    packed = DIRECT.build(region, I8MM, config | {"along": "space"})
+    assert not np.array_equal(packed.weights["w"], base.weights["w"])
 
 
 @given(
