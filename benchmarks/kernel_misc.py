@@ -2,6 +2,7 @@
 
     nice -n -15 taskset -c 1 python benchmarks/kernel_misc.py [GROUP ...] [--best N]
     python benchmarks/kernel_misc.py --counter COUNT.PY [GROUP ...] [--best N]
+    ... --int8                  depthwise and matmul in 8 bits, requantized (peer: our float32)
 
 On this machine each layer's predicted best ``N`` configurations are timed against ONNX
 Runtime (one node, one thread, same process, interleaved). With ``--counter`` executed
@@ -22,18 +23,21 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from kernel_conv import arm_program, describe, fastest, load
+from kernel_conv import arm_program, describe, fastest, integer_region, load
 from onnx import helper, numpy_helper, shape_inference
 
 from effc.devices.catalog import get_target
 from effc.devices.target import Target
 from effc.kernels.conv_transpose import ConvTranspose
 from effc.kernels.depthwise import DepthwiseConv
+from effc.kernels.depthwise_integer import DepthwiseInteger
 from effc.kernels.matmul import MatMulTemplate
+from effc.kernels.matmul_integer import MatMulInteger
 from effc.kernels.pool import PoolTemplate
 from effc.kernels.pool_global import GlobalPoolTemplate
-from effc.kernels.region import Op, Region, TensorType, Value
+from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
 from effc.kernels.template import Config, Template
+from effc.passes.integer.arithmetic import factors
 
 Dims = tuple[int, ...]
 TEMPLATES: tuple[Template, ...] = (
@@ -42,6 +46,8 @@ TEMPLATES: tuple[Template, ...] = (
     MatMulTemplate(),
     GlobalPoolTemplate(),
     PoolTemplate(),
+    DepthwiseInteger(),
+    MatMulInteger(),
 )
 
 
@@ -198,6 +204,38 @@ def configurations(
             return
 
 
+def integer_product(region: Region, target: Target) -> Region:
+    """A matrix product in 8 bits: MatMulInteger and Requantize (docs/QUANTIZATION.md)."""
+    left, right = region.ops[0].inputs[:2]
+    assert left is not None
+    assert right is not None
+    dtype, shape = target.activation_dtype, region.outputs[0].shape
+    low = int(np.iinfo(dtype).min)
+    found = factors(np.full(shape[-1], 0.5 / np.sqrt(left.shape[-1]) / 127))
+    a = Value("a", TensorType(left.shape, dtype))
+    weights = None
+    if right.const is not None:
+        weights = np.round(right.const / np.abs(right.const).max() * 127).astype(np.int8)
+    b = Value("b", TensorType(right.shape, dtype if weights is None else "int8"), weights)
+    m = Value("m", TensorType(found.multiplier.shape, "int32"), found.multiplier)
+    sums, y = Value("s", TensorType(shape, "int32")), Value("y", TensorType(shape, dtype))
+    zeros = {"a_zero": low + 110, "b_zero": low + 130 if weights is None else 0}
+    ends = {"zero": low + 120, "low": low, "high": low + 255, "to": 2 if low == 0 else 3}
+    how = {"left": found.left, "right": found.right, **ends}
+    product = Op("MatMulInteger", (a, b), (sums,), zeros, domain=DOMAIN)
+    scaled = Op("Requantize", (sums, m), (y,), how, domain=DOMAIN)
+    return Region("product", (product, scaled), product, (a, b) if weights is None else (a,), (y,))
+
+
+def in_bytes(layer: Layer, target: Target) -> Region | None:
+    """The layer in 8 bits, if there is a kernel for it."""
+    if layer.op == "Conv":
+        return integer_region(layer.region(), target)
+    if layer.op in ("MatMul", "Gemm") and not layer.attrs:
+        return integer_product(layer.region(), target)
+    return None
+
+
 def onnx_runtime(layer: Layer) -> Callable[[], object]:
     """The layer in ONNX Runtime, one thread."""
     options = onnxruntime.SessionOptions()
@@ -210,13 +248,22 @@ def onnx_runtime(layer: Layer) -> Callable[[], object]:
     return lambda: session.run(None, feeds)
 
 
-def time_group(layers: tuple[Layer, ...], target: Target, best: int) -> list[float]:
-    """Print and return the ratio to ONNX Runtime of each layer."""
+def ours(region: Region, target: Target) -> Callable[[], object]:
+    """The predicted best kernel of a region."""
+    template, config, _ = next(configurations(region, target, 1))
+    return load(template.build(region, target, config), region, target)
+
+
+def time_group(layers: tuple[Layer, ...], target: Target, best: int, int8: bool) -> list[float]:
+    """Print and return the ratio of each layer to its peer."""
     ratios = []
     for layer in layers:
-        region = layer.region()
+        region = in_bytes(layer, target) if int8 else layer.region()
+        if region is None:
+            continue
         chosen = list(configurations(region, target, best))
-        runs: list[Callable[[], object]] = [onnx_runtime(layer)]
+        peer = ours(layer.region(), target) if int8 else onnx_runtime(layer)
+        runs: list[Callable[[], object]] = [peer]
         runs += [load(t.build(region, target, c), region, target) for t, c, _ in chosen]
         times = fastest(runs, 60)
         pick = int(np.argmin(times[1:]))
@@ -230,11 +277,15 @@ def time_group(layers: tuple[Layer, ...], target: Target, best: int) -> list[flo
     return ratios
 
 
-def count_group(layers: tuple[Layer, ...], target: Target, best: int, counter: Path) -> float:
+def count_group(
+    layers: tuple[Layer, ...], target: Target, best: int, counter: Path, int8: bool
+) -> float:
     """Print each layer's instructions per output; returns their sum."""
     total = 0.0
     for layer in layers:
-        region = layer.region()
+        region = in_bytes(layer, target) if int8 else layer.region()
+        if region is None:
+            continue
         rows = []
         for template, config, cost in configurations(region, target, best):
             kernel = template.build(region, target, config)
@@ -263,14 +314,17 @@ def main() -> None:
     parser.add_argument("groups", nargs="*", choices=[*LAYERS, []], metavar="GROUP")
     parser.add_argument("--best", type=int, default=1)
     parser.add_argument("--counter", type=Path, help="count AArch64 instructions with this script")
+    parser.add_argument("--int8", action="store_true")
+    parser.add_argument("--target", default="linux-arm64", help="what to count for")
     args = parser.parse_args()
     for group in args.groups or LAYERS:
         print(group)
         if args.counter:
-            total = count_group(LAYERS[group], get_target("linux-arm64"), args.best, args.counter)
+            target = get_target(args.target)
+            total = count_group(LAYERS[group], target, args.best, args.counter, args.int8)
             print(f"sum {total / 1e6:.2f} M instructions", flush=True)
         else:
-            ratios = time_group(LAYERS[group], get_target("host"), args.best)
+            ratios = time_group(LAYERS[group], get_target("host"), args.best, args.int8)
             mean = float(np.exp(np.mean(np.log(ratios))))
             print(f"geometric mean {mean:.2f}, worst {max(ratios):.2f}", flush=True)
 

@@ -29,7 +29,7 @@ from effc.kernels.depthwise_taps import (
     taps_for,
 )
 from effc.kernels.dot_product import DOT_FEATURES
-from effc.kernels.lanes import repeated
+from effc.kernels.lanes import repeated, uses_lanes
 from effc.kernels.plane import Plane
 from effc.kernels.quad_epilogue import QuadEpilogue, QuadOutput
 from effc.kernels.region import DOMAIN, Op, Region
@@ -355,6 +355,8 @@ def _cost(shape: _Shape, taps: Taps, blocks: int, rows: int) -> float:
     def tile(count: int) -> float:
         live = 4 * count + (y.kernel * each if wide else 3) + 6
         spill = 2.0 * max(live - taps.target.vector_registers, 0)
+        if uses_lanes(taps.target):  # LLVM loads all rows first; fitted to counts
+            spill += 5.0 * max(y.extent(count) * y.stride - 10, 0)
         products = 4 * count * y.kernel * each
         return y.extent(count) * read + products + 4 * count * 8 + spill + 6
 

@@ -9,7 +9,8 @@
         ``scale_x * scale_w / scale_y``, rounded and saturated: a sum beyond 2^24 is
         rounded to 24 bits first, so a result may differ by one step, rarely.
 
-Kernels in integer arithmetic replace these where they exist.
+``effc.passes.integer`` has turned what has an integer form into integer operators before; this
+is for the rest: 16 bits, scales that are not constant, floats that are quantized.
 """
 
 from __future__ import annotations

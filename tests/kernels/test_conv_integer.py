@@ -173,10 +173,9 @@ def test_arm(target: str) -> None:
             made = case if template is DIRECT else sparse_case
             nodes, inputs, constants = made(**{"dtype": "int8", "x_zero": -5, **more})
             region, expected = region_of(nodes, inputs, constants, anchored=True)
-            ranked = [c for c, _ in template.candidates(region, ARM[target])]
-            for config in (ranked[0], ranked[-1]):
-                cases.append(Case(template.build(region, ARM[target], config), region, inputs))
-                wanted.append((name, config, expected["y"], missing(more["cout"])))
+            config = template.candidates(region, ARM[target])[0][0]
+            cases.append(Case(template.build(region, ARM[target], config), region, inputs))
+            wanted.append((name, config, expected["y"], missing(more["cout"])))
     found = run_emulated(cases, ARM[target])
     for have, (name, config, want, ignore) in zip(found, wanted, strict=True):
         have, want = have.copy(), want.copy()
@@ -197,7 +196,7 @@ def test_arm(target: str) -> None:
     st.sampled_from(sorted(NATIVE)),
     st.integers(0, 23),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_any_shape_and_configuration(
     batch: int,
     cin: int,
@@ -236,7 +235,7 @@ def test_any_shape_and_configuration(
     st.sampled_from(sorted(NATIVE)),
     st.integers(0, 23),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_any_zeros(
     cin: int,
     cout: int,

@@ -13,6 +13,7 @@ from integer_cases import Node, check, region_of
 from integer_targets import ARM, NATIVE, native
 
 from effc.kernels.matmul_integer import MatMulInteger
+from effc.kernels.versions import require_same
 from effc.passes.integer.arithmetic import factors
 
 Shape = tuple[int, ...]
@@ -130,6 +131,15 @@ def test_on_arm(name: str) -> None:
         wanted.append(expected["y"])
     for have, want in zip(run_emulated(cases, target), wanted, strict=True):
         np.testing.assert_array_equal(have, want)
+
+
+def test_versions_share_weights_and_work() -> None:
+    template = MatMulInteger()
+    for shape in (SHAPES[0], SHAPES[4]):
+        region, _ = region_of(*problem(*shape, "int8"), anchored=True)
+        config = template.candidates(region, ARM["dotprod"])[0][0]
+        base, other = (template.build(region, target, config) for target in ARM.values())
+        require_same(base, other, "matmul")
 
 
 @pytest.mark.parametrize(

@@ -93,3 +93,35 @@ def test_same_bits(target: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(got, expected[name])
     assert want.std() > 10  # the outputs say something
     assert np.abs(got.astype(int) - want).max() <= 2
+
+
+@pytest.mark.parametrize("target", ["host", "android"])
+def test_sums_that_leave_as_int32_or_float(target: str, tmp_path: Path) -> None:
+    """Weights of 9 bits in two parts, ONNX's integer operators, floats between quads."""
+    if target == "android" and shutil.which("qemu-aarch64") is None:
+        pytest.skip("qemu-aarch64 is not installed (apt-get install qemu-user)")
+    net = Net()
+    generator = np.random.default_rng(0)
+    x = net.input("x", generator.integers(0, 256, (1, 8, 6, 7), np.uint8))
+    zero = net.input("zero", np.array(130, np.uint8))
+    wide = net.const(generator.integers(0, 256, (9, 8, 3, 3), np.uint8))
+    exact = net.op("ConvInteger", x, wide, zero, net.const(np.array(7, np.uint8)))
+    w = net.dq(wide, 0.0004, np.array(7, np.uint8))
+    first = net.op("Conv", net.dq(x, *net.grid), w, pads=[1] * 4)
+    silu = net.op("Mul", first, net.op("Sigmoid", first))
+    inner = net.quantized(silu)
+    small = net.const(generator.integers(-90, 91, (9, 9, 1, 1), np.int8))
+    second = net.op("Conv", inner, net.dq(small, 0.001, ZERO))
+    y = net.q(net.op("Relu", net.op("Add", second, silu)), *net.grid)
+    rows = net.op("MatMulInteger", x, net.const(generator.integers(0, 256, (7, 5), np.uint8)), zero)
+    outputs = exact, rows, second, y
+    wanted = reference(net.proto(*outputs), net.inputs)
+    model = net.proto(*outputs, like=wanted)
+    prepared = import_and_simplify(model, CompileOptions(target=target)).model
+    assert not {"Conv", "MatMul"} & {node.op_type for node in prepared.graph}
+    artifact = effc.compile(model, target=target, output=tmp_path / "m", verify=False)
+    with open_executor(artifact, None, 1) as executor:
+        results = executor.run(net.inputs)
+    for got, want in zip(results.values(), wanted, strict=True):
+        limit = {"int32": 0, "uint8": 1, "float32": 1e-2}[want.dtype.name]
+        assert np.abs(got.astype(np.float64) - want).max() <= limit
