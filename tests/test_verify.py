@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from effc.errors import ModelError
 from effc.metrics import MAX_SNR_DB, OutputError, accumulated_length, snr_limit
-from effc.samples import Tensor, generate, index_limits, load_inputs
+from effc.samples import Dataset, Tensor, generate, index_limits, load_inputs
 from effc.verify import Reference, verify
 
 
@@ -194,8 +194,6 @@ def test_amplified_rounding_lowers_the_limit_and_says_so() -> None:
         "layers": [layer],
         "passes": [],
     }
-    from effc.samples import Dataset
-
     x = (1 + np.linspace(0.0005, 0.001, 64)).astype(np.float32)
     data = Dataset([{"x": x}])
     rounded = {"x": x * np.float32(1 + 2**-23)}
@@ -227,3 +225,30 @@ def test_quantized_outputs_may_be_as_far_apart_as_a_step_moves_them(apart: int, 
     result = verify(manifest, artifact, reference, "here")  # type: ignore[arg-type]
     assert result.ok == ok
     assert bool(result.notes) == (apart > 1)
+
+
+@pytest.mark.parametrize(("noise", "ok"), [(0.005, True), (0.05, True), (0.5, False)])
+def test_floats_behind_quantization_may_be_as_far_apart_as_steps_move_them(
+    noise: float, ok: bool
+) -> None:
+    """What is left of nearly equal sums amplifies their steps: 30 dB are too much to ask for."""
+
+    def reference(sample: Any) -> dict[str, np.ndarray]:
+        return {"y": np.round(np.asarray(sample["x"]) * 128) - np.float32(104)}
+
+    def artifact(sample: Any) -> dict[str, np.ndarray]:
+        found = reference(sample)["y"]
+        signs = np.where(np.arange(found.size) % 2, 1, -1).astype(np.float32)
+        return {"y": found * (1 + np.float32(noise) * signs)}
+
+    ports = [{"name": n, "dtype": "float32", "shape": [64], "bytes": 256} for n in ("x", "y")]
+    manifest = {
+        "inputs": ports[:1],
+        "outputs": ports[1:],
+        "layers": [],
+        "passes": [{"name": "integerize", "applied": ["n"]}],
+    }
+    data = Dataset([{"x": np.linspace(0.8, 0.85, 64).astype(np.float32)}])
+    result = verify(manifest, artifact, reference, "here", data)  # type: ignore[arg-type]
+    assert result.ok == ok
+    assert bool(result.notes) == (noise > 0.03)
