@@ -7,8 +7,8 @@
 test executable of the artifact with ``--runs 1`` and ``--runs 3`` under ``qemu-aarch64`` with an
 instruction-counting plugin and to print the difference per run as JSON (``total``, ``ld``, ``ldB``,
 ``fmla`` ...). One thread. ``--cpu`` is the counter's name of a processor that has what the target
-promises (by default Cortex-A76; i8mm needs more). ``--precision f16`` needs a target with half arithmetic,
-raspberry-pi-5 for example.
+promises (by default Cortex-A76; i8mm needs more). ``--precision f16`` needs a target with half
+arithmetic, raspberry-pi-5 for example.
 """
 
 from __future__ import annotations
