@@ -8,9 +8,10 @@ If a result misses its limit, ONNX Runtime runs once more on inputs that differ 
 relative 2^-20. If that alone moves the reference by more, the model amplifies
 rounding on these inputs; the limit is lowered by the amplification measured. Quantized models
 are amplifiers by steps: if their outputs miss a limit, one element in sixteen of the inputs
-is moved by a step (2^-8 of its magnitude if it is a float), and outputs may differ by as much
-as the reference then does: 8-bit ones by as many steps, float ones by the same signal-to-noise ratio. ONNX Runtime runs quantized models as they are written: its optimized
-products of bytes saturate on x86 processors without VNNI.
+is moved by a step (2^-8 of its magnitude if it is a float), and outputs may differ by as much as
+the reference then does: 8-bit ones by as many steps, float ones by the same ratio of signal to
+noise. ONNX Runtime runs quantized models as they are written: its optimized products of bytes
+saturate on x86 processors without VNNI.
 """
 
 from __future__ import annotations
