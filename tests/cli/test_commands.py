@@ -342,6 +342,8 @@ def _compiling(folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # Jobs in the background of a shell script ignore interrupts, and so do their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(folder.glob(".digits.effc-tmp-*")) and time.monotonic() < deadline:
