@@ -33,11 +33,11 @@ __all__ = [
     "WEIGHTS_LIMIT",
     "LinkReport",
     "abi_symbols",
-    "check_weights",
     "library_flags",
     "library_headers",
     "link_library",
     "link_runner",
+    "write_sources",
     "write_weights",
 ]
 
@@ -222,7 +222,7 @@ def _runner_entry(program: Program) -> str:
     )
 
 
-def check_weights(program: Program) -> None:
+def _check_weights(program: Program) -> None:
     """Refuse weights beyond what code can reach.
 
     Raises:
@@ -237,15 +237,25 @@ def check_weights(program: Program) -> None:
         )
 
 
-def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
-    """Compile the generated files; ``work`` receives them."""
-    check_weights(program)
+def write_sources(program: Program, work: Path) -> list[Path]:
+    """Write the generated files into ``work``; those of them that are compiled.
+
+    Raises:
+        UnsupportedError: The weights do not fit one library.
+    """
+    _check_weights(program)
     for file, text in generate_c(program).items():
         (work / file).write_text(text, "utf-8")
     sources = [work / f"{program.name}.c"]
     if not program.weights_in_file:
         (work / weights_file(program)).write_bytes(program.weights.data)
         sources.append(work / f"{program.name}_weights.S")
+    return sources
+
+
+def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
+    """Compile the generated files; ``work`` receives them."""
+    sources = write_sources(program, work)
     return [_compile(source, target, work) for source in sources]
 
 

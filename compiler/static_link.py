@@ -14,10 +14,10 @@ from importlib import resources
 from pathlib import Path
 
 from effc import macho, zig
-from effc.codegen import exported_symbols, generate_c, weights_file
+from effc.codegen import exported_symbols
 from effc.devices.target import Target
 from effc.errors import InternalError
-from effc.link import C_FLAGS, LinkReport, abi_symbols, check_weights
+from effc.link import C_FLAGS, LinkReport, abi_symbols, write_sources
 from effc.program import Program
 
 __all__ = ["link_archive"]
@@ -59,7 +59,6 @@ def link_archive(
         UnsupportedError: The weights are too large for one library.
         InternalError: An object is for another system, or breaks a rule.
     """
-    check_weights(program)
     with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
         work = Path(folder)
         runtime = _runtime_objects(program, target, work)
@@ -130,12 +129,7 @@ def _runtime_objects(program: Program, target: Target, work: Path) -> list[Path]
 
 def _model_objects(program: Program, target: Target, work: Path) -> list[Path]:
     """The generated files; ``work`` receives them and holds ``renames.h``."""
-    for file, text in generate_c(program).items():
-        (work / file).write_text(text, "utf-8")
-    sources = [work / f"{program.name}.c"]
-    if not program.weights_in_file:
-        (work / weights_file(program)).write_bytes(program.weights.data)
-        sources.append(work / f"{program.name}_weights.S")
+    sources = write_sources(program, work)
     return [_compile(source, target, work, f"{source.stem}.o") for source in sources]
 
 
