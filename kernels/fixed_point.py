@@ -20,7 +20,15 @@ from effc.kernels import vectormath as vm
 from effc.kernels.builder import T, bind, splat
 from effc.kernels.lanes import concat
 
-__all__ = ["Scaling", "blocked", "narrow", "requantize", "scale"]
+__all__ = [
+    "Scaling",
+    "blocked",
+    "bounded",
+    "narrow",
+    "requantize",
+    "saturating_shift",
+    "scale",
+]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -132,6 +140,25 @@ def narrow(values: Sequence[Expr], scaling: Scaling, dtype: str, target: Target)
     return bind(concat(kept, blocked(len(kept), lanes)))
 
 
+def saturating_shift(value: Expr, left: int) -> Expr:
+    """``saturate_int32(value << left)`` of int32 lanes, bound."""
+    amount = vm.const(left, value)
+    moved = bind(tirx.shift_left(value, amount))
+    limit = tirx.bitwise_xor(
+        tirx.shift_right(value, vm.const(31, value)), vm.const(2**31 - 1, value)
+    )
+    fits = tirx.EQ(tirx.shift_right(moved, amount), value)
+    return bind(vm.select(fits, moved, limit))
+
+
+def bounded(value: Expr, attrs: Mapping[str, Any], dtype: str) -> Expr:
+    """``clamp(value + zero, low, high)`` of int32 lanes as ``dtype``; attributes of an operator."""
+    zero, low, high = (int(attrs[name]) for name in ("zero", "low", "high"))
+    moved = bind(value + vm.const(zero, value) if zero else value)
+    kept = bind(tirx.Min(tirx.Max(moved, vm.const(low, moved)), vm.const(high, moved)))
+    return vm.cast(kept, dtype)
+
+
 def _is_neon(value: Expr, target: Target) -> bool:
     return target.arch == "aarch64" and vm.lanes_of(value) == 4
 
@@ -150,13 +177,7 @@ def _shifted(value: Expr, scaling: Scaling) -> Expr:
         value = bind(value - vm.const(scaling.x_zero, value))
     if not scaling.left:
         return value
-    left = vm.const(scaling.left, value)
-    moved = bind(tirx.shift_left(value, left))
-    limit = tirx.bitwise_xor(
-        tirx.shift_right(value, vm.const(31, value)), vm.const(2**31 - 1, value)
-    )
-    fits = tirx.EQ(tirx.shift_right(moved, left), value)
-    return bind(vm.select(fits, moved, limit))
+    return saturating_shift(value, scaling.left)
 
 
 def _doubled_product(value: Expr, multiplier: Expr, scaling: Scaling, target: Target) -> Expr:

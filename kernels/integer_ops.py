@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
 from effc.kernels import intrinsics
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import bind
 from effc.kernels.elementwise_emit import Operands
+from effc.kernels.fixed_point import bounded, saturating_shift
 from effc.kernels.vectorbase import bits_as
 
 __all__ = ["BYTES", "add_rescaled", "flip_sign", "mul_integer", "requantize"]
@@ -31,33 +31,15 @@ def _wide(x: Expr, zero: int = 0) -> Expr:
     return x - vm.const(zero, x) if zero else x
 
 
-def _bounded(r: Expr, o: Operands) -> Expr:
-    """``clamp(r + zero, low, high)`` as the result's type."""
-    zero, low, high = (int(o.attrs[name]) for name in ("zero", "low", "high"))
-    y = bind(r + vm.const(zero, r) if zero else r)
-    y = tirx.Min(tirx.Max(y, vm.const(low, y)), vm.const(high, y))
-    return vm.cast(bind(y), o.out_dtype)
-
-
-def _shifted(v: Expr, left: int, exact: bool) -> Expr:
-    """``saturate_int32(v << left)``; ``exact`` if nothing can be lost."""
-    moved = tirx.shift_left(v, vm.const(left, v))
-    if exact:
-        return moved
-    v, moved = bind(v), bind(moved)
-    limits = np.iinfo(np.int32)
-    end = vm.select(v < vm.const(0, v), vm.const(limits.min, v), vm.const(limits.max, v))
-    back = tirx.shift_right(moved, vm.const(left, v))
-    return vm.select(tirx.EQ(back, v), moved, end)
-
-
 def requantize(o: Operands) -> Expr:
     x, multiplier = o.args
     left, right = int(o.attr("left", 0)), int(o.attrs["right"])
     v = _wide(x, int(o.attr("x_zero", 0)))
-    if left:
-        v = _shifted(bind(v), left, o.dtypes[0] in BYTES and left <= _SAFE_LEFT)
-    return _bounded(intrinsics.rescale(bind(v), bind(multiplier), right), o)
+    if left and o.dtypes[0] in BYTES and left <= _SAFE_LEFT:
+        v = tirx.shift_left(v, vm.const(left, v))
+    elif left:
+        v = saturating_shift(bind(v), left)
+    return bounded(intrinsics.rescale(bind(v), bind(multiplier), right), o.attrs, o.out_dtype)
 
 
 def add_rescaled(o: Operands) -> Expr:
@@ -65,7 +47,8 @@ def add_rescaled(o: Operands) -> Expr:
     total = a * vm.const(int(o.attrs["a_multiplier"]), a)
     total = total + vm.const(int(o.attrs["offset"]), a)
     total = bind(total + b * vm.const(int(o.attrs["b_multiplier"]), b))
-    return _bounded(tirx.shift_right(total, vm.const(int(o.attrs["right"]), total)), o)
+    rounded = tirx.shift_right(total, vm.const(int(o.attrs["right"]), total))
+    return bounded(rounded, o.attrs, o.out_dtype)
 
 
 def mul_integer(o: Operands) -> Expr:

@@ -20,6 +20,7 @@ from effc.kernels import intrinsics
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import Param, T, bind, local, loop, splat, stage_func, vload, vstore
 from effc.kernels.epilogue import Epilogue
+from effc.kernels.fixed_point import bounded
 from effc.kernels.quads import operand
 from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.strips import each_vector, reduce_strip
@@ -84,7 +85,7 @@ class _Rows(Template):
                 start = bind(row * length)
 
                 def store(at: Expr, value: Expr, width: int) -> None:
-                    kept = _bounded(op, value)
+                    kept = bind(bounded(value, op.attrs, op.outputs[0].dtype))
                     result = epilogue.apply(kept, [row, at], operands, axis=1, lanes=width)
                     vstore(y, start + at, result, width)
 
@@ -206,14 +207,6 @@ def _epilogue(region: Region, op: Op) -> Epilogue:
     result = op.outputs[0]
     length = result.shape[-1] if result.shape else 1
     return Epilogue(region, result, (result.type.size // max(length, 1), length))
-
-
-def _bounded(op: Op, value: Expr) -> Expr:
-    """``clamp(value + zero, low, high)`` as the result's type."""
-    zero, low, high = (int(op.attrs[name]) for name in ("zero", "low", "high"))
-    moved = bind(value + vm.const(zero, value) if zero else value)
-    kept = bind(tirx.Min(tirx.Max(moved, vm.const(low, moved)), vm.const(high, moved)))
-    return bind(vm.cast(kept, op.outputs[0].dtype))
 
 
 def _sum(length: int, lanes: int, load: Callable[[Expr, int], Expr]) -> Expr:
