@@ -145,8 +145,7 @@ class Gather:
         if not outside or not self.split:
             self._nest(x, buffer, base, starts, position, bool(outside))
             return
-        test = outside[0] if len(outside) == 1 else tirx.any(*outside)
-        with T.If(test):
+        with T.If(outside[0] if len(outside) == 1 else tirx.any(*outside)):
             with T.Then():
                 self._nest(x, buffer, base, starts, position, True)
             with T.Else():
@@ -174,8 +173,7 @@ class Gather:
                 index = bind(starts[axis] + k * shape.dilations[axis])
                 tests = list(valid)
                 if _may_leave(shape, axis):
-                    unsigned = T.Cast("uint32", index)
-                    tests.append(unsigned < tirx.const(shape.input[axis], "uint32"))
+                    tests += [index >= 0, index < shape.input[axis]]
                 taps = bind(place * shape.kernel[axis] + k)
                 outer(axis + 1, taps, bind(row * shape.input[axis] + index), tests)
 
@@ -205,8 +203,7 @@ class Gather:
         if not valid:
             inside()
             return
-        test = valid[0] if len(valid) == 1 else tirx.all(*valid)
-        with T.If(test):
+        with T.If(tirx.all(*valid)):
             with T.Then():
                 inside()
             with T.Else():
@@ -232,8 +229,8 @@ class Gather:
             if tested is None:
                 put(read())
                 return
-            unsigned = T.Cast("uint32", bind(tested[k]))
-            with T.If(unsigned < tirx.const(shape.input[-1], "uint32")):
+            column = bind(tested[k])
+            with T.If(tirx.all(column >= 0, column < shape.input[-1])):
                 with T.Then():
                     put(read())
                 with T.Else():

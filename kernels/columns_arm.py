@@ -14,7 +14,7 @@ from tvm import tirx
 from effc.kernels.builder import T, bind
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["pairs", "pairs_listed", "vectors", "widened"]
+__all__ = ["pair", "pairs", "pairs_listed", "rows", "vectors", "widened"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -27,6 +27,12 @@ def widened(quad: Expr, rotation: int) -> Expr:
         high = tirx.shift_left(quad, tirx.const(32 - rotation, "int32"))
         quad = tirx.bitwise_or(low, high)
     return bind(T.call_llvm_pure_intrin("int32", "llvm.arm.sxtb16", quad))
+
+
+def pair(low: Expr, high: Expr) -> Expr:
+    """Two int32 of 16 bits as one word (``pkhbt``)."""
+    kept = tirx.bitwise_and(low, tirx.const(0xFFFF, "int32"))
+    return tirx.bitwise_or(kept, tirx.shift_left(high, tirx.const(16, "int32")))
 
 
 @cache
@@ -98,10 +104,10 @@ def _slot(positions: int, load: str, *, listed: bool = False) -> list[str]:
 def vectors(positions: int, count: int) -> Routine:
     """A tile's products over ``count`` bytes per filter and position."""
     filters = 4 // positions
-    rows = [f"w{i}" for i in range(1, filters)] + [f"x{i}" for i in range(1, positions)]
+    others = [f"w{i}" for i in range(1, filters)] + [f"x{i}" for i in range(1, positions)]
     lines = [f"movw {{n}}, #{count}"]
     before = {"w1": "w", "w2": "w1", "w3": "w2", "x1": "x"}
-    lines += [f"add {{{row}}}, {{{before[row]}}}, {{n}}" for row in rows]
+    lines += [f"add {{{other}}}, {{{before[other]}}}, {{n}}" for other in others]
     lines += ["dlstp.8 lr, {n}", "1:"]
     x = ["x", "x1"][:positions]
     w = ["w", "w1", "w2", "w3"][:filters]
@@ -115,4 +121,44 @@ def vectors(positions: int, count: int) -> Routine:
     clobbers = ("lr", *(f"q{i}" for i in range(4)), "vpr")
     sums = tuple(f"a{i}" for i in range(4))
     name = f"effc_vectors{positions}_{count}"
-    return Routine(name, sums, ("w", "x"), (), (*rows, "n"), "\n".join(lines), clobbers, even=True)
+    text = "\n".join(lines)
+    return Routine(
+        name, sums, ("w", "x"), (), (*others, "n"), text, clobbers=clobbers, even=True
+    )
+
+
+@cache
+def rows(height: int, stride: int, pitch: int) -> Routine:
+    """Two neighbouring outputs of a depthwise kernel, three taps wide.
+
+    Operands: the first input (a word of two neighbours), per row of the kernel its taps as the
+    words ``0, 1`` and ``1, 2``.
+
+    Args:
+        height: Rows of the kernel.
+        stride: 1 or 2.
+        pitch: Bytes from one row to the next.
+    """
+    lines = []
+    for row in range(height):
+        first, second = f"{{w{2 * row}}}", f"{{w{2 * row + 1}}}"
+        lines += [
+            f"ldrd {{x0}}, {{x1}}, [{{x}}, #{row * pitch}]",
+            f"smlad {{a0}}, {{x0}}, {first}, {{a0}}",
+            f"smlabt {{a0}}, {{x1}}, {second}, {{a0}}",
+        ]
+        if stride == 1:
+            lines += [
+                f"smlatb {{a1}}, {{x0}}, {first}, {{a1}}",
+                f"smlad {{a1}}, {{x1}}, {second}, {{a1}}",
+            ]
+        else:
+            lines += [
+                f"ldr {{x0}}, [{{x}}, #{row * pitch + 8}]",
+                f"smlad {{a1}}, {{x1}}, {first}, {{a1}}",
+                f"smlabt {{a1}}, {{x0}}, {second}, {{a1}}",
+            ]
+    weights = tuple(f"w{i}" for i in range(2 * height))
+    name = f"effc_rows{height}_{stride}_{pitch}"
+    text = "\n".join(lines)
+    return Routine(name, ("a0", "a1"), ("x",), (), ("x0", "x1"), text, weights)

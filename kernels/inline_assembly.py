@@ -33,6 +33,7 @@ class Routine:
         name: Unique for its text: functions with the same name in one module are the same.
         sums: Names of int32 accumulators: read, and written back.
         pointers, numbers: Names of operands in registers, which the text may change.
+        inputs: Names of int32 operands that the text only reads.
         temporaries: Names of further registers.
         text: Instructions, one per line, with ``{name}`` for a register; labels are numbers.
         clobbers: Registers beside the named ones (LLVM names).
@@ -45,6 +46,7 @@ class Routine:
     numbers: tuple[str, ...]
     temporaries: tuple[str, ...]
     text: str
+    inputs: tuple[str, ...] = ()
     clobbers: tuple[str, ...] = ()
     even: bool = False
 
@@ -64,19 +66,21 @@ class Routine:
         tied = [*self.sums, *self.pointers, *self.numbers]
         kinds = ["i32"] * len(self.sums) + ["ptr"] * len(self.pointers)
         kinds += ["i32"] * (len(self.numbers) + len(self.temporaries))
-        registers = {name: f"${i}" for i, name in enumerate([*tied, *self.temporaries])}
+        names = [*tied, *self.temporaries]
+        operands = [*zip(kinds, tied, strict=False), *(("i32", name) for name in self.inputs)]
+        places = {name: i for i, name in enumerate(names)}
+        places |= {n: len(names) + len(tied) + i for i, n in enumerate(self.inputs)}
+        registers = {name: f"${place}" for name, place in places.items()}
         lines = [line.strip() for line in self.text.strip().splitlines()]
         text = "\\0A".join(line.format(**registers) for line in lines)
-        wanted = "^Te" if self.even else "r"
-        constraints = [f"={wanted}"] * len(self.sums)
-        constraints += ["=r"] * (len(tied) - len(self.sums))
-        constraints += ["=&r"] * len(self.temporaries)
-        constraints += [str(i) for i in range(len(tied))]
+        constraints = [f"=&{'^Te' if self.even else 'r'}"] * len(self.sums)
+        constraints += ["=&r"] * (len(names) - len(self.sums))
+        constraints += [str(i) for i in range(len(tied))] + ["r"] * len(self.inputs)
         constraints += [f"~{{{name}}}" for name in (*self.clobbers, "cc", "memory")]
-        pairs = zip(kinds[len(self.sums) :], tied[len(self.sums) :], strict=False)
-        parameters = ", ".join(["ptr %sums", *(f"{kind} %{name}" for kind, name in pairs)])
+        given = operands[len(self.sums) :]
+        parameters = ", ".join(["ptr %sums", *(f"{kind} %{name}" for kind, name in given)])
         result = "{" + ", ".join(kinds) + "}"
-        arguments = ", ".join(f"{k} %{n}" for k, n in zip(kinds, tied, strict=False))
+        arguments = ", ".join(f"{kind} %{name}" for kind, name in operands)
         body = []
         for i, name in enumerate(self.sums):
             body.append(f"%p{i} = getelementptr i32, ptr %sums, i32 {i}")

@@ -23,6 +23,7 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.conv_columns import ColumnConv
     from effc.kernels.conv_transpose import ConvTranspose
     from effc.kernels.depthwise import DepthwiseConv
+    from effc.kernels.depthwise_bands import DepthwiseBands
     from effc.kernels.depthwise_integer import DepthwiseInteger
     from effc.kernels.elementwise import ElementwiseTemplate
     from effc.kernels.fallback import FallbackTemplate
@@ -52,6 +53,7 @@ def templates() -> tuple[Template, ...]:
         ColumnConv(),
         DepthwiseConv(),
         DepthwiseInteger(),
+        DepthwiseBands(),
         ConvTranspose(),
         MatMulTemplate(),
         MatMulInteger(),
