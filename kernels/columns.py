@@ -29,7 +29,7 @@ from effc.kernels import columns_arm
 from effc.kernels.builder import T, bind, local, loop, vload, vstore
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["TILE", "Columns", "columns_for"]
+__all__ = ["NARROW", "TILE", "Columns", "columns_for", "is_narrow"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -210,17 +210,25 @@ class ByteColumns(Columns):
                     T.buffer_store(sums, sums[at] + w * x[p], [at])
 
 
+NARROW = "columns suit a processor without wide vectors better"
+"""Why other families of integer kernels refuse."""
+
+
+def is_narrow(target: Target) -> bool:
+    """Whether columns are how a processor should compute integer products."""
+    return target.arch == "thumb" or not target.vector_bits
+
+
 def columns_for(
     target: Target, slots: int, positions: int, *, whole: bool, unroll: int
-) -> Columns | None:
-    """The columns that suit a processor; ``None`` for those that have wide vectors."""
+) -> Columns:
+    """The columns that suit a processor that ``is_narrow``."""
+    kind: type[Columns] = ByteColumns
     if target.arch == "thumb" and target.has("mve"):
-        return VectorColumns(slots, positions, whole, unroll)
-    if target.arch == "thumb" and target.has("dsp"):
-        return PairColumns(slots, positions, whole, unroll)
-    if not target.vector_bits:
-        return ByteColumns(slots, positions, whole, unroll)
-    return None
+        kind = VectorColumns
+    elif target.arch == "thumb" and target.has("dsp"):
+        kind = PairColumns
+    return kind(slots, positions, whole, unroll)
 
 
 def _interleaved(weights: np.ndarray, filters: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.kernels.builder import Param, T, bind, local, loop, stage_func
 from effc.kernels.column_gather import Gather, Walk, column_weights, slots_of
-from effc.kernels.columns import TILE, Columns, columns_for
+from effc.kernels.columns import TILE, Columns, columns_for, is_narrow
 from effc.kernels.conv_problem import ConvProblem, problem_refusal
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.inline_assembly import importing
@@ -39,7 +39,7 @@ class ColumnConv(Template):
 
     def refuse(self, region: Region, target: Target) -> str | None:
         """See :meth:`Template.refuse`."""
-        if columns_for(target, 1, 1, whole=True, unroll=1) is None:
+        if not is_narrow(target):
             return "the processor has wide vectors"
         if region.anchor is None or region.anchor.domain != DOMAIN:
             return "the anchor is not an integer convolution"
@@ -71,7 +71,6 @@ class ColumnConv(Template):
         positions = min(shape.positions, 2)
         unroll = int(config["unroll"])
         columns = columns_for(target, slots, positions, whole=whole, unroll=unroll)
-        assert columns is not None
         gather = Gather(shape, columns, channels, int(op.attrs["x_zero"]), bool(config["split"]))
         weights = {"w": columns.pack(column_weights(shape, problem.weight, channels))}
         assert problem.bias is not None

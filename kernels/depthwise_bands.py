@@ -27,7 +27,7 @@ from effc.devices.target import Target
 from effc.kernels import columns_arm
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import Param, T, bind, local, loop, stage_func, unravel, vload, vstore
-from effc.kernels.columns import columns_for
+from effc.kernels.columns import is_narrow
 from effc.kernels.depthwise_integer import Shape, depthwise_refusal, folded_bias, shape_of
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.inline_assembly import Routine, importing
@@ -48,7 +48,7 @@ class DepthwiseBands(Template):
 
     def refuse(self, region: Region, target: Target) -> str | None:
         """See :meth:`Template.refuse`."""
-        if columns_for(target, 1, 1, whole=True, unroll=1) is None:
+        if not is_narrow(target):
             return "the processor has wide vectors"
         if reason := depthwise_refusal(region):
             return reason

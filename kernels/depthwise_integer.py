@@ -20,6 +20,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import Param, T, bind, loop, stage_func, unravel, vload
+from effc.kernels.columns import NARROW, is_narrow
 from effc.kernels.depthwise_taps import (
     DotTaps,
     Taps,
@@ -53,6 +54,8 @@ class DepthwiseInteger(Template):
         """See :meth:`Template.refuse`."""
         if reason := depthwise_refusal(region):
             return reason
+        if is_narrow(target):
+            return NARROW
         op = region.anchor
         assert op is not None
         data = op.inputs[0]
