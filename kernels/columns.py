@@ -96,10 +96,11 @@ class Columns(ABC):
 
     @abstractmethod
     def multiply(self, sums: Any, first: int, weights: Any, tile: Expr, buffer: Any) -> None:
-        """Add a tile's products to ``sums[first:first + TILE]``, filter by filter.
+        """Add a tile's products to sums that lie ``[position][TILE filters]``.
 
         Args:
             sums: Local int32 buffer.
+            first: Which of the four filters the tile begins with.
             weights: What ``pack`` made.
             tile: Number of the tile of filters.
         """
@@ -206,7 +207,7 @@ class ByteColumns(Columns):
             for f in range(self.filters):
                 w = bind(_wide(weights[base + k * self.filters + f]))
                 for p in range(self.positions):
-                    at = first + f * self.positions + p
+                    at = p * TILE + first + f
                     T.buffer_store(sums, sums[at] + w * x[p], [at])
 
 
@@ -216,7 +217,7 @@ NARROW = "columns suit a processor without wide vectors better"
 
 def is_narrow(target: Target) -> bool:
     """Whether columns are how a processor should compute integer products."""
-    return target.arch == "thumb" or not target.vector_bits
+    return target.arch == "thumb" or target.vector_bits <= 32
 
 
 def columns_for(

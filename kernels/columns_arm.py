@@ -16,6 +16,8 @@ from effc.kernels.inline_assembly import Routine
 
 __all__ = ["pair", "pairs", "pairs_listed", "rows", "vectors", "widened"]
 
+_REGISTERS = ("w0", "w1", "l0", "l1", "x0", "x1")
+
 Expr = Any  # tvm.tirx expressions have no useful static types
 
 
@@ -38,7 +40,6 @@ def pair(low: Expr, high: Expr) -> Expr:
 @cache
 def pairs(positions: int, slots: int, unroll: int) -> Routine:
     """A tile's products over all slots, in order."""
-    filters = 4 // positions
     body = _slot(positions, "ldrd {x0}, {x1}, [{x}], #8")
     loops, rest = divmod(slots, unroll)
     lines = body * rest
@@ -52,8 +53,9 @@ def pairs(positions: int, slots: int, unroll: int) -> Routine:
         tuple(f"a{i}" for i in range(4)),
         ("w", "x"),
         (),
-        (*_registers(filters), *(["n"] if counted else [])),
+        (*_REGISTERS, *(["n"] if counted else [])),
         "\n".join(lines),
+        places=_places(positions),
     )
 
 
@@ -69,11 +71,15 @@ def pairs_listed() -> Routine:
     lines += ["1:", *step, *step, "subs {n}, #1", "bne 1b", "2:"]
     sums = tuple(f"a{i}" for i in range(4))
     pointers, numbers = ("w", "x", "l"), ("n",)
-    return Routine("effc_listed", sums, pointers, numbers, _registers(2), "\n".join(lines))
+    text = "\n".join(lines)
+    return Routine(
+        "effc_listed", sums, pointers, numbers, _REGISTERS, text, places=_places(2)
+    )
 
 
-def _registers(filters: int) -> tuple[str, ...]:
-    return ("w0", "w1", "l0", "l1", "x0", "x1")
+def _places(positions: int) -> tuple[int, ...]:
+    """Sums of a tile, filter by filter, lie with four filters of a position side by side."""
+    return (0, 1, 2, 3) if positions == 1 else (0, 4, 1, 5)
 
 
 def _slot(positions: int, load: str, *, listed: bool = False) -> list[str]:
@@ -123,7 +129,15 @@ def vectors(positions: int, count: int) -> Routine:
     name = f"effc_vectors{positions}_{count}"
     text = "\n".join(lines)
     return Routine(
-        name, sums, ("w", "x"), (), (*others, "n"), text, clobbers=clobbers, even=True
+        name,
+        sums,
+        ("w", "x"),
+        (),
+        (*others, "n"),
+        text,
+        places=_places(positions),
+        clobbers=clobbers,
+        even=True,
     )
 
 

@@ -11,20 +11,22 @@ one twice and stores the same values.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels.builder import Param, T, bind, local, loop, stage_func
+from effc.kernels.builder import Param, T, bind, local, loop, stage_func, vload, vstore
 from effc.kernels.column_gather import Gather, Walk, column_weights, slots_of
 from effc.kernels.columns import TILE, Columns, columns_for, is_narrow
 from effc.kernels.conv_problem import ConvProblem, problem_refusal
 from effc.kernels.conv_shape import ConvShape
+from effc.kernels.epilogue import Epilogue
 from effc.kernels.inline_assembly import importing
+from effc.kernels.quad_rows import QuadRows
 from effc.kernels.region import DOMAIN, Op, Region
-from effc.kernels.results import QuadResults
 from effc.kernels.template import Config, Kernel, Stage, Template
 
 __all__ = ["ColumnConv"]
@@ -47,7 +49,9 @@ class ColumnConv(Template):
             return reason
         data = region.anchor.inputs[0]
         assert data is not None
-        return None if data.dtype == "int8" else "activations are unsigned"
+        if data.dtype != "int8":
+            return "activations are unsigned"
+        return _finish(region, ConvShape.of(region.anchor), target).epilogue.refusal
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
@@ -64,8 +68,7 @@ class ColumnConv(Template):
         op = region.anchor
         assert op is not None
         problem = ConvProblem.of(region, target)
-        shape, results = problem.shape, problem.results
-        assert isinstance(results, QuadResults)
+        shape = problem.shape
         channels = _channels(op)
         slots, whole = slots_of(shape, channels)
         positions = min(shape.positions, 2)
@@ -75,7 +78,7 @@ class ColumnConv(Template):
         weights = {"w": columns.pack(column_weights(shape, problem.weight, channels))}
         assert problem.bias is not None
         weights["bias"] = problem.bias
-        plan = _Plan(shape, columns, gather, results)
+        plan = _Plan(shape, columns, gather, _finish(region, shape, target))
         return plan.kernel(region, problem.data, weights)
 
 
@@ -92,10 +95,10 @@ class _Plan:
     shape: ConvShape
     columns: Columns
     gather: Gather
-    results: QuadResults
+    finish: _Finish
 
     def kernel(self, region: Region, data: str, weights: dict[str, Any]) -> Kernel:
-        shape, epilogue = self.shape, self.results.epilogue
+        shape, epilogue = self.shape, self.finish.epilogue
         quads = shape.batch * shape.groups * shape.cin * shape.input_positions
         source = self.columns.source
         dtype, elements = self.columns.buffer
@@ -155,18 +158,65 @@ class _Plan:
         for f in range(TILE):
             start = bind(bias[quad * TILE + f])
             for p in range(positions):
-                T.buffer_store(sums, start, [f * positions + p])
+                T.buffer_store(sums, start, [p * TILE + f])
         for part in range(positions):
-            columns.multiply(sums, part * TILE, w, bind(quad * positions + part), scratch)
-        epilogue, shape = self.results.epilogue, self.shape
+            columns.multiply(sums, part * columns.filters, w, bind(quad * positions + part), scratch)
+        shape = self.shape
         done = [
-            epilogue.finish_each(
-                [bind(sums[f * positions + p]) for f in range(TILE)], (image, quad, place), operands
-            )
+            self.finish.apply(sums, p, (image, quad, place), operands)
             for p, place in enumerate(places)
         ]
         plane = bind((image * (shape.groups * shape.cout // TILE) + quad) * shape.positions)
         for place, values in zip(places, done, strict=True):
-            at = bind((plane + place) * TILE)
-            for f, value in enumerate(values):
-                T.buffer_store(y, value, [at + f])
+            self.finish.store(y, bind((plane + place) * TILE), values)
+
+
+class _Finish(ABC):
+    """What happens to a quad of sums."""
+
+    epilogue: Epilogue
+
+    @abstractmethod
+    def apply(
+        self, sums: Any, position: int, coords: tuple[Expr, ...], operands: list[Any]
+    ) -> list[Expr]:
+        """The epilogue's results, bound: four scalars, or one vector."""
+
+    def store(self, y: Any, at: Expr, values: list[Expr]) -> None:
+        """Store them at four elements from ``at`` on."""
+        width = TILE // len(values)
+        for i, value in enumerate(values):
+            vstore(y, at + i * width, value, width)
+
+
+class _OneByOne(_Finish):
+    def __init__(self, region: Region, view: tuple[int, ...], target: Target) -> None:
+        assert region.anchor is not None
+        self.epilogue: QuadRows = QuadRows(region, region.anchor.outputs[0], view, target)
+
+    def apply(
+        self, sums: Any, position: int, coords: tuple[Expr, ...], operands: list[Any]
+    ) -> list[Expr]:
+        quad = [bind(sums[position * TILE + f]) for f in range(TILE)]
+        return self.epilogue.finish_each(quad, coords, operands)
+
+
+class _AsLanes(_Finish):
+    def __init__(self, region: Region, view: tuple[int, ...]) -> None:
+        assert region.anchor is not None
+        self.epilogue = Epilogue(region, region.anchor.outputs[0], view)
+
+    def apply(
+        self, sums: Any, position: int, coords: tuple[Expr, ...], operands: list[Any]
+    ) -> list[Expr]:
+        quad = bind(vload(sums, position * TILE, TILE))
+        return [
+            bind(self.epilogue.apply(quad, (*coords, T.int32(0)), operands, axis=3, lanes=TILE))
+        ]
+
+
+def _finish(region: Region, shape: ConvShape, target: Target) -> _Finish:
+    view = (shape.batch, shape.groups * shape.cout // TILE, shape.positions, TILE)
+    if target.vector_bits >= 128:
+        return _AsLanes(region, view)
+    return _OneByOne(region, view, target)

@@ -36,6 +36,7 @@ class Routine:
         inputs: Names of int32 operands that the text only reads.
         temporaries: Names of further registers.
         text: Instructions, one per line, with ``{name}`` for a register; labels are numbers.
+        places: Where the accumulators lie behind each other in the caller's buffer.
         clobbers: Registers beside the named ones (LLVM names).
         even: Whether accumulators need registers of even number.
     """
@@ -47,6 +48,7 @@ class Routine:
     temporaries: tuple[str, ...]
     text: str
     inputs: tuple[str, ...] = ()
+    places: tuple[int, ...] = (0, 1, 2, 3)
     clobbers: tuple[str, ...] = ()
     even: bool = False
 
@@ -83,7 +85,7 @@ class Routine:
         arguments = ", ".join(f"{kind} %{name}" for kind, name in operands)
         body = []
         for i, name in enumerate(self.sums):
-            body.append(f"%p{i} = getelementptr i32, ptr %sums, i32 {i}")
+            body.append(f"%p{i} = getelementptr i32, ptr %sums, i32 {self.places[i]}")
             body.append(f"%{name} = load i32, ptr %p{i}")
         asm = f'asm sideeffect "{text}", "{",".join(constraints)}"'
         body.append(f"%r = call {result} {asm}({arguments})")

@@ -148,13 +148,13 @@ class _Plan:
         for f in range(TILE):
             start = bind(bias[number * TILE + f])
             for p in range(positions):
-                T.buffer_store(sums, start, [f * positions + p])
+                T.buffer_store(sums, start, [p * TILE + f])
         for part in range(positions):
-            columns.multiply(sums, part * TILE, w, bind(number * positions + part), scratch)
+            columns.multiply(sums, part * columns.filters, w, bind(number * positions + part), scratch)
         for p, row in enumerate(rows):
             for f in range(count):
                 column = bind(number * TILE + f)
                 value = self.epilogue.apply(
-                    bind(sums[f * positions + p]), [row, column], operands, axis=1, lanes=1
+                    bind(sums[p * TILE + f]), [row, column], operands, axis=1, lanes=1
                 )
                 T.buffer_store(y, value, [row * n + column])
