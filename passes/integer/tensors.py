@@ -133,11 +133,13 @@ class Tensors:
 
 
 def _packed(x: ir.Value, writer: Writer) -> ir.Value:
-    """``ToQuads``, of the tensor with channels last if ``x`` is transposed from one."""
+    """``ToQuads``; of a model input with channels last without the Transpose behind it."""
     node, rank = x.producer(), len(shape_of(x))
-    if node is not None and node.op_type == "Transpose" and node.domain == "":
-        if node.attributes.get_ints("perm", ()) == (0, rank - 1, *range(1, rank - 1)):
-            return writer.op("ToQuads", node.inputs[0], last=1, domain=DOMAIN)
+    if node is not None and (node.domain, node.op_type) == ("", "Transpose"):
+        source = node.inputs[0]
+        first = node.attributes.get_ints("perm", ()) == (0, rank - 1, *range(1, rank - 1))
+        if first and source is not None and source.producer() is None:
+            return writer.op("ToQuads", source, last=1, domain=DOMAIN)
     return writer.op("ToQuads", x, domain=DOMAIN)
 
 
