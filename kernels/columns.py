@@ -29,7 +29,7 @@ from effc.kernels import columns_arm
 from effc.kernels.builder import T, bind, local, loop, vload, vstore
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["NARROW", "TILE", "Columns", "columns_for", "is_narrow"]
+__all__ = ["NARROW", "TILE", "Columns", "columns_for", "is_narrow", "unrolls"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -218,6 +218,11 @@ NARROW = "columns suit a processor without wide vectors better"
 def is_narrow(target: Target) -> bool:
     """Whether columns are how a processor should compute integer products."""
     return target.arch == "thumb" or target.vector_bits <= 32
+
+
+def unrolls(target: Target) -> tuple[int, ...]:
+    """Slots per iteration of inner loops that are worth a try, best first."""
+    return (1,) if target.optimize == "size" else (4, 2, 1)
 
 
 def columns_for(

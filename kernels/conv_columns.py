@@ -20,7 +20,7 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.kernels.builder import Param, T, bind, local, loop, stage_func, vload, vstore
 from effc.kernels.column_gather import Gather, Walk, column_weights, slots_of
-from effc.kernels.columns import TILE, Columns, columns_for, is_narrow
+from effc.kernels.columns import TILE, Columns, columns_for, is_narrow, unrolls
 from effc.kernels.conv_problem import ConvProblem, problem_refusal
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.epilogue import Epilogue
@@ -57,11 +57,10 @@ class ColumnConv(Template):
         """See :meth:`Template.candidates`."""
         assert region.anchor is not None
         macs = 4.0 * ConvShape.of(region.anchor).macs
-        found: list[tuple[Config, float]] = []
-        for unroll in (4, 2, 1):
-            cost = macs * (0.94 + 0.125 / unroll)
-            found.append(({"unroll": unroll, "split": unroll > 1}, cost))
-        return found
+        return [
+            ({"unroll": unroll, "split": unroll > 1}, macs * (0.94 + 0.125 / unroll))
+            for unroll in unrolls(target)
+        ]
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         """See :meth:`Template.build`."""

@@ -14,7 +14,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import Param, T, bind, local, loop, stage_func
-from effc.kernels.columns import TILE, Columns, columns_for, is_narrow
+from effc.kernels.columns import TILE, Columns, columns_for, is_narrow, unrolls
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.inline_assembly import importing
 from effc.kernels.matmul_problem import Problem, problem_of
@@ -57,7 +57,7 @@ class ColumnMatMul(Template):
         """See :meth:`Template.candidates`."""
         p = problem_of(region.ops[0], collapse=True)
         macs = float(p.m * p.n * p.k)
-        return [({"unroll": unroll}, macs * (1.1 + 0.125 / unroll)) for unroll in (4, 2, 1)]
+        return [({"unroll": unroll}, macs * (1.1 + 0.125 / unroll)) for unroll in unrolls(target)]
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         """See :meth:`Template.build`."""
