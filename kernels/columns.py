@@ -149,7 +149,8 @@ class PairColumns(Columns):
 
     def multiply(self, sums: Any, first: int, weights: Any, tile: Expr, buffer: Any) -> None:
         at = bind(tile * (self.slots * self.filters))
-        self.routines[0].call(sums, first, T.address_of(weights[at]), T.address_of(buffer[0]))
+        places = (T.address_of(place) for place in (sums[first], weights[at], buffer[0]))
+        self.routines[0].call(*places)
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ class VectorColumns(Columns):
 
     def multiply(self, sums: Any, first: int, weights: Any, tile: Expr, buffer: Any) -> None:
         at = bind(tile * (self.slots * self.filters))
-        self.routines[0].call(sums, first, T.address_of(weights[at]), T.address_of(buffer[0]))
+        places = (T.address_of(place) for place in (sums[first], weights[at], buffer[0]))
+        self.routines[0].call(*places)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tvm import tirx
 from effc.kernels.builder import T, bind
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["pair", "pairs", "pairs_listed", "rows", "vectors", "widened"]
+__all__ = ["pair", "pairs", "pairs_listed", "plane", "rows", "vectors", "widened"]
 
 _REGISTERS = ("w0", "w1", "l0", "l1", "x0", "x1")
 
@@ -142,17 +142,73 @@ def vectors(positions: int, count: int) -> Routine:
 
 
 @cache
-def rows(height: int, stride: int, pitch: int) -> Routine:
-    """Two neighbouring outputs of a depthwise kernel, three taps wide.
+def plane(height: int, stride: int, pitch: int, outputs: int, right: int) -> Routine:
+    """Rows of outputs of one channel of a depthwise kernel, three taps wide, requantized.
 
-    Operands: the first input (a word of two neighbours), per row of the kernel its taps as the
-    words ``0, 1`` and ``1, 2``.
+    Operands: the first input (rows of pairs of 16 bits), the first output (a byte in every
+    fourth), and the words bias, multiplier, half and zero point together, rows (counted
+    down) and one that it uses itself; then, per row of the kernel, its taps as the pairs ``0, 1`` and ``1, 2``.
 
     Args:
         height: Rows of the kernel.
         stride: 1 or 2.
-        pitch: Bytes from one row to the next.
+        pitch: Bytes from one row of inputs to the next.
+        outputs: Of a row.
+        right: Shift of the Requantize.
     """
+    pairs, odd = divmod(outputs, 2)
+    step = 4 * stride
+    lines = ["0:"]
+    if pairs:
+        lines += [f"add {{x0}}, {{y}}, #{8 * pairs}", "str {x0}, [{c}, #16]", "1:"]
+        lines += ["ldr {a0}, [{c}]", "mov {a1}, {a0}"]
+        lines += _taps(height, stride, pitch, 2)
+        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *_requantized("a0", right)]
+        lines += _requantized("a1", right)
+        lines += [f"add {{x}}, #{step}", "ldr {x0}, [{c}, #16]", "cmp {y}, {x0}", "bne 1b"]
+    if odd:
+        lines += ["ldr {a0}, [{c}]", *_taps(height, stride, pitch, 1)]
+        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *_requantized("a0", right)]
+    skip = stride * pitch - pairs * step
+    lines += [f"add {{x}}, {{x}}, #{skip}", "ldr {x0}, [{c}, #12]", "subs {x0}, #1"]
+    lines += ["str {x0}, [{c}, #12]", "bne 0b"]
+    return Routine(
+        f"effc_plane{height}_{stride}_{pitch}_{outputs}_{right}",
+        (),
+        ("x", "y", "c"),
+        (),
+        ("a0", "a1", "x0", "x1"),
+        "\n".join(lines),
+        inputs=tuple(f"w{i}" for i in range(2 * height)),
+    )
+
+
+def _requantized(total: str, right: int) -> list[str]:
+    return [
+        f"smmla {{{total}}}, {{{total}}}, {{x0}}, {{x1}}",
+        f"ssat {{{total}}}, #8, {{{total}}}, asr #{right}",
+        f"strb {{{total}}}, [{{y}}], #4",
+    ]
+
+
+@cache
+def rows(height: int, stride: int, pitch: int) -> Routine:
+    """Two neighbouring outputs of a depthwise kernel, three taps wide.
+
+    Operands: the first input (a word of two neighbours), per row of the kernel its taps as
+    ``plane`` has them.
+
+    Args:
+        height, stride, pitch: As ``plane``.
+    """
+    weights = tuple(f"w{i}" for i in range(2 * height))
+    name = f"effc_rows{height}_{stride}_{pitch}"
+    text = "\n".join(_taps(height, stride, pitch, 2))
+    return Routine(name, ("a0", "a1"), ("x",), (), ("x0", "x1"), text, weights)
+
+
+def _taps(height: int, stride: int, pitch: int, outputs: int) -> list[str]:
+    """Products of one output, or of two neighbours, over all rows of the kernel."""
     lines = []
     for row in range(height):
         first, second = f"{{w{2 * row}}}", f"{{w{2 * row + 1}}}"
@@ -161,18 +217,15 @@ def rows(height: int, stride: int, pitch: int) -> Routine:
             f"smlad {{a0}}, {{x0}}, {first}, {{a0}}",
             f"smlabt {{a0}}, {{x1}}, {second}, {{a0}}",
         ]
-        if stride == 1:
+        if outputs == 2 and stride == 1:
             lines += [
                 f"smlatb {{a1}}, {{x0}}, {first}, {{a1}}",
                 f"smlad {{a1}}, {{x1}}, {second}, {{a1}}",
             ]
-        else:
+        elif outputs == 2:
             lines += [
                 f"ldr {{x0}}, [{{x}}, #{row * pitch + 8}]",
                 f"smlad {{a1}}, {{x1}}, {first}, {{a1}}",
                 f"smlabt {{a1}}, {{x0}}, {second}, {{a1}}",
             ]
-    weights = tuple(f"w{i}" for i in range(2 * height))
-    name = f"effc_rows{height}_{stride}_{pitch}"
-    text = "\n".join(lines)
-    return Routine(name, ("a0", "a1"), ("x",), (), ("x0", "x1"), text, weights)
+    return lines

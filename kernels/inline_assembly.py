@@ -52,15 +52,14 @@ class Routine:
     clobbers: tuple[str, ...] = ()
     even: bool = False
 
-    def call(self, sums: Any, first: int, *operands: Expr) -> None:
+    def call(self, *operands: Expr) -> None:
         """Emit a call.
 
         Args:
-            sums: Local int32 buffer with the accumulators, from element ``first`` on.
-            operands: Addresses (``T.address_of``) and int32 numbers, in order.
+            operands: The address (``T.address_of``) of accumulators, if there are any; then those
+                of pointers, int32 numbers and inputs, in order.
         """
-        place = T.address_of(sums[first])
-        T.evaluate(tirx.call_extern("void", self.name, place, *operands))
+        T.evaluate(tirx.call_extern("void", self.name, *operands))
 
     @property
     def ir(self) -> str:
@@ -80,7 +79,8 @@ class Routine:
         constraints += [str(i) for i in range(len(tied))] + ["r"] * len(self.inputs)
         constraints += [f"~{{{name}}}" for name in (*self.clobbers, "cc", "memory")]
         given = operands[len(self.sums) :]
-        parameters = ", ".join(["ptr %sums", *(f"{kind} %{name}" for kind, name in given)])
+        head = ["ptr %sums"] if self.sums else []
+        parameters = ", ".join([*head, *(f"{kind} %{name}" for kind, name in given)])
         result = "{" + ", ".join(kinds) + "}"
         arguments = ", ".join(f"{kind} %{name}" for kind, name in operands)
         body = []
@@ -92,8 +92,8 @@ class Routine:
         for i in range(len(self.sums)):
             body.append(f"%r{i} = extractvalue {result} %r, {i}")
             body.append(f"store i32 %r{i}, ptr %p{i}")
-        head = f"define internal void @{self.name}({parameters}) alwaysinline {{"
-        return "\n".join([head, *body, "ret void", "}"])
+        signature = f"define internal void @{self.name}({parameters}) alwaysinline {{"
+        return "\n".join([signature, *body, "ret void", "}"])
 
 
 @contextmanager
