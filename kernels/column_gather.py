@@ -24,6 +24,9 @@ __all__ = ["Gather", "Walk", "column_weights", "slots_of"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
+_UNROLLED = 4
+"""Quads that an iteration moves, where code may be longer."""
+
 
 def slots_of(shape: ConvShape, channels: int) -> tuple[int, bool]:
     """Slots of the reduction, and whether they are whole quads.
@@ -247,7 +250,8 @@ class Gather:
                     )
             return
         plane = shape.input_positions
-        with loop(shape.cin) as q:
+
+        def quad(q: Expr) -> None:
             for k, offset in enumerate(offsets):
                 at = bind(place + q * taps + k)
                 tap(
@@ -255,6 +259,14 @@ class Gather:
                     lambda offset=offset: bind(x[offset + q * plane]),
                     lambda value, at=at: columns.put(buffer, at, position, value),
                 )
+
+        step = max(_UNROLLED // taps, 1) if self.split and tested is None else 1
+        if shape.cin >= step:
+            with loop(shape.cin // step) as group:
+                for i in range(step):
+                    quad(bind(group * step + i))
+        for q in range(shape.cin // step * step, shape.cin):
+            quad(T.int32(q))
 
 
 def _may_leave(shape: ConvShape, axis: int) -> bool:

@@ -12,13 +12,14 @@ one twice and stores the same values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels.builder import Param, T, bind, local, loop, stage_func, vload, vstore
+from effc.kernels.builder import Param, T, bind, local, loop, stage_func, vstore
 from effc.kernels.column_gather import Gather, Walk, column_weights, slots_of
 from effc.kernels.columns import TILE, Columns, columns_for, is_narrow, unrolls
 from effc.kernels.conv_problem import ConvProblem, problem_refusal
@@ -77,7 +78,7 @@ class ColumnConv(Template):
         weights = {"w": columns.pack(column_weights(shape, problem.weight, channels))}
         assert problem.bias is not None
         weights["bias"] = problem.bias
-        plan = _Plan(shape, columns, gather, _finish(region, shape, target))
+        plan = _Plan(shape, columns, gather, _finish(region, shape, target), not gather.split)
         return plan.kernel(region, problem.data, weights)
 
 
@@ -95,6 +96,7 @@ class _Plan:
     columns: Columns
     gather: Gather
     finish: _Finish
+    rolled: bool
 
     def kernel(self, region: Region, data: str, weights: dict[str, Any]) -> Kernel:
         shape, epilogue = self.shape, self.finish.epilogue
@@ -152,66 +154,103 @@ class _Plan:
     def _quad(self, image: Expr, quad: Expr, places: list[Expr], buffers: tuple[Any, ...]) -> None:
         """Four filters at the positions of a tile."""
         w, bias, operands, y, scratch = buffers
-        columns, positions = self.columns, self.columns.positions
-        sums = local(TILE * positions, "int32")
-        for f in range(TILE):
-            start = bind(bias[quad * TILE + f])
-            for p in range(positions):
-                T.buffer_store(sums, start, [p * TILE + f])
-        for part in range(positions):
-            columns.multiply(sums, part * columns.filters, w, bind(quad * positions + part), scratch)
-        shape = self.shape
-        done = [
-            self.finish.apply(sums, p, (image, quad, place), operands)
-            for p, place in enumerate(places)
-        ]
+        columns, shape = self.columns, self.shape
+        positions = columns.positions
         plane = bind((image * (shape.groups * shape.cout // TILE) + quad) * shape.positions)
-        for place, values in zip(places, done, strict=True):
-            self.finish.store(y, bind((plane + place) * TILE), values)
+        sums = local(TILE * positions, "int32")
+
+        def tile(part: Expr, first: int) -> None:
+            """Some of the filters, whose sums lie from ``first`` on."""
+            for i in range(columns.filters):
+                start = bind(bias[quad * TILE + part * columns.filters + i])
+                for p in range(positions):
+                    T.buffer_store(sums, start, [p * TILE + first + i])
+            columns.multiply(sums, first, w, bind(quad * positions + part), scratch)
+
+        def finish(rows: Sequence[Expr], first: int) -> None:
+            ready = [
+                [bind(sums[p * TILE + first + i]) for i in range(len(rows))]
+                for p in range(positions)
+            ]
+            done = [
+                self.finish.apply(values, rows, (image, quad, place), operands)
+                for values, place in zip(ready, places, strict=True)
+            ]
+            for place, values in zip(places, done, strict=True):
+                self.finish.store(y, bind((plane + place) * TILE), rows, values)
+
+        def rows_of(part: Expr) -> list[Expr]:
+            return [part * columns.filters + i for i in range(columns.filters)]
+
+        if self.finish.whole:
+            for part in range(positions):
+                tile(part, part * columns.filters)
+            finish(range(TILE), 0)
+        elif self.rolled:
+            with loop(positions) as part:
+                tile(part, 0)
+                finish(rows_of(part), 0)
+        else:
+            for part in range(positions):
+                tile(part, 0)
+                finish(rows_of(part), 0)
 
 
 class _Finish(ABC):
-    """What happens to a quad of sums."""
+    """What happens to sums of filters of a quad.
+
+    Attributes:
+        epilogue: Of the region.
+        whole: Whether it takes all four filters at once, or as soon as some are ready.
+    """
 
     epilogue: Epilogue
+    whole: ClassVar[bool]
 
     @abstractmethod
     def apply(
-        self, sums: Any, position: int, coords: tuple[Expr, ...], operands: list[Any]
+        self, sums: list[Expr], rows: Sequence[Expr], coords: Sequence[Expr], operands: list[Any]
     ) -> list[Expr]:
-        """The epilogue's results, bound: four scalars, or one vector."""
+        """The epilogue's results for filters ``rows``, bound."""
 
-    def store(self, y: Any, at: Expr, values: list[Expr]) -> None:
-        """Store them at four elements from ``at`` on."""
-        width = TILE // len(values)
-        for i, value in enumerate(values):
-            vstore(y, at + i * width, value, width)
+    @abstractmethod
+    def store(self, y: Any, at: Expr, rows: Sequence[Expr], values: list[Expr]) -> None:
+        """Store them; ``at`` is where the quad begins."""
 
 
 class _OneByOne(_Finish):
+    whole: ClassVar[bool] = False
+
     def __init__(self, region: Region, view: tuple[int, ...], target: Target) -> None:
         assert region.anchor is not None
         self.epilogue: QuadRows = QuadRows(region, region.anchor.outputs[0], view, target)
 
     def apply(
-        self, sums: Any, position: int, coords: tuple[Expr, ...], operands: list[Any]
+        self, sums: list[Expr], rows: Sequence[Expr], coords: Sequence[Expr], operands: list[Any]
     ) -> list[Expr]:
-        quad = [bind(sums[position * TILE + f]) for f in range(TILE)]
-        return self.epilogue.finish_each(quad, coords, operands)
+        return self.epilogue.finish_each(sums, coords, operands, rows)
+
+    def store(self, y: Any, at: Expr, rows: Sequence[Expr], values: list[Expr]) -> None:
+        for f, value in zip(rows, values, strict=True):
+            T.buffer_store(y, value, [at + f])
 
 
 class _AsLanes(_Finish):
+    whole: ClassVar[bool] = True
+
     def __init__(self, region: Region, view: tuple[int, ...]) -> None:
         assert region.anchor is not None
         self.epilogue = Epilogue(region, region.anchor.outputs[0], view)
 
     def apply(
-        self, sums: Any, position: int, coords: tuple[Expr, ...], operands: list[Any]
+        self, sums: list[Expr], rows: Sequence[Expr], coords: Sequence[Expr], operands: list[Any]
     ) -> list[Expr]:
-        quad = bind(vload(sums, position * TILE, TILE))
-        return [
-            bind(self.epilogue.apply(quad, (*coords, T.int32(0)), operands, axis=3, lanes=TILE))
-        ]
+        quad = bind(tirx.Shuffle(sums, list(range(TILE))))
+        place = (*coords, T.int32(0))
+        return [bind(self.epilogue.apply(quad, place, operands, axis=3, lanes=TILE))]
+
+    def store(self, y: Any, at: Expr, rows: Sequence[Expr], values: list[Expr]) -> None:
+        vstore(y, at, values[0], TILE)
 
 
 def _finish(region: Region, shape: ConvShape, target: Target) -> _Finish:
