@@ -327,7 +327,7 @@ class LoaderExecutor:
         for name, nanoseconds in zip(self._manifest["steps"], steps, strict=True):
             total[name] = total.get(name, 0) + nanoseconds
         return tuple(
-            LayerTime(name, nodes.get(name, ()), ns / runs / 1e6) for name, ns in total.items()
+            LayerTime(name, nodes.get(name, ()), ns / 1e6) for name, ns in total.items()
         )
 
     def _execute(self, samples: Sequence[Mapping[str, np.ndarray]], **options: Any) -> Execution:
