@@ -50,8 +50,8 @@ def loader_program(target: Target) -> Path:
             folder / "loader",
         )
 
-    key = ("loader", str(STACK_BYTES), target.runner_target, source.read_text(), table)
-    key += (str(libc), *map(str, program))
+    parts = (str(libc), *map(str, program), source.read_text(), table)
+    key = ("loader", str(STACK_BYTES), target.runner_target, *parts)
     return zig.cached(key, build) / "loader"
 
 

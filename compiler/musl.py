@@ -74,7 +74,8 @@ def runner_objects(target: Target) -> list[Path]:
     sources = [folders[0] / name for name in _RUNNER]
     headers = [folders[0] / "runner.h", folders[1] / "effc.h"]
     warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-command-line-argument")
-    flags = [*(flag for flag in _flags(target) if flag != "-w"), *warnings]
+    unwanted = ("-w", "-frounding-math")  # for musl, and for its mathematics
+    flags = [*(flag for flag in _flags(target) if flag not in unwanted), *warnings]
 
     def build(folder: Path) -> None:
         zig.clang_each(flags + _includes(_musl(), folders, target), sources, folder)

@@ -2,16 +2,18 @@
  * benchmarks, on devices and in emulators.
  *
  *     runner [--input FILE] [--output FILE] [--variant NAME] [--trace FILE --plan FILE]
- *            [--warmup N] [--runs N] [--duration-ms N [--least N]] [--threads N] [--cpus MASK]
- *            [--period-us N] [--window-ms N] [--profile] [--machine] [--root DIR]
+ *            [--warmup N] [--runs N] [--duration-ms N [--least N]] [--limit-ms N]
+ *            [--threads N] [--cpus MASK] [--period-us N] [--window-ms N]
+ *            [--profile] [--machine] [--root DIR]
  *
  * FILE holds tensors in the order of the model's inputs (or outputs), any number of samples
  * one after the other: the bytes "EFFCTNS1", a 64-bit count, then for each tensor its 64-bit
  * number of bytes and its data (native byte order). Without --input there is one
  * sample of small pseudo-random numbers. With --output every sample is run once. Then one
- * sample is run N times untimed (--warmup) and timed: --runs times, or as long as --duration-ms says
- * (but --least times), or until either is reached. The times go to stdout as JSON. Where nothing is
- * timed, an access behind the end of an input or output ends the program with SIGSEGV.
+ * sample is run N times untimed (--warmup) and timed: --runs times at most, or for --duration-ms and
+ * at least --least times, and never beyond --limit-ms but for the first time. The times go to stdout
+ * as JSON. Where nothing is timed, an access behind the end of an input or output ends the program
+ * with SIGSEGV.
  *
  * --trace stores tensors of every sample as they are after certain steps, which --plan names: a
  * 64-bit count, then five 64-bit numbers for each: step, where (0 arena, 1 output), index of the output,
@@ -144,6 +146,8 @@ static void parse_number(arguments *args, const char *flag, const char *value)
         plan->least = number(flag, value, 0);
     else if (strcmp(flag, "--duration-ms") == 0)
         plan->duration_ns = (uint64_t)number(flag, value, 1) * 1000000u;
+    else if (strcmp(flag, "--limit-ms") == 0)
+        plan->limit_ns = (uint64_t)number(flag, value, 1) * 1000000u;
     else if (strcmp(flag, "--period-us") == 0)
         plan->period_ns = (uint64_t)number(flag, value, 1) * 1000u;
     else if (strcmp(flag, "--window-ms") == 0)
@@ -208,8 +212,8 @@ static void run_all(const arguments *args)
     effc_tensor *outputs = tensors_for(info->outputs, info->output_count, guarded);
     run_samples(&args->paths, model, inputs, outputs, stored);
     run_timed(&args->plan, model, inputs, outputs);
-    printf("\"load_ns\": %llu, \"first_ns\": %llu, \"peak_bytes\": %llu, ",
-           (unsigned long long)load, (unsigned long long)first_run(), process_bytes("VmHWM:"));
+    printf("\"load_ns\": %llu, \"first_ns\": %llu, ", (unsigned long long)load,
+           (unsigned long long)first_run());
     printf("\"variant\": \"%s\", ", effc_runner_entry.variant(model));
     effc_runner_entry.destroy(model);
 }

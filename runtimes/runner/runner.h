@@ -48,8 +48,9 @@ void run_samples(const files *paths, effc_model *model, effc_tensor *inputs, eff
 typedef struct timing {
     long warmup;
     long runs;            /* most timed inferences; 0: no limit */
-    long least;           /* so many at least, whatever the duration */
-    uint64_t duration_ns; /* no inference starts later; 0: no limit */
+    uint64_t duration_ns; /* repeat for so long; 0: for the number of runs */
+    long least;           /* so many runs, even if they take longer than the duration */
+    uint64_t limit_ns;    /* no further run starts later, whatever is missing; 0: no limit */
     uint64_t period_ns;   /* one inference per period; 0: back to back */
     uint64_t window_ns;   /* a row of the time series for each; 0: no series */
     int profile;          /* also the time of each step */

@@ -136,9 +136,14 @@ static void wait_for_period(const timing *plan, state *s, uint64_t begin)
 
 static int is_over(const timing *plan, const state *s, uint64_t begin)
 {
-    if (plan->duration_ns == 0 || (plan->runs > 0 && s->runs >= plan->runs))
-        return s->runs >= plan->runs;
-    return s->runs >= plan->least && now() - begin >= plan->duration_ns;
+    uint64_t spent = now() - begin;
+    if (plan->runs > 0 && s->runs >= plan->runs)
+        return 1;
+    if (plan->limit_ns > 0 && s->runs > 0 && spent >= plan->limit_ns)
+        return 1;
+    if (plan->duration_ns > 0)
+        return s->runs >= plan->least && spent >= plan->duration_ns;
+    return plan->runs == 0;
 }
 
 static void print_list(const char *name, const record *records, long count, int starts)
@@ -195,6 +200,7 @@ void run_timed(const timing *plan, effc_model *model, const effc_tensor *inputs,
     s.random = 1;
     for (long i = 0; i < plan->warmup; i++)
         run_model(model, inputs, outputs);
+    unsigned long long peak = process_bytes("VmHWM:"); /* without what is kept of the runs */
 
     printf("\"windows\": [");
     getrusage(RUSAGE_SELF, &before);
@@ -223,7 +229,10 @@ void run_timed(const timing *plan, effc_model *model, const effc_tensor *inputs,
         print_machine();
         printf(", ");
     }
+    if (plan->warmup == 0)
+        peak = process_bytes("VmHWM:");
     long count = s.runs < KEPT ? s.runs : KEPT;
+    printf("\"peak_bytes\": %llu, ", peak);
     printf("\"runs\": %ld, \"late\": %ld, \"skipped\": %ld, ", s.runs, s.late, s.skipped);
     printf("\"preempted\": %ld, \"wall_ns\": %llu, \"cpu_ns\": %llu, ",
            after.ru_nivcsw - before.ru_nivcsw, (unsigned long long)wall,
