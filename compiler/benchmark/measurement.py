@@ -20,14 +20,14 @@ _PROFILED_RUNS = 50
 
 @dataclass(frozen=True)
 class Plan:
-    """What a process measures.
+    """What is measured of each subject, in all of its processes together.
 
     Attributes:
         runs: Most timed inferences; ``None``: no limit.
         seconds: How long inferences are repeated; ``None``: until there are enough.
         least: So many inferences, even if they take longer.
         limit_s: No further inference starts later, whatever is missing; ``None``: no limit.
-        warmup: Untimed inferences before.
+        warmup: Untimed inferences before, in each process.
         fps: Inferences per second, one per period; ``None``: back to back.
         window_s: Length of a row of the time series; ``None``: no series.
     """
@@ -40,9 +40,12 @@ class Plan:
     fps: float | None = None
     window_s: float | None = None
 
-    def arguments(self) -> list[str]:
-        """For the benchmark program."""
-        words = ["--machine", *self._extent(self.runs, self.least)]
+    def arguments(self, number: int = 0, rounds: int = 1) -> list[str]:
+        """For the benchmark program in one of several processes that share the inferences."""
+        runs = None
+        if self.runs is not None:
+            runs = self.runs * (number + 1) // rounds - self.runs * number // rounds
+        words = ["--machine", *self._extent(runs, -(-self.least // rounds), rounds)]
         if self.fps is not None:
             words += ["--period-us", str(max(round(1e6 / self.fps), 1))]
         return words + _milliseconds("--window-ms", self.window_s)
@@ -50,18 +53,18 @@ class Plan:
     def profile_arguments(self) -> list[str]:
         """The same for times of layers: back to back, fewer inferences."""
         runs = min(self.runs or _PROFILED_RUNS, _PROFILED_RUNS)
-        return ["--profile", *self._extent(runs, min(self.least, runs))]
+        return ["--profile", *self._extent(runs, min(self.least, runs), 1)]
 
-    def _extent(self, runs: int | None, least: int) -> list[str]:
+    def _extent(self, runs: int | None, least: int, rounds: int) -> list[str]:
         return [
             *("--warmup", str(self.warmup), "--runs", str(runs or 0), "--least", str(least)),
-            *_milliseconds("--duration-ms", self.seconds),
-            *_milliseconds("--limit-ms", self.limit_s),
+            *_milliseconds("--duration-ms", self.seconds, rounds),
+            *_milliseconds("--limit-ms", self.limit_s, rounds),
         ]
 
 
-def _milliseconds(flag: str, seconds: float | None) -> list[str]:
-    return [] if seconds is None else [flag, str(max(round(seconds * 1e3), 1))]
+def _milliseconds(flag: str, seconds: float | None, parts: int = 1) -> list[str]:
+    return [] if seconds is None else [flag, str(max(round(seconds * 1e3 / parts), 1))]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ __all__ = ["Conditions", "Finding", "findings"]
 _SPREAD = 0.25
 """Of the middle 80 % of times, relative to the median."""
 _DRIFT = 0.05
-"""Last third of the runs against the first, or last round against the first."""
+"""Last third of a process against the first, or last round against the first."""
 _SIGNIFICANT = 1e-3
+_ENOUGH = 5
 _SLOWER_CLOCK = 0.95
 _HOTTER = 10.0
 """Degrees between the beginning and the end."""
@@ -143,22 +144,37 @@ def _drift(rounds: Sequence[Measurement], conditions: Conditions) -> Iterator[Fi
     """Times that grow or shrink as the benchmark goes on."""
     if conditions.sustained:
         return
+    for change, where in ((_within(rounds), "within a process"), (_across(rounds), "by the round")):
+        if abs(change) > _DRIFT:
+            word, hint = (
+                ("slower", "--cool-down 30 pauses between rounds; --sustain 10m shows the course")
+                if change > 0
+                else ("faster", "--warmup with a larger number lets clocks and caches settle")
+            )
+            yield Finding("drift", f"inferences became {abs(change):.0%} {word} {where}", hint)
+
+
+def _within(rounds: Sequence[Measurement]) -> float:
+    """Change from the first to the last third of the processes' times; 0: none that is certain."""
     from scipy import stats
 
-    times = np.concatenate([m.times_ms for m in rounds])
-    third = len(times) // 3
-    if third < 5:
-        return
-    first, last = times[:third], times[-third:]
-    change = float(np.median(last) / np.median(first)) - 1
-    p = float(stats.mannwhitneyu(first, last).pvalue)
-    if abs(change) > _DRIFT and p < _SIGNIFICANT:
-        word, hint = (
-            ("slower", "--cool-down 30 pauses between rounds; --sustain 10m shows the course")
-            if change > 0
-            else ("faster", "--warmup with a larger number lets clocks and caches settle")
-        )
-        yield Finding("drift", f"inferences became {abs(change):.0%} {word} in the course", hint)
+    parts = [(m.times_ms / m.median_ms, len(m.times_ms) // 3) for m in rounds]
+    first = np.concatenate([times[:third] for times, third in parts])
+    last = np.concatenate([times[len(times) - third :] for times, third in parts])
+    if len(first) < _ENOUGH or stats.mannwhitneyu(first, last).pvalue > _SIGNIFICANT:
+        return 0.0
+    return float(np.median(last) / np.median(first)) - 1
+
+
+def _across(rounds: Sequence[Measurement]) -> float:
+    """Change of the processes' medians along a line through them; 0: none that is certain."""
+    from scipy import stats
+
+    if len(rounds) < _ENOUGH:
+        return 0.0
+    line = stats.linregress(range(len(rounds)), np.log([m.median_ms for m in rounds]))
+    certain = line.pvalue < 10 * _SIGNIFICANT
+    return float(np.expm1(line.slope * (len(rounds) - 1))) if certain else 0.0
 
 
 def _others(rounds: Sequence[Measurement], conditions: Conditions) -> Iterator[Finding]:

@@ -201,7 +201,7 @@ def run_rounds(
 
     Args:
         subjects: What to measure.
-        plan: What each process does.
+        plan: What is measured of each.
         rounds: Processes per subject.
         profile: One more process for times of layers.
         cool_down_s: Pause before each process but the first.
@@ -211,18 +211,19 @@ def run_rounds(
         DeviceError: A process failed.
     """
     results = [Result(subject, plan) for subject in subjects]
-    jobs = [(results[i], False) for n in range(rounds) for i in order(len(subjects), n)]
-    jobs += [(result, True) for result in results if profile]
-    for number, (result, layers) in enumerate(jobs):
+    arguments = [plan.arguments(n, rounds) for n in range(rounds)]
+    jobs = [(results[i], arguments[n]) for n in range(rounds) for i in order(len(subjects), n)]
+    jobs += [(result, plan.profile_arguments()) for result in results if profile]
+    for number, (result, words) in enumerate(jobs):
         if progress is not None:
             progress("bench", number, len(jobs), result.subject.label)
         if number > 0:
             time.sleep(cool_down_s)
-        if layers:
-            answer = result.subject.ask(plan.profile_arguments())
-            result.layers = _layer_rows(result.subject.manifest, answer["steps_ns"])
+        answer = result.subject.ask(words)
+        if number < rounds * len(subjects):
+            result.rounds.append(Measurement.of(answer))
         else:
-            result.rounds.append(Measurement.of(result.subject.ask(plan.arguments())))
+            result.layers = _layer_rows(result.subject.manifest, answer["steps_ns"])
     if progress is not None:
         progress("bench", len(jobs), len(jobs), "")
     return results

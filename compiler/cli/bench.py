@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,12 @@ from effc.errors import UsageError
 
 if TYPE_CHECKING:
     from effc.benchmark.measurement import Plan
-    from effc.benchmark.session import Result, Subject
+    from effc.benchmark.session import Subject
 
 __all__ = ["BenchFlags", "bench_command", "parse_duration", "program_command"]
 
-_RUNS, _EMULATED_RUNS = 100, 10
-_SECONDS, _LIMIT_S = 0.5, 20.0
-"""Without a flag: so many inferences and so long, but no longer than the limit."""
-_ROUNDS = 10
+_ALONE, _COMPARED, _EMULATED = (100, 1.0, 20.0), (200, 4.0, 40.0), (10, 0.5, 20.0)
+"""Without a flag: so many inferences and seconds of each, but no more seconds than the last."""
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _WINDOWS = 120
 """Rows of a time series."""
@@ -71,7 +70,9 @@ def program_command(
     if len(artifacts) != 1:
         raise UsageError("one program carries one artifact", where="--program", got=len(artifacts))
     _check_file(out, "--program")
-    size = carrying_program(load_artifact(artifacts[0]).of_abi(abi), out)
+    artifact = load_artifact(artifacts[0]).of_abi(abi)
+    with _writing(out, "--program"):
+        size = carrying_program(artifact, out)
     console.result({"program": str(out), "bytes": size})
     console.say(f"{out}: {human_bytes(size)}; run it with --runs 100 --machine")
 
@@ -93,9 +94,11 @@ def bench_command(
     subjects = _subjects(artifacts, flags)
     compared = len(subjects) > 1 or old is not None
     rounds, plan = make_plan(flags, compared=compared, emulated=subjects[0].device == "qemu")
-    turns = f", {rounds} times, {len(subjects)} in turn" if rounds > 1 else ""
+    turns = f", {rounds} processes each" if rounds > 1 else ""
+    turns += f", {len(subjects)} in turn" if len(subjects) > 1 else ""
     console.note(
-        f"measuring {_extent_text(plan)} after {plan.warmup} on {subjects[0].device}{turns} ..."
+        f"measuring {_extent_text(plan)} in all after {plan.warmup} of warm-up on "
+        f"{subjects[0].device}{turns} ..."
     )
     with console.progress() as progress:
         results = run_rounds(
@@ -107,18 +110,22 @@ def bench_command(
             progress=progress,
         )
     ratios = ratios_within(results) + (ratios_against(results, old) if old else [])
-    payload = _payload(results, ratios)
+    entries = [result.describe() for result in results]
+    payload = {**entries[0], "ratios": ratios}
+    if len(entries) > 1:
+        payload = {"artifacts": entries, "ratios": ratios}
+    console.result(payload)
+    _say(console, entries, ratios)
     if report is not None:
         from effc.benchmark.report import render_bench
 
-        report.write_text(render_bench(payload, old), "utf-8")
+        with _writing(report, "--report"):
+            report.write_text(render_bench(payload, old), "utf-8")
         console.note(f"report: {report}")
-    console.result(payload)
-    _say(console, results, ratios)
 
 
 def make_plan(flags: BenchFlags, *, compared: bool, emulated: bool) -> tuple[int, Plan]:
-    """Rounds, and what each process does; totals of flags are shared by the rounds.
+    """Rounds, and what is measured of each subject in all of them.
 
     Raises:
         UsageError: Flags contradict each other.
@@ -131,19 +138,25 @@ def make_plan(flags: BenchFlags, *, compared: bool, emulated: bool) -> tuple[int
         raise UsageError("these flags exclude each other", where=", ".join(names))
     if flags.fps is not None and not (math.isfinite(flags.fps) and 0 < flags.fps <= 1e5):
         raise UsageError("bad pace", where="--fps", expected="a number above 0", got=flags.fps)
-    rounds = flags.rounds or (_ROUNDS if compared and flags.sustain is None else 1)
+    rounds = flags.rounds or _default_rounds(flags, compared=compared, emulated=emulated)
     warmup = flags.warmup if flags.warmup is not None else 2 if emulated else 10
     if flags.sustain is not None:
         seconds = parse_duration(flags.sustain, "--sustain")
         window = min(max(seconds / _WINDOWS, 0.25), 10.0)
         return rounds, Plan(None, seconds, 1, None, warmup, flags.fps, window)
     if flags.duration is not None:
-        seconds = parse_duration(flags.duration, "--duration") / rounds
+        seconds = parse_duration(flags.duration, "--duration")
         return rounds, Plan(None, seconds, 1, None, warmup, flags.fps)
     if flags.runs is not None:
-        return rounds, Plan(-(-flags.runs // rounds), None, 1, None, warmup, flags.fps)
-    least = -(-(_EMULATED_RUNS if emulated else _RUNS) // rounds)
-    return rounds, Plan(None, _SECONDS, least, _LIMIT_S / rounds, warmup, flags.fps)
+        return min(rounds, flags.runs), Plan(flags.runs, None, 1, None, warmup, flags.fps)
+    least, seconds, limit = _EMULATED if emulated else _COMPARED if compared else _ALONE
+    return rounds, Plan(None, seconds, least, limit, warmup, flags.fps)
+
+
+def _default_rounds(flags: BenchFlags, *, compared: bool, emulated: bool) -> int:
+    if flags.sustain is not None:
+        return 1
+    return (3 if compared else 1) if emulated else 10 if compared else 5
 
 
 def _extent_text(plan: Plan) -> str:
@@ -155,6 +168,18 @@ def _extent_text(plan: Plan) -> str:
 def _check_file(path: Path, flag: str) -> None:
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise UsageError("cannot write there", where=f"{flag} {path}", expected="a file's path")
+
+
+@contextmanager
+def _writing(path: Path, flag: str) -> Iterator[None]:
+    """Turns failures of the file system into errors of usage."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the file: {(error.strerror or str(error)).lower()}",
+            where=f"{flag} {path}",
+        ) from error
 
 
 def _subjects(artifacts: Sequence[Path], flags: BenchFlags) -> list[Subject]:
@@ -214,38 +239,10 @@ def _thread_counts(text: str | None) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _payload(results: Sequence[Result], ratios: list[dict[str, Any]]) -> dict[str, Any]:
-    """The contract's object for one artifact; a list of them for several."""
-    if len(results) == 1:
-        return {**results[0].describe(), "ratios": ratios}
-    return {"artifacts": [result.describe() for result in results], "ratios": ratios}
-
-
-def _say(console: Console, results: Sequence[Result], ratios: Sequence[dict[str, Any]]) -> None:
-    rows = []
-    for result in results:
-        entry = result.describe()
-        times = entry["latency_ms"]
-        rows.append(
-            [
-                entry["label"],
-                *(f"{times[key]:.4g}" for key in ("median", "min", "p90", "p99", "mean")),
-                f"{times['std']:.2g}",
-                entry["runs"],
-                human_time(entry["load_ms"] / 1e3),
-                human_time(entry["first_ms"] / 1e3),
-                human_bytes(entry["peak_memory_bytes"]),
-            ]
-        )
-    first = results[0].describe()
-    pace = "" if first["fps"] is None else f", {first['fps']:g} per second"
-    console.table(
-        ["ms", "median", "min", "p90", "p99", "mean", "std", "runs", "load", "first", "memory"],
-        rows,
-        title=f"{first['device']}, {first['threads']} thread(s), code {first['variant']}, "
-        f"cores {first['cores']}{pace}",
-        right=["median", "min", "p90", "p99", "mean", "std", "runs", "load", "first", "memory"],
-    )
+def _say(
+    console: Console, entries: Sequence[Mapping[str, Any]], ratios: Sequence[Mapping[str, Any]]
+) -> None:
+    _say_times(console, entries)
     for row in ratios:
         console.say(
             f"{row['label']} takes {row['ratio']:.4g} times as long as {row['against']} "
@@ -253,29 +250,52 @@ def _say(console: Console, results: Sequence[Result], ratios: Sequence[dict[str,
         )
         for note in row["notes"]:
             console.note(f"note: {note}")
-    for result in results:
-        where = f"{result.subject.label}: " if len(results) > 1 else ""
-        _say_series(console, where, result)
-        for finding in result.findings():
-            console.note(f"warning: {where}{finding.text}. Try: {finding.hint}")
-    for result in results:
-        if result.layers:
-            _say_layers(console, result)
+    for entry in entries:
+        where = f"{entry['label']}: " if len(entries) > 1 else ""
+        _say_series(console, where, entry["series"])
+        for warning in entry["warnings"]:
+            console.note(f"warning: {where}{warning['text']}. Try: {warning['hint']}")
+    for entry in entries:
+        if "per_layer" in entry:
+            _say_layers(console, entry)
 
 
-def _say_series(console: Console, where: str, result: Result) -> None:
-    rows = [w for m in result.rounds for w in m.windows]
+def _say_times(console: Console, entries: Sequence[Mapping[str, Any]]) -> None:
+    keys = ("median", "min", "p90", "p99", "mean", "std")
+    first = entries[0]
+    pace = "" if first["fps"] is None else f", {first['fps']:g} per second"
+    console.table(
+        ["ms", *keys, "runs", "threads", "cores", "load", "first", "memory"],
+        [
+            [
+                entry["label"],
+                *(f"{entry['latency_ms'][key]:.4g}" for key in keys),
+                entry["runs"],
+                entry["threads"],
+                entry["cores"],
+                human_time(entry["load_ms"] / 1e3),
+                human_time(entry["first_ms"] / 1e3),
+                human_bytes(entry["peak_memory_bytes"]),
+            ]
+            for entry in entries
+        ],
+        title=f"{first['device']}, code {first['variant']}{pace}",
+        right=[*keys, "runs", "threads", "load", "first", "memory"],
+    )
+
+
+def _say_series(console: Console, where: str, rows: Sequence[Mapping[str, Any]]) -> None:
     if len(rows) < 2:
         return
-    first, last = rows[0].median_ms, rows[-1].median_ms
-    worst = max(row.median_ms for row in rows)
+    first, last = rows[0]["median_ms"], rows[-1]["median_ms"]
+    worst = max(row["median_ms"] for row in rows)
     console.say(
         f"{where}median {first:.4g} ms at the beginning, {last:.4g} at the end "
         f"({last / first:.2f} times), {worst:.4g} in the slowest window of {len(rows)}"
     )
 
 
-def _say_layers(console: Console, result: Result) -> None:
+def _say_layers(console: Console, entry: Mapping[str, Any]) -> None:
     console.table(
         ["layer", "op", "kernel", "ms", "share", "GMAC/s", "nodes"],
         [
@@ -288,8 +308,8 @@ def _say_layers(console: Console, result: Result) -> None:
                 f"{row['gmacs']:.1f}" if row["gmacs"] else "",
                 ", ".join(row["nodes"])[:60],
             ]
-            for row in result.layers
+            for row in entry["per_layer"]
         ],
-        title=result.subject.label,
+        title=entry["label"],
         right=["ms", "share", "GMAC/s"],
     )

@@ -36,7 +36,7 @@ Runs = Annotated[
         "--runs",
         metavar="N",
         min=1,
-        help="Measured inferences of each artifact; default: 100 and half a second, at most 20 s.",
+        help="Measured inferences of each artifact; default: 100 and a second, at most 20 s.",
     ),
 ]
 Duration = Annotated[
@@ -80,7 +80,7 @@ Rounds = Annotated[
         "--rounds",
         metavar="N",
         min=1,
-        help="Processes that share the inferences; default: 1, 10 where something is compared.",
+        help="Processes that share the inferences; default: 5, 10 where something is compared.",
     ),
 ]
 CoolDown = Annotated[

@@ -64,8 +64,12 @@ def test_drift(end: float, hint: str) -> None:
 
 
 def test_drift_over_rounds() -> None:
-    rounds = [measurement(), measurement(), measurement((measurement().times_ms * 1.2).tolist())]
-    assert codes(rounds) == ["drift"]
+    """A trend of the processes' medians, not just different ones."""
+    quiet = measurement().times_ms
+    rising = [measurement((quiet * 1.03**n).tolist()) for n in range(6)]
+    assert codes(rising) == ["drift"]
+    mixed = [measurement((quiet * factor).tolist()) for factor in (1.0, 1.06, 1.0, 1.06, 1.06, 1.0)]
+    assert codes(mixed) == []
 
 
 def test_other_processes() -> None:
