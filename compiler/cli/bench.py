@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effc.cli.console import Console, human_bytes, human_time
+from effc.devices.machine import cpu_ranges
 from effc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def _subjects(artifacts: Sequence[Path], flags: BenchFlags) -> list[Subject]:
             for count in counts or (int(artifact.manifest["threads"]),):
                 label = name
                 label += f", {count} thread{'s' * (count > 1)}" if len(counts) > 1 else ""
-                label += f", {cores}" if len(flags.cores) > 1 else ""
+                label += f", cores {cores}" if len(flags.cores) > 1 else ""
                 subjects.append(
                     Subject(
                         label,
@@ -243,6 +244,7 @@ def _say(
     console: Console, entries: Sequence[Mapping[str, Any]], ratios: Sequence[Mapping[str, Any]]
 ) -> None:
     _say_times(console, entries)
+    console.say(_machine_text(entries[0]["machine"]))
     for row in ratios:
         console.say(
             f"{row['label']} takes {row['ratio']:.4g} times as long as {row['against']} "
@@ -250,6 +252,8 @@ def _say(
         )
         for note in row["notes"]:
             console.note(f"note: {note}")
+    if len(entries) > 2:
+        console.say(f"fastest: {min(entries, key=lambda e: e['latency_ms']['median'])['label']}")
     for entry in entries:
         where = f"{entry['label']}: " if len(entries) > 1 else ""
         _say_series(console, where, entry["series"])
@@ -281,6 +285,32 @@ def _say_times(console: Console, entries: Sequence[Mapping[str, Any]]) -> None:
         ],
         title=f"{first['device']}, code {first['variant']}{pace}",
         right=[*keys, "runs", "threads", "load", "first", "memory"],
+    )
+
+
+def _machine_text(machine: Mapping[str, Mapping[str, Any]]) -> str:
+    """Cores, governors, clocks and the warmest sensor in a line, before and after."""
+    before = machine["before"]
+
+    def clocks(facts: Mapping[str, Any]) -> str:
+        known = [mhz for mhz in facts["mhz"] if mhz is not None]
+        if not known:
+            return "unknown"
+        low, high = min(known), max(known)
+        return f"{high:g} MHz" if low == high else f"{low:g} to {high:g} MHz"
+
+    def hottest(facts: Mapping[str, Any]) -> str:
+        known = [celsius for celsius in facts["celsius"].values() if celsius is not None]
+        return f"{max(known):g} °C" if known else "unknown"
+
+    def course(text: Callable[[Mapping[str, Any]], str]) -> str:
+        return " -> ".join(dict.fromkeys(text(machine[when]) for when in ("before", "after")))
+
+    cores = ", ".join(f"{c['name']} {cpu_ranges(c['cpus'])}" for c in before["clusters"])
+    governor = ", ".join(before["governors"])
+    return (
+        f"cores {cores or 'unknown'}; governor {governor or 'unknown'}; "
+        f"clock {course(clocks)}; hottest sensor {course(hottest)}"
     )
 
 
