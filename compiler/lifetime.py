@@ -88,7 +88,7 @@ def plan_arena(
         alignment: Of roots and workspaces.
     """
     parts, spans = _pieces(regions, kernels, slots, roots)
-    pairs = pairs_of(regions, kernels, slots, spans, roots, serial)
+    pairs = pairs_of(regions, kernels, slots, spans, roots)
     own = [
         buffer
         for region in regions

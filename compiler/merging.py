@@ -90,14 +90,13 @@ def pairs_of(
     slots: Slots,
     spans: Mapping[str, tuple[int, int]],
     roots: Mapping[str, int],
-    serial: bool,
 ) -> list[Pair]:
     """Every pair of values in the arena that may share memory, in execution order."""
     found = []
     for region in regions:
         sizes = {v.name: v.type.nbytes for v in (*region.inputs, *region.outputs)}
         copy = is_copy(region)
-        sharing = kernels[region.name].sharing(serial)
+        sharing = kernels[region.name].sharing
         if copy:
             sharing = (Overlap(region.inputs[0].name, region.outputs[0].name, ((0, 0),)),)
         for o in sharing:

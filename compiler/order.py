@@ -60,7 +60,7 @@ def order_regions(
         slots: (root, byte offset) of every value.
         arena_roots: Roots that lie in the arena.
         kernels: By region name, if they are known.
-        serial: One worker runs all units in order: more may be shared, scratch is in the arena.
+        serial: One worker runs everything: scratch is in the arena.
 
     Returns:
         The same regions; in the given order if no better one is found.

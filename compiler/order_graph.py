@@ -205,9 +205,7 @@ class _Builder:
         everywhere = {region.name: (0, 0) for region in self.regions}
         sizes = dict.fromkeys(self.roots, 0)
         pairs: dict[str, list[Pair]] = {}
-        for pair in pairs_of(
-            self.regions, self.kernels, self.slots, everywhere, sizes, self.serial
-        ):
+        for pair in pairs_of(self.regions, self.kernels, self.slots, everywhere, sizes):
             pairs.setdefault(pair.region, []).append(pair)
         return [
             self._stages(region, self.kernels[region.name], pairs.get(region.name, []))

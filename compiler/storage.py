@@ -324,11 +324,11 @@ def build_program(
 
     Returns:
         The program. For reports, ``metadata`` holds ``regions`` (in execution order), ``peak`` (the
-        step that needs most, see ``effc.arena_bound``; whether order and plan are proven),
-        ``memory`` (pieces of the arena: name, offset, bytes, first and last call), ``views`` (what
-        became of view operators, and why copies exist) and ``inplace`` (region, input, output); for traces
-        ``places`` (pointer of every runtime value) and ``ends`` (number of calls up to the end of
-        each region).
+        step that needs most, see ``effc.arena_bound``, and what is proven), ``memory`` (pieces of
+        the arena: name, offset, bytes, first and last call), ``views`` (what became of view
+        operators, and why copies exist) and ``inplace`` (region, input, output that share memory);
+        for traces ``places`` (pointer of every runtime value) and ``ends`` (number of calls up to
+        the end of each region).
     """
     weights = PackedWeights()
     placed: dict[str, Pointer] = {}

@@ -58,13 +58,11 @@ class Overlap:
             still reads every element of the input before it writes over it
             (``effc.kernels.overlap`` computes them from the order of access). Places where
             the two share no byte are allowed anyway.
-        serial: Only where one worker runs all units in ascending order; otherwise for any split.
     """
 
     source: str
     result: str
     shifts: tuple[tuple[int, int], ...]
-    serial: bool = False
 
 
 @dataclass
@@ -79,7 +77,9 @@ class Kernel:
             input dies here: every element of the input is read before (or by the
             same vector operation as) the output element that overwrites it, for
             any split of the work.
-        overlaps: Further pairs, at other distances or on one worker only.
+        overlaps: Further pairs, at other distances. They hold for any split of the work; for
+            serial targets (``Target.serial``), where one worker runs all units in ascending
+            order, only for that.
     """
 
     stages: tuple[Stage, ...]
@@ -88,10 +88,11 @@ class Kernel:
     inplace: tuple[tuple[str, str], ...] = ()
     overlaps: tuple[Overlap, ...] = ()
 
-    def sharing(self, serial: bool) -> tuple[Overlap, ...]:
-        """All pairs that may share memory, with one worker (``serial``) or with several."""
+    @property
+    def sharing(self) -> tuple[Overlap, ...]:
+        """All pairs that may share memory."""
         pairs = tuple(Overlap(source, result, ((0, 0),)) for source, result in self.inplace)
-        return pairs + tuple(o for o in self.overlaps if serial or not o.serial)
+        return pairs + self.overlaps
 
 
 @dataclass(frozen=True)
