@@ -19,7 +19,7 @@ from effc.artifact import Artifact
 from effc.devices.address import Address, parse_device
 from effc.devices.catalog import get_target
 from effc.devices.cpu import missing_features
-from effc.devices.execution import Execution, OnDevice, Piece, Process, execute
+from effc.devices.execution import Execution, OnDevice, Piece, Process, execute, run_program
 from effc.devices.probe import facts_of
 from effc.devices.qemu import not_emulated, qemu_command
 from effc.devices.target import BASE
@@ -34,6 +34,7 @@ __all__ = [
     "open_executor",
     "open_library",
     "open_local",
+    "open_program",
     "open_tracer",
     "variant_names",
     "variant_refusal",
@@ -194,6 +195,20 @@ def open_tracer(
     address = _checked_device(device, manifest)
     _check_variant(manifest, address, variant)
     return _open_loader(artifact.library, manifest, address, 1, variant)
+
+
+def open_program(
+    artifact: Artifact, device: str | None, variant: str | None = None
+) -> LoaderExecutor:
+    """Open an artifact in the benchmark program: one process per measurement.
+
+    Raises:
+        EffcError: As :func:`open_executor`.
+    """
+    manifest = artifact.manifest
+    address = _checked_device(device, manifest)
+    _check_variant(manifest, address, variant)
+    return _open_loader(artifact.library, manifest, address, int(manifest["threads"]), variant)
 
 
 def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> Address:
@@ -367,9 +382,7 @@ class LoaderExecutor:
         total: dict[str, int] = {}
         for name, nanoseconds in zip(self._manifest["steps"], steps, strict=True):
             total[name] = total.get(name, 0) + nanoseconds
-        return tuple(
-            LayerTime(name, nodes.get(name, ()), ns / runs / 1e6) for name, ns in total.items()
-        )
+        return tuple(LayerTime(name, nodes.get(name, ()), ns / 1e6) for name, ns in total.items())
 
     def _execute(self, samples: Sequence[Mapping[str, np.ndarray]], **options: Any) -> Execution:
         done = execute(
@@ -383,6 +396,14 @@ class LoaderExecutor:
         )
         self.variant = done.variant
         return done
+
+    def ask(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Run the program with arguments of ``runtimes/runner/main.c``; what it printed.
+
+        Raises:
+            DeviceError: It could not be started, died, hung or answered nonsense.
+        """
+        return run_program(self._place, arguments)
 
     def close(self) -> None:
         """End the session on another machine."""

@@ -87,7 +87,7 @@ class Execution:
     Attributes:
         outputs: One mapping per sample.
         times_ns: One entry per timed run.
-        steps_ns: Time per step of the program, summed over the timed runs, when profiled.
+        steps_ns: Median time of each step of the program over the timed runs, when profiled.
         variant: The version of the code that ran.
         traced: One mapping per sample with the stored tensors, when traced.
     """
