@@ -155,6 +155,7 @@ def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Fu
             built.kernels,
             built.symbols,
             views,
+            selected.target.serial,
         )
         program.variants = code_variants(built, selected.target)
         program.scratch_bytes = max(program.scratch_bytes, align_up(built.scratch_bytes, 64))
@@ -171,6 +172,8 @@ def _compiled(
 ) -> CompiledModel:
     """Object code, and the records."""
     imported, target = selected.imported, selected.target
+    ordered = cast("tuple[Region, ...]", program.metadata["regions"])
+    views = replace(selected.views, regions=ordered)
     with clock.phase("lower"):
         objects = lower_functions(built, target)
     link = link_archive if target.os == "apple" else link_library
@@ -178,7 +181,7 @@ def _compiled(
         program=program,
         target=target,
         options=options,
-        layers=_layers(selected.graph, selected.views, selected.ranked, target),
+        layers=_layers(selected.graph, views, selected.ranked, target),
         headers=headers,
         link_library=lambda out: link(program, objects, target, out),
         link_runner=lambda out: link_runner(program, objects, target, out),
@@ -189,7 +192,7 @@ def _compiled(
         source_sha256=imported.sha256,
         tuning=selected.tuning,
         opset=imported.opset,
-        values=stored_values(selected.graph, selected.views, program, imported.reference),
+        values=stored_values(selected.graph, views, program, imported.reference),
     )
 
 
