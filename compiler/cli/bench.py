@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,16 +92,17 @@ def bench_command(
     old = None if against is None else load_report(against)
     if report is not None:
         _check_file(report, "--report")
-    subjects = _subjects(artifacts, flags)
-    compared = len(subjects) > 1 or old is not None
-    rounds, plan = make_plan(flags, compared=compared, emulated=subjects[0].device == "qemu")
-    turns = f", {rounds} processes each" if rounds > 1 else ""
-    turns += f", {len(subjects)} in turn" if len(subjects) > 1 else ""
-    console.note(
-        f"measuring {_extent_text(plan)} in all after {plan.warmup} of warm-up on "
-        f"{subjects[0].device}{turns} ..."
-    )
-    with console.progress() as progress:
+    with ExitStack() as devices:
+        subjects = _subjects(artifacts, flags, devices)
+        compared = len(subjects) > 1 or old is not None
+        rounds, plan = make_plan(flags, compared=compared, emulated=subjects[0].device == "qemu")
+        turns = f", {rounds} processes each" if rounds > 1 else ""
+        turns += f", {len(subjects)} in turn" if len(subjects) > 1 else ""
+        console.note(
+            f"measuring {_extent_text(plan)} in all after {plan.warmup} of warm-up on "
+            f"{subjects[0].device}{turns} ..."
+        )
+        progress = devices.enter_context(console.progress())
         results = run_rounds(
             subjects,
             plan,
@@ -183,8 +184,13 @@ def _writing(path: Path, flag: str) -> Iterator[None]:
         ) from error
 
 
-def _subjects(artifacts: Sequence[Path], flags: BenchFlags) -> list[Subject]:
-    """Every artifact with every number of threads on all sets of cores."""
+def _subjects(artifacts: Sequence[Path], flags: BenchFlags, devices: ExitStack) -> list[Subject]:
+    """Every artifact with every number of threads on all sets of cores.
+
+    Args:
+        artifacts, flags: As given.
+        devices: Closes connections in the end.
+    """
     from effc.artifact import load_artifact
     from effc.benchmark.session import Subject
     from effc.devices.machine import Machine, select_cores
@@ -195,7 +201,7 @@ def _subjects(artifacts: Sequence[Path], flags: BenchFlags) -> list[Subject]:
     names = _labels(artifacts)
     for path, name in zip(artifacts, names, strict=True):
         artifact = load_artifact(path).of_abi(flags.abi)
-        executor = open_program(artifact, flags.device, flags.variant)
+        executor = devices.enter_context(open_program(artifact, flags.device, flags.variant))
         machine = Machine.of(executor.ask(["--machine"])["before"]) if flags.cores else None
         for cores in flags.cores or ("all",):
             cpus = () if machine is None else select_cores(machine, cores)
