@@ -18,7 +18,7 @@ import numpy as np
 from effc.artifact import Artifact
 from effc.bare.board import BoardExecutor
 from effc.devices.catalog import get_target
-from effc.devices.execution import Execution, Piece, execute
+from effc.devices.execution import Execution, Piece, execute, run_program
 from effc.devices.qemu import not_emulated, qemu_command
 from effc.devices.target import BASE
 from effc.errors import DeviceError, UsageError
@@ -29,9 +29,11 @@ __all__ = [
     "Executor",
     "Tracer",
     "default_device",
+    "open_board",
     "open_executor",
     "open_library",
     "open_local",
+    "open_program",
     "open_tracer",
     "variant_names",
     "variant_refusal",
@@ -161,6 +163,30 @@ def open_tracer(artifact: Artifact, device: str | None, variant: str | None = No
     if manifest["machine"]["os"] == "none":
         return BoardExecutor(artifact.library, manifest)
     return _open_loader(artifact.library, manifest, device, 1, variant)
+
+
+def open_board(artifact: Artifact, device: str | None) -> BoardExecutor:
+    """Open an artifact for a microcontroller on the board that counts its instructions.
+
+    Raises:
+        EffcError: As :func:`open_executor`.
+    """
+    _checked_device(device, artifact.manifest)
+    return BoardExecutor(artifact.library, artifact.manifest)
+
+
+def open_program(
+    artifact: Artifact, device: str | None, variant: str | None = None
+) -> LoaderExecutor:
+    """Open an artifact in the benchmark program: one process per measurement.
+
+    Raises:
+        EffcError: As :func:`open_executor`.
+    """
+    manifest = artifact.manifest
+    device = _checked_device(device, manifest)
+    _check_variant(manifest, device, variant)
+    return _open_loader(artifact.library, manifest, device, int(manifest["threads"]), variant)
 
 
 def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> str:
@@ -343,9 +369,7 @@ class LoaderExecutor:
         total: dict[str, int] = {}
         for name, nanoseconds in zip(self._manifest["steps"], steps, strict=True):
             total[name] = total.get(name, 0) + nanoseconds
-        return tuple(
-            LayerTime(name, nodes.get(name, ()), ns / runs / 1e6) for name, ns in total.items()
-        )
+        return tuple(LayerTime(name, nodes.get(name, ()), ns / 1e6) for name, ns in total.items())
 
     def _execute(self, samples: Sequence[Mapping[str, np.ndarray]], **options: Any) -> Execution:
         done = execute(
@@ -360,6 +384,14 @@ class LoaderExecutor:
         )
         self.variant = done.variant
         return done
+
+    def ask(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Run the program with arguments of ``runtimes/runner/main.c``; what it printed.
+
+        Raises:
+            DeviceError: It could not be started, died, hung or answered nonsense.
+        """
+        return run_program([*self._command, *arguments], self._environment)
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from effc.errors import DeviceError, UsageError
 
-__all__ = ["Execution", "Piece", "TensorSpec", "checked_inputs", "execute"]
+__all__ = ["Execution", "Piece", "TensorSpec", "checked_inputs", "execute", "run_program"]
 
 _MAGIC = b"EFFCTNS1"
 _COUNT = struct.Struct("=Q")
@@ -77,7 +77,7 @@ class Execution:
     Attributes:
         outputs: One mapping per sample.
         times_ns: One entry per timed run.
-        steps_ns: Time per step of the program, summed over the timed runs, when profiled.
+        steps_ns: Median time of each step of the program over the timed runs, when profiled.
         variant: The version of the code that ran.
         traced: One mapping per sample with the stored tensors, when traced.
     """
@@ -143,7 +143,7 @@ def execute(
             plan = Path(folder) / "plan.bin"
             plan.write_bytes(_COUNT.pack(len(trace)) + b"".join(piece.plan for piece in trace))
             arguments += ["--trace", str(stored), "--plan", str(plan)]
-        answer = _run([*command, *arguments], {**os.environ, **(environment or {})}, timeout_s)
+        answer = run_program([*command, *arguments], environment or {}, timeout_s)
         return Execution(
             outputs=_read_samples(result, outputs) if wants_outputs else (),
             times_ns=tuple(answer["times_ns"]),
@@ -153,14 +153,24 @@ def execute(
         )
 
 
-def _run(
-    command: Sequence[str], environment: Mapping[str, str], timeout_s: float
+def run_program(
+    command: Sequence[str], environment: Mapping[str, str], timeout_s: float = 3600.0
 ) -> dict[str, Any]:
+    """Run a runner that takes no samples; the JSON object that it prints.
+
+    Args:
+        command: The runner with its arguments, an emulator in front where one is needed.
+        environment: Variables added to this process's own.
+        timeout_s: For the whole process.
+
+    Raises:
+        DeviceError: The program could not be started, died, hung or answered nonsense.
+    """
     program = Path(command[0]).name
     try:
         done = subprocess.run(
             command,
-            env=environment,
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

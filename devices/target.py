@@ -91,7 +91,7 @@ class Target:
 
     @property
     def bare(self) -> bool:
-        """Whether code runs without an operating system: a microcontroller."""
+        """Whether code runs without an operating system, on one thread: a microcontroller."""
         return self.os == "none"
 
     @property
