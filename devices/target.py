@@ -91,7 +91,7 @@ class Target:
 
     @property
     def bare(self) -> bool:
-        """Whether code runs without an operating system, on one thread: a microcontroller."""
+        """Whether code runs without an operating system: a microcontroller."""
         return self.os == "none"
 
     @property
@@ -103,6 +103,11 @@ class Target:
     def lanes(self) -> int:
         """float32 elements per vector register (1 if there is no vector unit)."""
         return max(self.vector_bits // 32, 1)
+
+    @property
+    def serial(self) -> bool:
+        """Whether one worker runs everything: there are no threads without an operating system."""
+        return self.bare
 
     @property
     def half_arithmetic(self) -> bool:
