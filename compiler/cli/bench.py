@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effc.cli.console import Console, human_bytes, human_time
+from effc.cli.counts import counts_command
 from effc.devices.machine import cpu_ranges
 from effc.errors import UsageError
 
 if TYPE_CHECKING:
+    from effc.artifact import Artifact
     from effc.benchmark.measurement import Plan
     from effc.benchmark.session import Subject
 
@@ -86,14 +88,25 @@ def bench_command(
     report: Path | None,
 ) -> None:
     """Measure, compare, report."""
+    from effc.artifact import load_artifact
     from effc.benchmark.comparison import load_report, ratios_against, ratios_within
     from effc.benchmark.session import run_rounds
 
+    opened = [load_artifact(path).of_abi(flags.abi) for path in artifacts]
+    bare = [artifact.manifest["machine"]["os"] == "none" for artifact in opened]
+    if any(bare):
+        if not all(bare) or against is not None or report is not None:
+            raise UsageError(
+                "counts of a microcontroller are not compared with times",
+                hint="bench artifacts for microcontrollers by themselves",
+            )
+        counts_command(console, opened, flags)
+        return
     old = None if against is None else load_report(against)
     if report is not None:
         _check_file(report, "--report")
     with ExitStack() as devices:
-        subjects = _subjects(artifacts, flags, devices)
+        subjects = _subjects(opened, flags, devices)
         compared = len(subjects) > 1 or old is not None
         rounds, plan = make_plan(flags, compared=compared, emulated=subjects[0].device == "qemu")
         turns = f", {rounds} processes each" if rounds > 1 else ""
@@ -184,23 +197,23 @@ def _writing(path: Path, flag: str) -> Iterator[None]:
         ) from error
 
 
-def _subjects(artifacts: Sequence[Path], flags: BenchFlags, devices: ExitStack) -> list[Subject]:
+def _subjects(
+    artifacts: Sequence[Artifact], flags: BenchFlags, devices: ExitStack
+) -> list[Subject]:
     """Every artifact with every number of threads on all sets of cores.
 
     Args:
         artifacts, flags: As given.
         devices: Closes connections in the end.
     """
-    from effc.artifact import load_artifact
     from effc.benchmark.session import Subject
     from effc.devices.machine import Machine, select_cores
     from effc.execute import open_program
 
     subjects: list[Subject] = []
     counts = _thread_counts(flags.threads)
-    names = _labels(artifacts)
-    for path, name in zip(artifacts, names, strict=True):
-        artifact = load_artifact(path).of_abi(flags.abi)
+    names = _labels([artifact.path for artifact in artifacts])
+    for artifact, name in zip(artifacts, names, strict=True):
         executor = devices.enter_context(open_program(artifact, flags.device, flags.variant))
         machine = Machine.of(executor.ask(["--machine"])["before"]) if flags.cores else None
         for cores in flags.cores or ("all",):
@@ -212,7 +225,7 @@ def _subjects(artifacts: Sequence[Path], flags: BenchFlags, devices: ExitStack) 
                 subjects.append(
                     Subject(
                         label,
-                        str(path),
+                        str(artifact.path),
                         artifact.manifest,
                         executor.ask,
                         executor.device,
