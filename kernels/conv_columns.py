@@ -26,9 +26,12 @@ from effc.kernels.conv_problem import ConvProblem, problem_refusal
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.inline_assembly import importing
+from effc.kernels.overlap import Shifts, all_planes, overlap, quad_bytes
 from effc.kernels.quad_rows import QuadRows
-from effc.kernels.region import DOMAIN, Op, Region
-from effc.kernels.template import Config, Kernel, Stage, Template
+from effc.kernels.quads import operand
+from effc.kernels.region import DOMAIN, Region
+from effc.kernels.template import Config, Kernel, Overlap, Stage, Template
+from effc.kernels.window import window_axes
 
 __all__ = ["ColumnConv"]
 
@@ -69,7 +72,7 @@ class ColumnConv(Template):
         assert op is not None
         problem = ConvProblem.of(region, target)
         shape = problem.shape
-        channels = _channels(op)
+        channels = operand(op, 1).shape[1]
         slots, whole = slots_of(shape, channels)
         positions = min(shape.positions, 2)
         unroll = int(config["unroll"])
@@ -79,13 +82,20 @@ class ColumnConv(Template):
         assert problem.bias is not None
         weights["bias"] = problem.bias
         plan = _Plan(shape, columns, gather, _finish(region, shape, target), not gather.split)
-        return plan.kernel(region, problem.data, weights)
+        shifts = _shifts(region, shape) if target.serial else ()
+        overlaps = overlap(region, operand(op, 0), shifts)
+        return plan.kernel(region, problem.data, weights, overlaps)
 
 
-def _channels(op: Op) -> int:
-    weight = op.inputs[1]
-    assert weight is not None
-    return weight.shape[1]
+def _shifts(region: Region, shape: ConvShape) -> Shifts:
+    """Where the result may lie over the input: the columns of positions are gathered before
+    results of these positions are written."""
+    op = region.ops[0]
+    data, weight, result = operand(op, 0), operand(op, 1), region.outputs[0]
+    if shape.batch > 1 or shape.groups > 1:
+        return ()
+    axes = window_axes(op, shape.input, weight.shape[2:], shape.output)
+    return all_planes(axes, (data.shape[1], result.shape[1]), (quad_bytes(data), quad_bytes(result)))
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,9 @@ class _Plan:
     finish: _Finish
     rolled: bool
 
-    def kernel(self, region: Region, data: str, weights: dict[str, Any]) -> Kernel:
+    def kernel(
+        self, region: Region, data: str, weights: dict[str, Any], overlaps: tuple[Overlap, ...]
+    ) -> Kernel:
         shape, epilogue = self.shape, self.finish.epilogue
         quads = shape.batch * shape.groups * shape.cin * shape.input_positions
         source = self.columns.source
@@ -121,7 +133,7 @@ class _Plan:
         nbytes = elements * {"int8": 1, "int16": 2, "int32": 4}[dtype]
         stage = Stage(stage_func(params, body), tuple(args), shape.batch, nbytes)
         inplace = tuple(pair for pair in epilogue.inplace if pair[0] != data)
-        return Kernel((stage,), weights | epilogue.weights, inplace=inplace)
+        return Kernel((stage,), weights | epilogue.weights, {}, inplace, overlaps)
 
     def _image(self, image: Expr, buffers: list[Any]) -> None:
         shape, positions = self.shape, self.columns.positions

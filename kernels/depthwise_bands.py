@@ -32,6 +32,7 @@ from effc.kernels.depthwise_integer import Shape, depthwise_refusal, folded_bias
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.fixed_point import ROOM, Scaling
 from effc.kernels.inline_assembly import Routine, importing
+from effc.kernels.overlap import Shifts, ascending, overlap, quad_bytes
 from effc.kernels.region import Op, Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 
@@ -39,7 +40,7 @@ __all__ = ["DepthwiseBands"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
-_BAND_BYTES = 1024
+_BAND_BYTES = 900
 _LEAST_ROWS = 4
 """Output rows of a band, even if they need more than ``_BAND_BYTES``: some rows are moved."""
 
@@ -100,10 +101,9 @@ class DepthwiseBands(Template):
 
         nbytes = elements * np.dtype(dtype).itemsize
         stage = Stage(stage_func(params, body), args, shape.batch * shape.quads, nbytes)
-        inplace = epilogue.inplace
-        if data.type == region.outputs[0].type and shape.y.before < shape.y.reach:
-            inplace = (*inplace, (data.name, region.outputs[0].name))
-        return Kernel((stage,), weights, inplace=inplace)
+        shifts = method.shifts(quad_bytes(region.outputs[0]), target.serial)
+        overlaps = overlap(region, data, shifts)
+        return Kernel((stage,), weights, {}, epilogue.inplace, overlaps)
 
 
 def _epilogue(region: Region, op: Op) -> Epilogue:
@@ -182,6 +182,26 @@ class _Method(ABC):
     def buffer(self) -> tuple[str, int]:
         """Element type and elements of the band."""
         return self.element, 4 * self.rows * self.width
+
+    def shifts(self, result: int, serial: bool) -> Shifts:
+        """Where the result may lie over the input.
+
+        Args:
+            result: Bytes of four channels of a position.
+            serial: Whether units run one after another.
+        """
+        y, planes = self.shape.y, self.shape.batch * self.shape.quads
+        sizes = 4 * y.size * self.shape.x.size, result * y.out * self.shape.x.out
+        if not serial:
+            return ((0, 0),) if sizes[0] == sizes[1] else ()
+        start = np.arange(0, y.out, self.band)
+        loaded = np.where(start > 0, self.kept, 0)  # the rows before come from the last band
+        read = np.clip(start * y.stride + loaded - y.before, 0, y.size) * (sizes[0] // y.size)
+        written = np.minimum(start + self.band, y.out) * (sizes[1] // y.out)
+        number = np.arange(planes)[:, None]
+        first, last = number * sizes[0] + read, number * sizes[1] + written
+        whole = planes * sizes[0], planes * sizes[1]
+        return ascending(first.reshape(-1), last.reshape(-1), whole)
 
     @abstractmethod
     def pack(self, weights: np.ndarray) -> np.ndarray:

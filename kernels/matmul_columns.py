@@ -18,9 +18,10 @@ from effc.kernels.columns import TILE, Columns, columns_for, is_narrow, unrolls
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.inline_assembly import importing
 from effc.kernels.matmul_problem import Problem, problem_of
+from effc.kernels.overlap import Shifts, ascending, overlap
 from effc.kernels.quads import operand
-from effc.kernels.region import DOMAIN, Op, Region
-from effc.kernels.template import Config, Kernel, Stage, Template
+from effc.kernels.region import DOMAIN, Op, Region, Value
+from effc.kernels.template import Config, Kernel, Overlap, Stage, Template
 
 __all__ = ["ColumnMatMul"]
 
@@ -68,7 +69,17 @@ class ColumnMatMul(Template):
         columns = columns_for(target, slots, positions, whole=False, unroll=unroll)
         weights, bias = _constants(op, p)
         plan = _Plan(p, columns, _epilogue(region, op, p))
-        return plan.kernel(region, operand(op, 0).name, {"w": columns.pack(weights), "bias": bias})
+        shifts = _shifts(p, positions, region.outputs[0]) if target.serial else ()
+        packed = {"w": columns.pack(weights), "bias": bias}
+        return plan.kernel(region, packed, overlap(region, operand(op, 0), shifts))
+
+
+def _shifts(p: Problem, rows: int, result: Value) -> Shifts:
+    """Where the result may lie over the left operand: a tile reads its rows before it writes."""
+    first = np.arange(0, p.m, rows)
+    row = result.type.nbytes // p.m
+    last = np.minimum(first + rows, p.m) * row
+    return ascending(np.minimum(first, p.m - 1) * p.k, last, (p.m * p.k, p.m * row))
 
 
 def _epilogue(region: Region, op: Op, problem: Problem) -> Epilogue:
@@ -98,7 +109,9 @@ class _Plan:
     columns: Columns
     epilogue: Epilogue
 
-    def kernel(self, region: Region, data: str, weights: dict[str, np.ndarray]) -> Kernel:
+    def kernel(
+        self, region: Region, weights: dict[str, np.ndarray], overlaps: tuple[Overlap, ...]
+    ) -> Kernel:
         problem, epilogue = self.problem, self.epilogue
         dtype, elements = self.columns.buffer
         params: list[Param] = [
@@ -116,11 +129,11 @@ class _Plan:
             with importing(self.columns.routines), loop(begin, end) as tile:
                 self._tile(tile, buffers)
 
-        args = (data, "w:w", "w:bias", *epilogue.args, region.outputs[0].name, "scratch")
+        args = (problem.a.name, "w:w", "w:bias", *epilogue.args, region.outputs[0].name, "scratch")
         nbytes = elements * np.dtype(dtype).itemsize
         stage = Stage(stage_func(params, body), args, tiles, nbytes)
         inplace = epilogue.inplace if problem.m % self.columns.positions == 0 else ()
-        return Kernel((stage,), weights | epilogue.weights, inplace=inplace)
+        return Kernel((stage,), weights | epilogue.weights, {}, inplace, overlaps)
 
     def _tile(self, tile: Expr, buffers: list[Any]) -> None:
         problem, columns, n = self.problem, self.columns, self.problem.n
