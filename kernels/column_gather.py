@@ -195,7 +195,9 @@ class Gather:
         shape = self.shape
         taps, row, start = where
         valid, tested = tests
-        place = bind(taps * (shape.kernel[-1] * (shape.cin if self.columns.whole else self.channels)))
+        place = bind(
+            taps * (shape.kernel[-1] * (shape.cin if self.columns.whole else self.channels))
+        )
         first = bind(base + row * shape.input[-1] + start)
         offsets = [first + k * shape.dilations[-1] for k in range(shape.kernel[-1])]
 

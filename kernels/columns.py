@@ -227,9 +227,7 @@ def unrolls(target: Target) -> tuple[int, ...]:
     return (1,) if target.optimize == "size" else (4, 2, 1)
 
 
-def columns_for(
-    target: Target, slots: int, positions: int, *, whole: bool, unroll: int
-) -> Columns:
+def columns_for(target: Target, slots: int, positions: int, *, whole: bool, unroll: int) -> Columns:
     """The columns that suit a processor that ``is_narrow``."""
     kind: type[Columns] = ByteColumns
     if target.arch == "thumb" and target.has("mve"):

@@ -72,9 +72,7 @@ def pairs_listed() -> Routine:
     sums = tuple(f"a{i}" for i in range(4))
     pointers, numbers = ("w", "x", "l"), ("n",)
     text = "\n".join(lines)
-    return Routine(
-        "effc_listed", sums, pointers, numbers, _REGISTERS, text, places=_places(2)
-    )
+    return Routine("effc_listed", sums, pointers, numbers, _REGISTERS, text, places=_places(2))
 
 
 def _places(positions: int) -> tuple[int, ...]:
@@ -142,21 +140,23 @@ def vectors(positions: int, count: int) -> Routine:
 
 
 @cache
-def plane(height: int, stride: int, pitch: int, outputs: int, right: int) -> Routine:
+def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right: int) -> Routine:
     """Rows of outputs of one channel of a depthwise kernel, three taps wide, requantized.
 
     Operands: the first input (rows of pairs of 16 bits), the first output (a byte in every
     fourth), and the words bias, multiplier, half and zero point together, rows (counted
-    down) and one that it uses itself; then, per row of the kernel, its taps as the pairs ``0, 1`` and ``1, 2``.
+    down) and one that it uses itself; then, per row of the kernel, its taps as the pairs ``0, 1``
+    and ``1, 2``.
 
     Args:
         height: Rows of the kernel.
-        stride: 1 or 2.
+        strides: Of rows, and of columns: 1 or 2.
         pitch: Bytes from one row of inputs to the next.
         outputs: Of a row.
         right: Shift of the Requantize.
     """
     pairs, odd = divmod(outputs, 2)
+    down, stride = strides
     step = 4 * stride
     lines = ["0:"]
     if pairs:
@@ -169,11 +169,12 @@ def plane(height: int, stride: int, pitch: int, outputs: int, right: int) -> Rou
     if odd:
         lines += ["ldr {a0}, [{c}]", *_taps(height, stride, pitch, 1)]
         lines += ["ldrd {x0}, {x1}, [{c}, #4]", *_requantized("a0", right)]
-    skip = stride * pitch - pairs * step
-    lines += [f"add {{x}}, {{x}}, #{skip}", "ldr {x0}, [{c}, #12]", "subs {x0}, #1"]
+    skip = down * pitch - pairs * step
+    move = "add" if skip >= 0 else "sub"
+    lines += [f"{move} {{x}}, {{x}}, #{abs(skip)}", "ldr {x0}, [{c}, #12]", "subs {x0}, #1"]
     lines += ["str {x0}, [{c}, #12]", "bne 0b"]
     return Routine(
-        f"effc_plane{height}_{stride}_{pitch}_{outputs}_{right}",
+        f"effc_plane{height}_{down}_{stride}_{pitch}_{outputs}_{right}",
         (),
         ("x", "y", "c"),
         (),
@@ -199,7 +200,8 @@ def rows(height: int, stride: int, pitch: int) -> Routine:
     ``plane`` has them.
 
     Args:
-        height, stride, pitch: As ``plane``.
+        height, pitch: As ``plane``.
+        stride: Of columns.
     """
     weights = tuple(f"w{i}" for i in range(2 * height))
     name = f"effc_rows{height}_{stride}_{pitch}"

@@ -95,7 +95,9 @@ def _shifts(region: Region, shape: ConvShape) -> Shifts:
     if shape.batch > 1 or shape.groups > 1:
         return ()
     axes = window_axes(op, shape.input, weight.shape[2:], shape.output)
-    return all_planes(axes, (data.shape[1], result.shape[1]), (quad_bytes(data), quad_bytes(result)))
+    return all_planes(
+        axes, (data.shape[1], result.shape[1]), (quad_bytes(data), quad_bytes(result))
+    )
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class _Plan:
         return Kernel((stage,), weights | epilogue.weights, {}, inplace, overlaps)
 
     def _image(self, image: Expr, buffers: list[Any]) -> None:
-        shape, positions = self.shape, self.columns.positions
+        shape = self.shape
         if shape.groups == 1:
             self._group(image, T.int32(0), buffers)
             return

@@ -250,8 +250,9 @@ class PairRows(_Method):
 
     @property
     def near(self) -> bool:
-        """Whether the rows of a window are within reach of a load's offset."""
-        return (self.shape.y.kernel - 1) * 2 * self.width + 8 < 1020
+        """Whether the rows of a window are within reach of an instruction's offsets."""
+        y = self.shape.y
+        return (y.kernel - 1) * 2 * self.width + 8 < 1020 and y.stride * 2 * self.width < 4096
 
     @property
     def routines(self) -> tuple[Routine, ...]:
@@ -259,7 +260,8 @@ class PairRows(_Method):
         pitch = 2 * self.width
         if self.scaling is None:
             return (columns_arm.rows(y.kernel, x.stride, pitch),)
-        return (columns_arm.plane(y.kernel, x.stride, pitch, x.out, self.scaling.right),)
+        strides, right = (y.stride, x.stride), self.scaling.right
+        return (columns_arm.plane(y.kernel, strides, pitch, x.out, right),)
 
     def pack(self, weights: np.ndarray) -> np.ndarray:
         channels = weights.shape[0]

@@ -152,7 +152,9 @@ class _Plan:
         if n % TILE:
             self._columns(T.int32(n // TILE), n % TILE, rows, rest)
 
-    def _columns(self, number: Expr, count: int, rows: list[Expr], buffers: tuple[Any, ...]) -> None:
+    def _columns(
+        self, number: Expr, count: int, rows: list[Expr], buffers: tuple[Any, ...]
+    ) -> None:
         """Columns from ``TILE * number`` on, of which ``count`` exist."""
         w, bias, operands, y, scratch = buffers
         columns, n = self.columns, self.problem.n
@@ -163,7 +165,9 @@ class _Plan:
             for p in range(positions):
                 T.buffer_store(sums, start, [p * TILE + f])
         for part in range(positions):
-            columns.multiply(sums, part * columns.filters, w, bind(number * positions + part), scratch)
+            columns.multiply(
+                sums, part * columns.filters, w, bind(number * positions + part), scratch
+            )
         for p, row in enumerate(rows):
             for f in range(count):
                 column = bind(number * TILE + f)

@@ -124,7 +124,8 @@ class QuadRows(Epilogue):
         last, found = self._ops[-1], self._wide_inputs(sums, operands)
         dtype = last.outputs[0].dtype
         if last.op_type == "Requantize":
-            narrowed = requantize(*found, _scaling(last), dtype, self._target)
+            values, multipliers = found
+            narrowed = requantize(values, multipliers, _scaling(last), dtype, self._target)
         else:
             rows = _unbounded(last, found, self._target)
             narrowed = narrow(rows, _scaling(last), dtype, self._target)

@@ -87,7 +87,7 @@ def assemble_ir(ir: str, target: Target) -> bytes:
     with tempfile.TemporaryDirectory(prefix="effc-ir-") as folder:
         source, out = Path(folder) / "stages.ll", Path(folder) / "stages.o"
         source.write_text(_prepared(ir, target), "utf-8")
-        command = [*machine_flags(target), _LEVELS[target.optimize], *_OBJECT_FLAGS, *__import__("os").environ.get("XF","").split()]
+        command = [*machine_flags(target), *_LEVELS[target.optimize], *_OBJECT_FLAGS]
         warnings = ("-Wno-override-module", "-fno-ident")
         zig.clang([*command, *warnings, "-c", "stages.ll", "-o", "stages.o"], cwd=source.parent)
         return out.read_bytes()
