@@ -29,7 +29,7 @@ from effc.kernels import columns_arm
 from effc.kernels.builder import T, bind, local, loop, vload, vstore
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["NARROW", "TILE", "Columns", "columns_for", "is_narrow", "unrolls"]
+__all__ = ["NARROW", "TILE", "Columns", "PairColumns", "columns_for", "is_narrow", "unrolls"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
