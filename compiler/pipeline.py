@@ -6,6 +6,7 @@ inside a phase lives in the module that the phase calls (docs/ARCHITECTURE.md).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from effc.compiled import Block, CompiledModel, PassRecord
+from effc.devices.address import parse_device
 from effc.devices.catalog import get_target, targets_of
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from effc.storage import ViewPlan
+    from effc.tuning.testbed import Testbed
     from effc.tuning.tuner import Hints
 
 __all__ = [
@@ -200,6 +203,7 @@ def tune_model(
     source: str | Path | onnx.ModelProto,
     options: CompileOptions,
     progress: ProgressCallback | None = None,
+    device: str | None = None,
 ) -> tuple[tuple[LayerRecord, ...], dict[str, Any]]:
     """Measure configurations for a model's layers into the tuning database.
 
@@ -207,6 +211,7 @@ def tune_model(
         source: ONNX file or model.
         options: What to tune for, and how long.
         progress: Called as the phases advance.
+        device: What measures, as ``--device`` takes it; this machine if ``None``.
 
     Returns:
         The layers with their choices, and what the tuner did.
@@ -214,8 +219,11 @@ def tune_model(
     Raises:
         EffcError: As :func:`compile_model`.
     """
+    from effc.tuning.testbed import open_testbed
+
     target = get_target(options.target)
-    chosen = _select(source, target, options, _Clock(progress))
+    with contextlib.closing(open_testbed(parse_device(device or "local"))) as testbed:
+        chosen = _select(source, target, options, _Clock(progress), testbed=testbed)
     return _layers(chosen.graph, chosen.views, chosen.ranked, target), chosen.tuning
 
 
@@ -259,6 +267,7 @@ def _select(
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None = None,
+    testbed: Testbed | None = None,
 ) -> _Selected:
     """From the model to the choices per distinct region."""
     from effc.storage import plan_views
@@ -280,7 +289,7 @@ def _select(
         views = plan_views(graph.regions, graph.inputs, graph.outputs)
         _require_kernels(views.regions, target)
     with clock.phase("tune"):
-        ranked, tuning = _rank(views.regions, target, options, clock, hints)
+        ranked, tuning = _rank(views.regions, target, options, clock, hints, testbed)
     return _Selected(target, imported, graph, views, ranked, tuning)
 
 
@@ -373,6 +382,7 @@ def _rank(
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None,
+    testbed: Testbed | None,
 ) -> tuple[dict[str, list[Choice]], dict[str, Any]]:
     """All configurations per distinct region, the chosen one first."""
     from effc.tuning.tuner import tune
@@ -385,6 +395,7 @@ def _rank(
         threads=options.threads,
         progress=lambda done, total, detail: clock.report("tune", done, total, detail),
         hints=hints,
+        testbed=testbed,
     )
 
 

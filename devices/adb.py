@@ -43,10 +43,10 @@ _COMPLAINTS: tuple[tuple[str, str, str, bool], ...] = (
      _STATES["no permissions"], False),
     (r"No space left on device|couldn't create file: No space", "the device's storage is full",
      "free some space on the phone", False),
-    (r"device offline|device still (authorizing|connecting)", "the phone is offline",
+    (r"device offline|device (still )?(authorizing|connecting)", "the phone is offline",
      _STATES["offline"], True),
     (r"closed|protocol fault|EOF|[Cc]onnection reset|cannot connect to daemon|"
-     r"failed to (read|check|get)|couldn't read|Broken pipe", "the connection broke", "", True),
+     r"failed to (read|check|get|send)|couldn't read|Broken pipe", "the connection broke", "", True),
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from effc.devices.target import Target
@@ -248,9 +249,11 @@ class Search:
         with tempfile.TemporaryDirectory(prefix="effc-tune-") as name:
             folder = Path(name)
             workers = min(len(os.sched_getaffinity(0)), len(candidates))
-            compiled = compile_candidates(candidates, self.target, folder, workers)
-            harness = Harness(self.target, folder, self.context.threads, self.context.cold)
+            compiled = compile_candidates(candidates, self.context.target, folder, workers)
+            context = self.context
+            harness = Harness(self.target, folder, context.threads, context.cold, context.testbed)
             harness.link([c for c in compiled if not c.error])
+            harness.send(self._jobs([(layer, len(choices)) for layer, choices in runs], compiled))
             position = 0
             for (layer, choices), (_, new) in zip(runs, batch, strict=True):
                 mine = compiled[position : position + len(choices)]
@@ -259,6 +262,17 @@ class Search:
                 layer.tried += len(new)
                 self._report(layer, len(new))
         self.batch_seconds = time.monotonic() - begin
+
+    def _jobs(
+        self, layers: Sequence[tuple[Layer, int]], compiled: Sequence[Compiled]
+    ) -> list[tuple[Region, list[Compiled], float, int]]:
+        """What the harness will run: layers, each with its number of candidates."""
+        seconds, rounds = self.effort.layer_seconds, self.effort.rounds
+        left = iter(compiled)
+        return [
+            (layer.region, [c for c in islice(left, count) if not c.error], seconds, rounds)
+            for layer, count in layers
+        ]
 
     def _timings(
         self, harness: Harness, layer: Layer, compiled: Sequence[Compiled]

@@ -22,8 +22,9 @@ from effc.kernels.region import Op, Region, TensorType, Value
 from effc.kernels.template import Choice, Config, Kernel, Stage, Template
 from effc.tuning import build, tuner
 from effc.tuning.build import Candidate, compile_candidates
-from effc.tuning.measure import Harness, refusal
+from effc.tuning.measure import Harness
 from effc.tuning.search import Effort
+from effc.tuning.testbed import ThisMachine
 
 SIZE = 4096
 
@@ -87,8 +88,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Target:
 
     monkeypatch.setattr(registry, "choices", choices)
     target = get_target("host")
-    if refusal(target) is not None:
-        pytest.skip(f"this machine cannot measure: {refusal(target)}")
+    if ThisMachine().refusal(target) is not None:
+        pytest.skip(f"this machine cannot measure: {ThisMachine().refusal(target)}")
     return target
 
 
@@ -134,7 +135,7 @@ def test_two_threads_share_the_work(host: Target, tmp_path: Path) -> None:
     region = _region(30)
     (choice,) = registry.choices(region, host)
     compiled = compile_candidates([Candidate(region, choice)], host, tmp_path, 1)
-    harness = Harness(host, tmp_path, 2, cold=True)
+    harness = Harness(host, tmp_path, 2, cold=True, testbed=ThisMachine())
     harness.link(compiled)
     (timing,) = harness.run(region, compiled, 0.05, 10)
     assert timing.error == ""
