@@ -69,7 +69,9 @@ class Facts:
     @property
     def identity(self) -> str:
         """What measured times belong to: the processor, and the phone around it."""
-        return f"{self.title} ({self.soc}): {self.cpu}" if self.os == "android" else self.cpu
+        if self.os == "android":
+            return f"{self.title} ({self.soc}): {self.cpu}"
+        return self.cpu or f"{self.title} {self.soc} {self.arch}".strip()
 
     @property
     def title(self) -> str:
@@ -164,7 +166,7 @@ def _clusters(parts: Mapping[str, str]) -> tuple[tuple[Cluster, ...], tuple[int,
             names[processor] = fields["model name"]
     khz: dict[int, int] = {}
     for line in parts["cores"].splitlines():
-        word, midr, speed = line.split()
+        word, midr, speed = [*line.split(), "-", "-"][:3]
         if midr.startswith("0x"):
             names[int(word)] = core_name(int(midr, 16) >> 24 & 0xFF, int(midr, 16) >> 4 & 0xFFF)
         khz[int(word)] = int(speed) if speed.isdigit() else 0
@@ -173,7 +175,7 @@ def _clusters(parts: Mapping[str, str]) -> tuple[tuple[Cluster, ...], tuple[int,
         Cluster(name, count, round(speed / 1e6, 2))
         for (speed, name), count in sorted(kinds.items(), reverse=True)
     )
-    return clusters, tuple(sorted(names, key=lambda cpu: (khz.get(cpu, 0), cpu)))
+    return clusters, tuple(sorted({*names, *khz}, key=lambda cpu: (khz.get(cpu, 0), cpu)))
 
 
 def _soc(properties: Mapping[str, str]) -> str:

@@ -101,7 +101,7 @@ class Session:
             if sent:
                 size = sum(path.stat().st_size for path in sent.values())
                 limit = _SCRIPT_S + size / _SLOWEST_BYTES_PER_S
-                self._transfer(lambda: self.link.push(sent, f"{self.folder}/in", limit))
+                self._transfer(lambda: self.link.push(sent, f"{self.folder}/.in", limit))
         if not sums:
             return
         kind = "keep" if keep else "private"

@@ -51,10 +51,9 @@ class Context:
     def resembles(self, details: Mapping[str, object]) -> bool:
         """Whether another context's details differ only in what measured, and how it is built."""
         own = ("device", "cold", "version")
-        left, right = (
-            {k: v for k, v in d.items() if k not in own} for d in (self.details, details)
-        )
-        return left == right
+        both = (self.details, details)
+        mine, other = ({k: v for k, v in d.items() if k not in own} for d in both)
+        return mine == other
 
 
 def _measured_on(target: Target, testbed: Testbed) -> Target:

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 _LEAST_CACHE = 8 << 20
 _MOBILE_CACHE = 4 << 20
-"""Last cache where Android hides its size: the usual shared one beside clusters of Armv8.2 cores."""
+"""Last cache where Android hides its size: what Armv8.2 cores usually share."""
 
 _PATIENCE_S = 300.0
 _POLL_S = 5.0

@@ -12,6 +12,7 @@ from places import Place, arm_tools, make_arm_phone, make_phone, need
 from sshd import HOST, Sshd
 
 from effc import zig
+from effc.devices.probe import facts_of
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +53,7 @@ def arm_ssh_place(
 
 def reach(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> Place:
     server.configure(server.port)
+    facts_of.cache_clear()
     monkeypatch.setenv("PATH", f"{server.path}:{os.environ['PATH']}")
     return Place(f"ssh:{HOST}", server.folder / "cache" / "effc" / "device", sshd=server)
 
@@ -79,6 +81,7 @@ def arm_adb_place(adb_double: AdbDouble, tmp_path: Path, foreign: Path) -> Place
 
 def plug_in(phone: Phone, double: AdbDouble) -> Place:
     double.phones.append(phone)
+    facts_of.cache_clear()
     base = phone.path(f"/data/local/tmp/effc-{os.getuid()}")
     return Place(f"adb:{phone.serial}", base, phone=phone)
 
