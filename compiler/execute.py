@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from effc.artifact import Artifact
+from effc.bare.board import BoardExecutor
 from effc.devices.address import Address, parse_device
 from effc.devices.catalog import get_target
 from effc.devices.cpu import missing_features
@@ -30,7 +31,9 @@ from effc.samples import Arrays, Tensor
 
 __all__ = [
     "Executor",
+    "Tracer",
     "default_device",
+    "open_board",
     "open_executor",
     "open_library",
     "open_local",
@@ -65,6 +68,15 @@ class Executor(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exception: object) -> None: ...
+
+
+class Tracer(Executor, Protocol):
+    """An executor that can look at the tensors of an artifact."""
+
+    def trace(
+        self, inputs: Mapping[str, np.ndarray], pieces: Sequence[Piece]
+    ) -> tuple[Arrays, Arrays]:
+        """Run once: the outputs, and tensors by name as they are after their steps."""
 
 
 def default_device(manifest: Mapping[str, Any]) -> str:
@@ -133,6 +145,8 @@ def open_library(
     threads = int(manifest["threads"]) if threads is None else threads
     machine = manifest["machine"]
     _check_variant(manifest, address, variant)
+    if machine["os"] == "none":
+        return BoardExecutor(library, manifest)
     if address.kind == "local" and machine["os"] == "linux":
         _check_processor(machine)
         return LocalExecutor(library, manifest, threads, variant)
@@ -183,9 +197,7 @@ def _on_device(address: Address, library: Path, manifest: Mapping[str, Any]) -> 
     return OnDevice(Device(address), files, "loader", environment)
 
 
-def open_tracer(
-    artifact: Artifact, device: str | None, variant: str | None = None
-) -> LoaderExecutor:
+def open_tracer(artifact: Artifact, device: str | None, variant: str | None = None) -> Tracer:
     """Open an artifact where its tensors can be looked at: one thread, a process of its own.
 
     Raises:
@@ -194,7 +206,19 @@ def open_tracer(
     manifest = artifact.manifest
     address = _checked_device(device, manifest)
     _check_variant(manifest, address, variant)
+    if manifest["machine"]["os"] == "none":
+        return BoardExecutor(artifact.library, manifest)
     return _open_loader(artifact.library, manifest, address, 1, variant)
+
+
+def open_board(artifact: Artifact, device: str | None) -> BoardExecutor:
+    """Open an artifact for a microcontroller on the board that counts its instructions.
+
+    Raises:
+        EffcError: As :func:`open_executor`.
+    """
+    _checked_device(device, artifact.manifest)
+    return BoardExecutor(artifact.library, artifact.manifest)
 
 
 def open_program(
@@ -218,7 +242,12 @@ def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> Address:
             where=str(manifest["target"]),
             hint="compile for linux-arm64 to check the same kernels under QEMU",
         )
-    return parse_device(device or default_device(manifest))
+    address = parse_device(device or default_device(manifest))
+    if manifest["machine"]["os"] == "none" and address.kind != "qemu":
+        raise UsageError(
+            f"firmware does not run on device '{device}'", where="--device", expected="qemu"
+        )
+    return address
 
 
 def _check_variant(manifest: Mapping[str, Any], address: Address, variant: str | None) -> None:
@@ -397,13 +426,13 @@ class LoaderExecutor:
         self.variant = done.variant
         return done
 
-    def ask(self, arguments: Sequence[str]) -> dict[str, Any]:
+    def ask(self, arguments: Sequence[str], timeout_s: float = 3600.0) -> dict[str, Any]:
         """Run the program with arguments of ``runtimes/runner/main.c``; what it printed.
 
         Raises:
             DeviceError: It could not be started, died, hung or answered nonsense.
         """
-        return run_program(self._place, arguments)
+        return run_program(self._place, arguments, timeout_s)
 
     def close(self) -> None:
         """End the session on another machine."""

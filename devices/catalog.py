@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _DESCRIPTIVE = frozenset({"base", "summary", "soc", "clusters", "detect", "models"})
-_FIELDS = frozenset(f.name for f in fields(Target)) - {"name", "shared"}
+_FIELDS = frozenset(f.name for f in fields(Target)) - {"name", "shared", "optimize"}
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,12 @@ def render_bench(payload: Mapping[str, Any], old: Mapping[str, Any] | None = Non
         old: The report that it was compared with; drawn beside.
     """
     entries = list(payload.get("artifacts", [payload]))
-    earlier = [
+    against = {row["against"] for row in payload["ratios"]}
+    renamed = [
         {**entry, "label": f"{entry['label']} (report)"}
         for entry in (old.get("artifacts", [old]) if old else [])
     ]
+    earlier = [entry for entry in renamed if entry["label"] in against]
     series = [entry for entry in entries if len(entry["series"]) > 1]
     return render_page(
         "bench.html.j2",

@@ -20,8 +20,8 @@ from effc.runtimes.loader import BenchStats
 
 __all__ = ["Program", "Result", "Subject", "order", "run_rounds"]
 
-Program = Callable[[Sequence[str]], Mapping[str, Any]]
-"""Runs the benchmark program of an artifact with arguments; what it printed."""
+Program = Callable[[Sequence[str], float], Mapping[str, Any]]
+"""Runs the benchmark program of an artifact with arguments and a time limit; what it printed."""
 
 _KEPT_TIMES = 2000
 """Single times in a report."""
@@ -52,14 +52,14 @@ class Subject:
     cpus: tuple[int, ...] = ()
     variant: str | None = None
 
-    def ask(self, arguments: Iterable[str]) -> Mapping[str, Any]:
+    def ask(self, arguments: Iterable[str], timeout_s: float) -> Mapping[str, Any]:
         """Run one process."""
         words = [*arguments, "--threads", str(self.threads)]
         if self.cpus:
             words += ["--cpus", f"{sum(1 << cpu for cpu in self.cpus):x}"]
         if self.variant is not None:
             words += ["--variant", self.variant]
-        return self.program(words)
+        return self.program(words, timeout_s)
 
 
 @dataclass
@@ -219,7 +219,7 @@ def run_rounds(
             progress("bench", number, len(jobs), result.subject.label)
         if number > 0:
             time.sleep(cool_down_s)
-        answer = result.subject.ask(words)
+        answer = result.subject.ask(words, plan.timeout_s)
         if number < rounds * len(subjects):
             result.rounds.append(Measurement.of(answer))
         else:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effc.cli.console import Console, human_bytes, human_time
+from effc.cli.counts import counts_command
+from effc.devices.machine import cpu_ranges
 from effc.errors import UsageError
 
 if TYPE_CHECKING:
+    from effc.artifact import Artifact
     from effc.benchmark.measurement import Plan
     from effc.benchmark.session import Subject
 
@@ -85,22 +88,34 @@ def bench_command(
     report: Path | None,
 ) -> None:
     """Measure, compare, report."""
+    from effc.artifact import load_artifact
     from effc.benchmark.comparison import load_report, ratios_against, ratios_within
     from effc.benchmark.session import run_rounds
 
+    opened = [load_artifact(path).of_abi(flags.abi) for path in artifacts]
+    bare = [artifact.manifest["machine"]["os"] == "none" for artifact in opened]
+    if any(bare):
+        if not all(bare) or against is not None or report is not None:
+            raise UsageError(
+                "counts of a microcontroller are not compared with times",
+                hint="bench artifacts for microcontrollers by themselves",
+            )
+        counts_command(console, opened, flags)
+        return
     old = None if against is None else load_report(against)
     if report is not None:
         _check_file(report, "--report")
-    subjects = _subjects(artifacts, flags)
-    compared = len(subjects) > 1 or old is not None
-    rounds, plan = make_plan(flags, compared=compared, emulated=subjects[0].device == "qemu")
-    turns = f", {rounds} processes each" if rounds > 1 else ""
-    turns += f", {len(subjects)} in turn" if len(subjects) > 1 else ""
-    console.note(
-        f"measuring {_extent_text(plan)} in all after {plan.warmup} of warm-up on "
-        f"{subjects[0].device}{turns} ..."
-    )
-    with console.progress() as progress:
+    with ExitStack() as devices:
+        subjects = _subjects(opened, flags, devices)
+        compared = len(subjects) > 1 or old is not None
+        rounds, plan = make_plan(flags, compared=compared, emulated=subjects[0].device == "qemu")
+        turns = f", {rounds} processes each" if rounds > 1 else ""
+        turns += f", {len(subjects)} in turn" if len(subjects) > 1 else ""
+        console.note(
+            f"measuring {_extent_text(plan)} in all after {plan.warmup} of warm-up on "
+            f"{subjects[0].device}{turns} ..."
+        )
+        progress = devices.enter_context(console.progress())
         results = run_rounds(
             subjects,
             plan,
@@ -182,30 +197,35 @@ def _writing(path: Path, flag: str) -> Iterator[None]:
         ) from error
 
 
-def _subjects(artifacts: Sequence[Path], flags: BenchFlags) -> list[Subject]:
-    """Every artifact with every number of threads on all sets of cores."""
-    from effc.artifact import load_artifact
+def _subjects(
+    artifacts: Sequence[Artifact], flags: BenchFlags, devices: ExitStack
+) -> list[Subject]:
+    """Every artifact with every number of threads on all sets of cores.
+
+    Args:
+        artifacts, flags: As given.
+        devices: Closes connections in the end.
+    """
     from effc.benchmark.session import Subject
     from effc.devices.machine import Machine, select_cores
     from effc.execute import open_program
 
     subjects: list[Subject] = []
     counts = _thread_counts(flags.threads)
-    names = _labels(artifacts)
-    for path, name in zip(artifacts, names, strict=True):
-        artifact = load_artifact(path).of_abi(flags.abi)
-        executor = open_program(artifact, flags.device, flags.variant)
+    names = _labels([artifact.path for artifact in artifacts])
+    for artifact, name in zip(artifacts, names, strict=True):
+        executor = devices.enter_context(open_program(artifact, flags.device, flags.variant))
         machine = Machine.of(executor.ask(["--machine"])["before"]) if flags.cores else None
         for cores in flags.cores or ("all",):
             cpus = () if machine is None else select_cores(machine, cores)
             for count in counts or (int(artifact.manifest["threads"]),):
                 label = name
                 label += f", {count} thread{'s' * (count > 1)}" if len(counts) > 1 else ""
-                label += f", {cores}" if len(flags.cores) > 1 else ""
+                label += f", cores {cores}" if len(flags.cores) > 1 else ""
                 subjects.append(
                     Subject(
                         label,
-                        str(path),
+                        str(artifact.path),
                         artifact.manifest,
                         executor.ask,
                         executor.device,
@@ -243,6 +263,7 @@ def _say(
     console: Console, entries: Sequence[Mapping[str, Any]], ratios: Sequence[Mapping[str, Any]]
 ) -> None:
     _say_times(console, entries)
+    console.say(_machine_text(entries[0]["machine"]))
     for row in ratios:
         console.say(
             f"{row['label']} takes {row['ratio']:.4g} times as long as {row['against']} "
@@ -250,6 +271,8 @@ def _say(
         )
         for note in row["notes"]:
             console.note(f"note: {note}")
+    if len(entries) > 2:
+        console.say(f"fastest: {min(entries, key=lambda e: e['latency_ms']['median'])['label']}")
     for entry in entries:
         where = f"{entry['label']}: " if len(entries) > 1 else ""
         _say_series(console, where, entry["series"])
@@ -281,6 +304,32 @@ def _say_times(console: Console, entries: Sequence[Mapping[str, Any]]) -> None:
         ],
         title=f"{first['device']}, code {first['variant']}{pace}",
         right=[*keys, "runs", "threads", "load", "first", "memory"],
+    )
+
+
+def _machine_text(machine: Mapping[str, Mapping[str, Any]]) -> str:
+    """Cores, governors, clocks and the warmest sensor in a line, before and after."""
+    before = machine["before"]
+
+    def clocks(facts: Mapping[str, Any]) -> str:
+        known = [mhz for mhz in facts["mhz"] if mhz is not None]
+        if not known:
+            return "unknown"
+        low, high = min(known), max(known)
+        return f"{high:g} MHz" if low == high else f"{low:g} to {high:g} MHz"
+
+    def hottest(facts: Mapping[str, Any]) -> str:
+        known = [celsius for celsius in facts["celsius"].values() if celsius is not None]
+        return f"{max(known):g} °C" if known else "unknown"
+
+    def course(text: Callable[[Mapping[str, Any]], str]) -> str:
+        return " -> ".join(dict.fromkeys(text(machine[when]) for when in ("before", "after")))
+
+    cores = ", ".join(f"{c['name']} {cpu_ranges(c['cpus'])}" for c in before["clusters"])
+    governor = ", ".join(before["governors"])
+    return (
+        f"cores {cores or 'unknown'}; governor {governor or 'unknown'}; "
+        f"clock {course(clocks)}; hottest sensor {course(hottest)}"
     )
 
 
