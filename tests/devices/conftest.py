@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def arm_ssh_place(
 
 def reach(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> Place:
     server.configure(server.port)
+    shutil.rmtree(server.folder / "cache", ignore_errors=True)
     facts_of.cache_clear()
     monkeypatch.setenv("PATH", f"{server.path}:{os.environ['PATH']}")
     return Place(f"ssh:{HOST}", server.folder / "cache" / "effc" / "device", sshd=server)
