@@ -26,6 +26,7 @@ from effc.devices.target import Target
 from effc.errors import UnsupportedError, UsageError
 from effc.functions import Functions, build_functions, code_variants, lower_functions
 from effc.kernels import registry
+from effc.kernels.float_unit import float_refusal
 from effc.kernels.region import Region
 from effc.kernels.template import Choice
 from effc.kernels.versions import versions_of
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from effc.storage import ViewPlan
-    from effc.tuning.testbed import Testbed
+    from effc.tuning.testbed import AnyTestbed
     from effc.tuning.tuner import Hints
 
 __all__ = [
@@ -270,7 +271,7 @@ def tune_model(
     from effc.tuning.testbed import open_testbed
 
     target = replace(get_target(options.target), optimize=options.optimize)
-    with contextlib.closing(open_testbed(parse_device(device or "local"))) as testbed:
+    with contextlib.closing(open_testbed(parse_device(device or "local"), target)) as testbed:
         chosen = _select(source, target, options, _Clock(progress), testbed=testbed)
     return _layers(chosen.graph, chosen.views, chosen.ranked, target), chosen.tuning
 
@@ -317,7 +318,7 @@ def _select(
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None = None,
-    testbed: Testbed | None = None,
+    testbed: AnyTestbed | None = None,
 ) -> _Selected:
     """From the model to the choices per distinct region."""
     from effc.storage import plan_views
@@ -412,17 +413,21 @@ def _require_kernels(regions: Sequence[Region], target: Target) -> None:
         distinct.setdefault(region.key, region)
     missing: dict[str, str] = {}
     for key, region in distinct.items():
-        if registry.accepts(region, target):
+        lacking = float_refusal(region, target)
+        if lacking is None and registry.accepts(region, target):
             continue
         op = region.ops[0]
-        why = "; ".join(dict.fromkeys(registry.refusals(region, target).values()))
+        refusals = registry.refusals(region, target).values() if lacking is None else [lacking]
+        why = "; ".join(dict.fromkeys(refusals))
         missing[key] = f"{op.op_type} (node {op.name or '?'}): {why}"
     if missing:
         raise UnsupportedError(
             f"{len(missing)} operator(s) of the model cannot be compiled",
             where=target.name,
             got="\n  " + "\n  ".join(missing.values()),
-            hint="rewrite these nodes, or run them outside of the compiled part of the model",
+            hint="quantize the model (--quantize int8 with --calibration)"
+            if any("floating-point unit" in why for why in missing.values())
+            else "rewrite these nodes, or run them outside of the compiled part of the model",
         )
 
 
@@ -432,7 +437,7 @@ def _rank(
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None,
-    testbed: Testbed | None,
+    testbed: AnyTestbed | None,
 ) -> tuple[dict[str, list[Choice]], dict[str, Any]]:
     """All configurations per distinct region, the chosen one first."""
     from effc.tuning.tuner import tune

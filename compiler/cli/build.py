@@ -140,11 +140,14 @@ def tune_command(
     tuning_db: Path | None,
 ) -> None:
     """Measure into the tuning database without making an artifact."""
-    if device == "qemu":
+    from effc.devices.catalog import get_target
+
+    bare = get_target(target).bare
+    if device is not None and (device == "qemu") != bare:
         raise UsageError(
             "this device cannot measure",
             where="--device",
-            expected="local, adb[:SERIAL] or ssh:[USER@]HOST[:PORT]",
+            expected="qemu" if bare else "local, adb[:SERIAL] or ssh:[USER@]HOST[:PORT]",
             got=device,
             hint="times under an emulator say nothing",
         )

@@ -10,7 +10,7 @@ from functools import cache
 from importlib import metadata, resources
 
 from effc.devices.target import BASE, Target
-from effc.tuning.testbed import Testbed
+from effc.tuning.testbed import AnyTestbed
 
 __all__ = ["Context", "toolchain"]
 
@@ -29,7 +29,7 @@ class Context:
         details: What ``digest`` stands for.
     """
 
-    def __init__(self, target: Target, threads: int, cold: bool, testbed: Testbed) -> None:
+    def __init__(self, target: Target, threads: int, cold: bool, testbed: AnyTestbed) -> None:
         self.target = _measured_on(target, testbed)
         self.threads = threads
         self.cold = cold
@@ -43,6 +43,8 @@ class Context:
             "device": testbed.name,
             "toolchain": toolchain(),
         }
+        if target.bare:
+            self.details |= {"optimize": target.optimize, "clock": target.clock_mhz}
         if target.variants:
             self.details["version"] = self.target.common
         text = json.dumps(self.details, sort_keys=True)
@@ -56,7 +58,7 @@ class Context:
         return mine == other
 
 
-def _measured_on(target: Target, testbed: Testbed) -> Target:
+def _measured_on(target: Target, testbed: AnyTestbed) -> Target:
     """The target ranked for a version of code that a testbed can measure.
 
     That is the common one if its processor runs it, otherwise the best that it runs.
@@ -72,7 +74,8 @@ def _measured_on(target: Target, testbed: Testbed) -> Target:
 def toolchain() -> dict[str, str]:
     """Versions of what turns a configuration into code, kernel sources included."""
     digest = hashlib.sha256()
-    for package, pattern in (("effc.kernels", ".py"), ("effc", "lower.py")):
+    sources = (("effc.kernels", ".py"), ("effc", "lower.py"), ("effc.bare", ".py"))
+    for package, pattern in sources:
         files = sorted(resources.files(package).iterdir(), key=lambda f: f.name)
         for file in files:
             if file.name.endswith(pattern):

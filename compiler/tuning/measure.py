@@ -7,7 +7,7 @@ crashes or hangs takes its layer's run with it; the others are then measured
 again, each alone.
 
 Targets that the testbed cannot execute natively are not measured: an emulator's
-time says nothing about the device.
+time says nothing about the device. Instructions do: see ``counts`` for microcontrollers.
 """
 
 from __future__ import annotations

@@ -22,8 +22,10 @@ from effc.kernels.region import Region
 from effc.kernels.template import Choice
 from effc.tuning.build import Candidate, Compiled, compile_candidates
 from effc.tuning.context import Context
+from effc.tuning.counts import BoardHarness
 from effc.tuning.database import Database, Measurement, candidate_name
 from effc.tuning.measure import Harness, Timing
+from effc.tuning.testbed import EmulatedBoard
 
 __all__ = ["Effort", "Layer", "Progress", "Search", "name_of"]
 
@@ -250,8 +252,7 @@ class Search:
             folder = Path(name)
             workers = min(len(os.sched_getaffinity(0)), len(candidates))
             compiled = compile_candidates(candidates, self.context.target, folder, workers)
-            context = self.context
-            harness = Harness(self.target, folder, context.threads, context.cold, context.testbed)
+            harness = self._harness(folder)
             harness.link([c for c in compiled if not c.error])
             harness.send(self._jobs([(layer, len(choices)) for layer, choices in runs], compiled))
             position = 0
@@ -262,6 +263,12 @@ class Search:
                 layer.tried += len(new)
                 self._report(layer, len(new))
         self.batch_seconds = time.monotonic() - begin
+
+    def _harness(self, folder: Path) -> Harness | BoardHarness:
+        context, testbed = self.context, self.context.testbed
+        if isinstance(testbed, EmulatedBoard):
+            return BoardHarness(self.target, folder)
+        return Harness(self.target, folder, context.threads, context.cold, testbed)
 
     def _jobs(
         self, layers: Sequence[tuple[Layer, int]], compiled: Sequence[Compiled]
@@ -275,7 +282,7 @@ class Search:
         ]
 
     def _timings(
-        self, harness: Harness, layer: Layer, compiled: Sequence[Compiled]
+        self, harness: Harness | BoardHarness, layer: Layer, compiled: Sequence[Compiled]
     ) -> list[Timing]:
         good = [c for c in compiled if not c.error]
         seconds, rounds = self.effort.layer_seconds, self.effort.rounds

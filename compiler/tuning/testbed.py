@@ -1,16 +1,20 @@
-"""Machines that measure candidates: this one, or a device behind adb or ssh."""
+"""Machines that measure candidates: this one, a device behind adb or ssh, an emulated board."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from effc.devices.address import Address
 from effc.devices.cpu import missing_features, processor_name
+from effc.devices.emulated import get_board
 from effc.devices.probe import Facts, facts_of
 from effc.devices.process import Finished, TimedOut, converse
 from effc.devices.session import OutOfTime, Session
@@ -18,7 +22,15 @@ from effc.devices.target import Target
 from effc.devices.transport import Device
 from effc.errors import DeviceError, ToolError
 
-__all__ = ["RemoteTestbed", "Testbed", "ThisMachine", "open_testbed"]
+__all__ = [
+    "AnyTestbed",
+    "EmulatedBoard",
+    "RemoteTestbed",
+    "Testbed",
+    "ThisMachine",
+    "open_testbed",
+    "testbed_of",
+]
 
 Result = TypeVar("Result")
 
@@ -195,6 +207,42 @@ class RemoteTestbed:
                     raise error from None
 
 
+@dataclass(frozen=True)
+class EmulatedBoard:
+    """A microcontroller in QEMU, which counts instructions (``effc.tuning.counts``).
+
+    Attributes:
+        machine: QEMU's name of the board, empty if none fits.
+    """
+
+    machine: str
+
+    @property
+    def name(self) -> str:
+        return f"qemu {self.machine}"
+
+    last_cache_bytes = sys.maxsize
+    """Counts do not depend on where weights are."""
+
+    def refusal(self, target: Target) -> str | None:
+        program = get_board(self.machine).program if self.machine else "an emulator"
+        return None if shutil.which(program) else f"{program} is not installed"
+
+    def missing_features(self, features: Iterable[str]) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+AnyTestbed: TypeAlias = Testbed | EmulatedBoard
+
+
+def testbed_of(target: Target) -> AnyTestbed:
+    """What measures for a target where nobody names a device."""
+    return EmulatedBoard(target.machine) if target.bare else ThisMachine()
+
+
 def _push(session: Session, folder: Path, names: Sequence[str]) -> None:
     """Push what the session lacks, at once."""
     session.push({name: folder / name for name in names})
@@ -207,12 +255,12 @@ def _foreign(target: Target) -> str | None:
     return None if target.runner_target else "the target has no test executables"
 
 
-def open_testbed(address: Address) -> Testbed:
-    """The machine at an address.
+def open_testbed(address: Address, target: Target) -> AnyTestbed:
+    """The machine at an address; what is natural for the target if it is not another one.
 
     Raises:
         DeviceError: It cannot be reached.
     """
     if not address.remote:
-        return ThisMachine()
+        return testbed_of(target)
     return RemoteTestbed(Device(address), facts_of(address))

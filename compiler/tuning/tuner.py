@@ -23,7 +23,7 @@ from effc.kernels.template import Choice, Config
 from effc.tuning.context import Context
 from effc.tuning.database import Database, Measurement, candidate_name, default_path
 from effc.tuning.search import Effort, Layer, Progress, Search, name_of
-from effc.tuning.testbed import Testbed, ThisMachine
+from effc.tuning.testbed import AnyTestbed, testbed_of
 
 __all__ = ["Hints", "context_of", "tune"]
 
@@ -42,7 +42,7 @@ def tune(
     threads: int,
     progress: Progress | None = None,
     hints: Hints | None = None,
-    testbed: Testbed | None = None,
+    testbed: AnyTestbed | None = None,
 ) -> tuple[dict[str, list[Choice]], dict[str, object]]:
     """Choose how each distinct layer is computed.
 
@@ -82,10 +82,13 @@ def tune(
 
 
 def context_of(
-    regions: Sequence[Region], target: Target, threads: int, testbed: Testbed | None = None
+    regions: Sequence[Region],
+    target: Target,
+    threads: int,
+    testbed: AnyTestbed | None = None,
 ) -> Context:
     """What measurements of a network's layers depend on."""
-    testbed = testbed or ThisMachine()
+    testbed = testbed or testbed_of(target)
     return Context(target, threads, _cold(regions, testbed), testbed)
 
 
@@ -136,7 +139,7 @@ def _hinted_first(options: list[Choice], region: Region, hints: Hints) -> list[C
     return sorted(options, key=lambda choice: name_of(choice) != name)  # stable
 
 
-def _cold(regions: Sequence[Region], testbed: Testbed) -> bool:
+def _cold(regions: Sequence[Region], testbed: AnyTestbed) -> bool:
     """Whether one inference reads more weights than the last cache keeps for the next one."""
     total = sum(value.type.nbytes for region in regions for value in region.constants)
     return 2 * total > testbed.last_cache_bytes

@@ -44,7 +44,7 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 @pytest.fixture
 def testbed(place: Place) -> Iterator[RemoteTestbed]:
-    opened = open_testbed(parse_device(place.device))
+    opened = open_testbed(parse_device(place.device), get_target("host"))
     assert isinstance(opened, RemoteTestbed)
     yield opened
     opened.close()
