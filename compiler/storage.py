@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from effc.errors import InternalError
-from effc.kernels.region import Op, Region, TensorType, Value
+from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
 from effc.kernels.template import Kernel
 from effc.lifetime import ArenaPlan, plan_arena
 from effc.memory_plan import align_up
@@ -134,6 +134,7 @@ class _ViewPlanner:
         self.plan = ViewPlan()
         self.values: dict[str, Value] = {}
         self.links: dict[str, Slot] = {}
+        self.written: dict[str, int] = {}  # position of the region that writes a root
         self.names = {r.name for r in regions}
         self.value_names = {v.name for r in regions for op in r.ops for v in op.outputs}
 
@@ -146,6 +147,7 @@ class _ViewPlanner:
             self._read(region)
             for value in region.outputs:
                 self._add_root(value, Root(value.type.nbytes))
+                self.written[value.name] = position
             if not self._try_view(region):
                 is_concat = len(region.ops) == 1 and region.ops[0].op_type == "Concat"
                 (concats if is_concat else kept).append((position, region))
@@ -155,7 +157,10 @@ class _ViewPlanner:
                 kept.append((end, copy))
         for position, region in concats:
             parts = self._try_concat(region)
-            kept.extend((position, part) for part in (parts if parts is not None else [region]))
+            if parts is not None:
+                kept.extend((position, part) for part in parts)
+            else:
+                kept.extend(self._inserts(position, region))
         kept.sort(key=lambda item: item[0])  # stable
         for name in self.values:
             self.plan.slots[name] = self._find(name)
@@ -275,6 +280,34 @@ class _ViewPlanner:
             f"{op.name or region.name}: {direct} operands are written into the result of Concat"
         )
         return copies
+
+    def _inserts(self, position: int, region: Region) -> list[tuple[int, Region]]:
+        """A region per operand of a concatenation whose operands lie interleaved in the result.
+
+        Each can run as soon as its operand is there, which then may be dropped.
+        """
+        op = region.ops[0]
+        result = op.outputs[0]
+        axis = int(op.attrs.get("axis", 0)) % len(result.shape)
+        found, start = [], 0
+        for number, value in enumerate(op.inputs):
+            assert value is not None
+            attrs = {"axis": axis, "start": start}
+            start += value.shape[axis]
+            if value.type.nbytes == 0:
+                continue
+            name = _unused(f"{result.name}.insert{number}", self.value_names | self.values.keys())
+            part = Value(name, result.type)
+            self.values[name] = part
+            self.links[name] = Slot(result.name, 0)
+            insert = Op("Insert", (value,), (part,), attrs, op.name, DOMAIN)
+            label = _unused(f"{region.name}_{number}", self.names)
+            self.names.add(label)
+            inputs = () if value.const is not None else (value,)
+            at = self.written.get(self._find(value.name).root, 0) if inputs else position
+            found.append((at, Region(label, (insert,), insert, inputs, (part,))))
+        self.plan.notes.append(f"{op.name or region.name}: operands are copied one by one")
+        return found
 
     def _new_value(self, wanted: str, kind: TensorType) -> Value:
         name = _unused(wanted, self.value_names | self.values.keys())
