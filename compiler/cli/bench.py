@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effc.cli.console import Console, human_bytes, human_time
+from effc.cli.counts import counts_command
 from effc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,9 +86,20 @@ def bench_command(
     report: Path | None,
 ) -> None:
     """Measure, compare, report."""
+    from effc.artifact import load_artifact
     from effc.benchmark.comparison import load_report, ratios_against, ratios_within
     from effc.benchmark.session import run_rounds
 
+    opened = [load_artifact(path).of_abi(flags.abi) for path in artifacts]
+    bare = [artifact.manifest["machine"]["os"] == "none" for artifact in opened]
+    if any(bare):
+        if not all(bare) or against is not None or report is not None:
+            raise UsageError(
+                "counts of a microcontroller are not compared with times",
+                hint="bench artifacts for microcontrollers by themselves",
+            )
+        counts_command(console, opened, flags)
+        return
     old = None if against is None else load_report(against)
     if report is not None:
         _check_file(report, "--report")
