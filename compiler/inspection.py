@@ -37,7 +37,9 @@ def plan_quality(manifest: Mapping[str, Any]) -> str:
         exact = f"{100 * (arena / bound - 1):.1f} % above the lower bound"
     plan = "no smaller one exists" if peak["plan_proven"] else "a smaller one is not excluded"
     order = "a better order is not excluded"
-    if peak["order_proven"]:
+    if peak["optimal"]:
+        order = "no other order has a smaller arena"
+    elif peak["order_proven"]:
         order = f"no order needs less than {peak['order_bound_bytes']} bytes"
     return f"{exact}; for this order {plan}; {order}"
 

@@ -30,12 +30,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from effc.errors import InternalError
+from effc.joint import best_of_orders
 from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
 from effc.kernels.template import Kernel
 from effc.lifetime import ArenaPlan, plan_arena
 from effc.memory_plan import align_up
 from effc.merging import is_copy
 from effc.order import Order, order_regions
+from effc.order_graph import build_graph
 from effc.packed_weights import PackedWeights
 from effc.program import Call, Pointer, Port, Program, StorageClass
 from effc.views import VIEW_OPS, concat_offsets, view_offsets
@@ -374,7 +376,15 @@ def build_program(
     order = order_regions(regions, slots, set(arena_roots), kernels, serial)
     regions = order.regions
     alignment = _SERIAL_ALIGNMENT if serial else _ALIGNMENT
-    arena = plan_arena(regions, kernels, slots, arena_roots, serial, alignment)
+
+    def place(ordered: Sequence[Region]) -> ArenaPlan:
+        return plan_arena(ordered, kernels, slots, arena_roots, serial, alignment)
+
+    arena = place(regions)
+    optimal = order.proven and arena.size <= align_up(order.peak, alignment)
+    if serial and order.proven and not optimal:
+        graph = build_graph(regions, slots, set(arena_roots), kernels, serial)
+        regions, arena, optimal = best_of_orders(graph, regions, arena, place)
     calls: list[Call] = []
     ends: dict[str, int] = {}
     for region in regions:
@@ -420,7 +430,7 @@ def build_program(
         align_up(max(scratch, default=0), _ALIGNMENT),
         {
             "regions": tuple(regions),
-            "peak": _peak(arena, order),
+            "peak": _peak(arena, order, optimal),
             "memory": arena.picture,
             "views": list(view_plan.notes),
             "inplace": [list(pair) for pair in arena.inplace],
@@ -431,7 +441,7 @@ def build_program(
     )
 
 
-def _peak(arena: ArenaPlan, order: Order) -> dict[str, object]:
+def _peak(arena: ArenaPlan, order: Order, optimal: bool) -> dict[str, object]:
     """What the manifest says about the largest step and about proofs."""
     return {
         "region": arena.bound.region,
@@ -441,6 +451,7 @@ def _peak(arena: ArenaPlan, order: Order) -> dict[str, object]:
         "order_bound_bytes": order.peak if order.proven else None,
         "order_proven": order.proven,
         "plan_proven": arena.proven,
+        "optimal": optimal,
     }
 
 

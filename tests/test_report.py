@@ -85,6 +85,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
             "order_bound_bytes": 4032,
             "order_proven": True,
             "plan_proven": True,
+            "optimal": False,
         },
         "tuning": {"mode": "none"},
         "levels": None,
