@@ -24,6 +24,7 @@ from effc.devices.target import Target
 from effc.errors import UnsupportedError, UsageError
 from effc.functions import Functions, build_functions, code_variants, lower_functions
 from effc.kernels import registry
+from effc.kernels.float_unit import float_refusal
 from effc.kernels.region import Region
 from effc.kernels.template import Choice
 from effc.kernels.versions import versions_of
@@ -448,17 +449,21 @@ def _require_kernels(regions: Sequence[Region], target: Target) -> None:
         distinct.setdefault(region.key, region)
     missing: dict[str, str] = {}
     for key, region in distinct.items():
-        if registry.accepts(region, target):
+        lacking = float_refusal(region, target)
+        if lacking is None and registry.accepts(region, target):
             continue
         op = region.ops[0]
-        why = "; ".join(dict.fromkeys(registry.refusals(region, target).values()))
+        refusals = registry.refusals(region, target).values() if lacking is None else [lacking]
+        why = "; ".join(dict.fromkeys(refusals))
         missing[key] = f"{op.op_type} (node {op.name or '?'}): {why}"
     if missing:
         raise UnsupportedError(
             f"{len(missing)} operator(s) of the model cannot be compiled",
             where=target.name,
             got="\n  " + "\n  ".join(missing.values()),
-            hint="rewrite these nodes, or run them outside of the compiled part of the model",
+            hint="quantize the model (--quantize int8 with --calibration)"
+            if any("floating-point unit" in why for why in missing.values())
+            else "rewrite these nodes, or run them outside of the compiled part of the model",
         )
 
 

@@ -140,11 +140,14 @@ def tune_command(
     tuning_db: Path | None,
 ) -> None:
     """Measure into the tuning database without making an artifact."""
-    if device not in (None, "local"):
+    from effc.devices.catalog import get_target
+
+    natural = "qemu" if get_target(target).bare else "local"
+    if device not in (None, natural):
         raise UsageError(
             "this device cannot measure",
             where="--device",
-            expected="local",
+            expected=natural,
             got=device,
             hint="times under an emulator say nothing; tune on a machine like the target",
         )

@@ -218,7 +218,7 @@ def _compile(candidate: Candidate, target: Target, folder: Path, item: int) -> C
     choice = candidate.choice
     target = ranked_target(choice.template, candidate.region, measured_here(target))
     kernel = choice.template.build(candidate.region, target, choice.config)
-    symbols = [f"c{item}_{number}" for number in range(len(kernel.stages))]
+    symbols = [f"c_{item}_{number}" for number in range(len(kernel.stages))]
     path = folder / f"c{item}.o"
     functions = {s: stage.func for s, stage in zip(symbols, kernel.stages, strict=True)}
     path.write_bytes(lower(functions, target))

@@ -39,6 +39,8 @@ class Context:
             "device": device,
             "toolchain": toolchain(),
         }
+        if target.bare:
+            self.details |= {"optimize": target.optimize, "clock": target.clock_mhz}
         if target.variants:
             self.details["version"] = measured_here(target).common
         text = json.dumps(self.details, sort_keys=True)
@@ -70,7 +72,8 @@ def device_name() -> str:
 def toolchain() -> dict[str, str]:
     """Versions of what turns a configuration into code, kernel sources included."""
     digest = hashlib.sha256()
-    for package, pattern in (("effc.kernels", ".py"), ("effc", "lower.py")):
+    sources = (("effc.kernels", ".py"), ("effc", "lower.py"), ("effc.bare", ".py"))
+    for package, pattern in sources:
         files = sorted(resources.files(package).iterdir(), key=lambda f: f.name)
         for file in files:
             if file.name.endswith(pattern):

@@ -7,7 +7,7 @@ crashes or hangs takes its layer's run with it; the others are then measured
 again, each alone.
 
 Targets that this machine cannot execute natively are not measured: an emulator's
-time says nothing about the device.
+time says nothing about the device. Instructions do: see ``counts`` for microcontrollers.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from __future__ import annotations
 import bisect
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from effc.devices.emulated import get_board
 from effc.devices.target import Target
 from effc.errors import ToolError
 from effc.kernels.region import Region
@@ -50,6 +52,9 @@ class Timing:
 
 def refusal(target: Target) -> str | None:
     """Why kernels for ``target`` cannot be measured here, or ``None``."""
+    if target.bare:
+        program = get_board(target.machine).program if target.machine else "an emulator"
+        return None if shutil.which(program) else f"{program} is not installed"
     if target.arch != platform.machine() or platform.system() != "Linux":
         return f"code for {target.arch} does not run natively on this {platform.machine()} machine"
     if target.os not in ("linux", "android"):

@@ -21,6 +21,7 @@ from effc.kernels.region import Region
 from effc.kernels.template import Choice
 from effc.tuning.build import Candidate, Compiled, compile_candidates
 from effc.tuning.context import Context
+from effc.tuning.counts import BoardHarness
 from effc.tuning.database import Database, Measurement, candidate_name
 from effc.tuning.measure import Harness, Timing
 
@@ -249,7 +250,7 @@ class Search:
             folder = Path(name)
             workers = min(len(os.sched_getaffinity(0)), len(candidates))
             compiled = compile_candidates(candidates, self.target, folder, workers)
-            harness = Harness(self.target, folder, self.context.threads, self.context.cold)
+            harness = self._harness(folder)
             harness.link([c for c in compiled if not c.error])
             position = 0
             for (layer, choices), (_, new) in zip(runs, batch, strict=True):
@@ -260,8 +261,13 @@ class Search:
                 self._report(layer, len(new))
         self.batch_seconds = time.monotonic() - begin
 
+    def _harness(self, folder: Path) -> Harness | BoardHarness:
+        if self.target.bare:
+            return BoardHarness(self.target, folder)
+        return Harness(self.target, folder, self.context.threads, self.context.cold)
+
     def _timings(
-        self, harness: Harness, layer: Layer, compiled: Sequence[Compiled]
+        self, harness: Harness | BoardHarness, layer: Layer, compiled: Sequence[Compiled]
     ) -> list[Timing]:
         good = [c for c in compiled if not c.error]
         seconds, rounds = self.effort.layer_seconds, self.effort.rounds

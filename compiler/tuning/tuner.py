@@ -77,6 +77,8 @@ def tune(
 
 def context_of(regions: Sequence[Region], target: Target, threads: int) -> Context:
     """What measurements of a network's layers depend on."""
+    if target.bare:
+        return Context(target, threads, False, f"qemu {target.machine}")
     return Context(target, threads, _cold(regions), device_name())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmark import sysfs
 from places import Place
 
 import effc
@@ -81,6 +82,33 @@ def test_commands(
     assert bench["device"] == place.device
     assert bench["latency_ms"]["median"] > 0
     assert len(bench["per_layer"]) >= 5
+    place.assert_clean()
+
+
+@pytest.mark.parametrize(("kind", "target"), [("ssh", "host"), ("arm_adb", "android")])
+def test_benchmarks(
+    kind: str, target: str, artifacts: dict[str, Path], request: pytest.FixtureRequest
+) -> None:
+    """Artifacts in turn on chosen cores, with what the device tells of its clocks and heat."""
+    place: Place = request.getfixturevalue(f"{kind}_place")
+    cpu = min(os.sched_getaffinity(0))
+    if place.phone is not None:
+        place.phone.environment["EFFC_ROOT"] = str(place.phone.path("/"))
+        sysfs.phone(place.phone.path("/"))
+    artifact = artifacts[target]
+    flags = ["--rounds", 2, "--runs", 6, "--cores", cpu, "--device", place.device]
+    answer = call(0, "bench", artifact, artifact, *flags)
+    assert [entry["runs"] for entry in answer["artifacts"]] == [6, 6]
+    assert answer["ratios"][0]["pairs"] == 2
+    entry = answer["artifacts"][1]
+    assert entry["ran_on"] == {str(cpu): 6}
+    assert entry["device"] == place.device
+    assert not entry["emulated"]
+    if place.phone is not None:
+        before = entry["machine"]["before"]
+        assert [cluster["name"] for cluster in before["clusters"]] == ["little", "mid", "big"]
+        assert before["celsius"]["cpu-little (0)"] == 41.5
+        assert "governor" in {warning["code"] for warning in entry["warnings"]}
     place.assert_clean()
 
 
