@@ -184,7 +184,7 @@ def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Fu
             built.kernels,
             built.symbols,
             views,
-            selected.target.bare,
+            selected.target.serial,
         )
         program.variants = code_variants(built, selected.target)
         program.scratch_bytes = max(program.scratch_bytes, align_up(built.scratch_bytes, 64))

@@ -127,7 +127,7 @@ class DepthwiseInteger(Template):
 
         stage = Stage(stage_func(params, body), args, tiling.units, 4 * tiling.scratch)
         elements = quad_bytes(data), quad_bytes(region.outputs[0])
-        overlaps = overlap(region, data, tiling.shifts(target.bare, elements))
+        overlaps = overlap(region, data, tiling.shifts(target.serial, elements))
         return Kernel((stage,), weights, inplace=epilogue.inplace, overlaps=overlaps)
 
 

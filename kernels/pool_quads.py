@@ -100,7 +100,7 @@ class QuadPool(Template):
             prod((*planes, *out_sizes[:-1])),
         )
         elements = quad_bytes(x), quad_bytes(region.outputs[0])
-        shifts = plane_by_plane(axes, prod(planes), elements) if target.bare else ()
+        shifts = plane_by_plane(axes, prod(planes), elements) if target.serial else ()
         overlaps = overlap(region, x, shifts)
         return Kernel((stage,), epilogue.weights, inplace=epilogue.inplace, overlaps=overlaps)
 

@@ -78,7 +78,7 @@ class Kernel:
             same vector operation as) the output element that overwrites it, for
             any split of the work.
         overlaps: Further pairs, at other distances. They hold for any split of the work; for
-            serial targets (``Target.bare``), where one worker runs all units in ascending
+            serial targets (``Target.serial``), where one worker runs all units in ascending
             order, only for that.
     """
 

@@ -245,27 +245,29 @@ def test_order_and_placement_together_are_the_smallest(net: Net) -> None:
     assert plan.size == min(Net(o, net.kernels).plan().size for o in _orders(net))
 
 
-def test_placement_needs_the_integer_program() -> None:
-    """Lifetimes for which live bytes are no feasible arena: proven to need more."""
-    # (bytes, first, last) in units: live bytes never exceed 4, yet no placement has 4.
-    spans = [(2, 0, 1), (1, 0, 2), (1, 0, 4), (2, 2, 3), (1, 3, 5), (3, 5, 6)]
-    values = {
-        i: Value(f"v{i}", TensorType((UNIT * n,), "uint8")) for i, (n, _, _) in enumerate(spans)
+def test_distances_that_exclude_each_other_are_found_by_the_integer_program() -> None:
+    """Either input alone could lie under the result; both together cannot, which no bound sees."""
+    source, a, b, c = (
+        Value(name, TensorType((UNIT * units,), "uint8"))
+        for name, units in (("input", 1), ("a", 1), ("b", 2), ("c", 3))
+    )
+    regions = [
+        Region(f"r{i}", (Op("Op", reads, (made,)),), None, reads, (made,))
+        for i, (reads, made) in enumerate([((source,), a), ((a,), b), ((a, b), c)])
+    ]
+    kernels = {
+        r.name: Kernel((Stage(None, tuple(v.name for v in (*r.inputs, *r.outputs))),))
+        for r in regions
     }
-    regions, kernels = [], {}
-    for step in range(7):
-        made = tuple(values[i] for i, s in enumerate(spans) if s[1] == step)
-        read = tuple(values[i] for i, s in enumerate(spans) if s[1] < step == s[2])
-        op = Op("Op", read, made)
-        region = Region(f"r{step}", (op,), op, read, made)
-        regions.append(region)
-        kernels[region.name] = Kernel((Stage(None, tuple(v.name for v in (*read, *made))),))
+    kernels["r2"].overlaps = (
+        Overlap("a", "c", ((-2 * UNIT, -2 * UNIT), (UNIT, UNIT))),
+        Overlap("b", "c", ((-3 * UNIT, -1),)),
+    )
     net = Net(regions, kernels)
     plan = net.plan()
     _play(net, plan)
-    assert plan.proven
-    assert not _fits(net, plan.size - UNIT)
-    assert plan.bound.nbytes < plan.size
+    assert (plan.bound.nbytes, plan.size, plan.proven) == (3 * UNIT, 4 * UNIT, True)
+    assert not _fits(net, 3 * UNIT)
 
 
 @pytest.mark.parametrize("shift", [-UNIT, 0, UNIT])

@@ -240,7 +240,7 @@ def run_kernel(
             shared = inplace if isinstance(inplace, Shared) else Shared(*inplace)
             guarded[shared.result] = guarded[shared.source] = _overlapped(memory, shared)
         for index, stage in enumerate(kernel.stages):
-            _run_stage(getattr(code, f"k{index}"), stage, memory, count, target.bare)
+            _run_stage(getattr(code, f"k{index}"), stage, memory, count, target.serial)
         for name, block in guarded.items():
             assert block.intact(), f"wrote outside {name}"
         results.append(

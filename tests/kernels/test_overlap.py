@@ -79,7 +79,7 @@ def test_depthwise_convolution_over_its_input(
     configs = [config for config, _ in template.candidates(region, target)][:1]
     check(template, *case, target=target, configs=configs)
     kernel = template.build(region, target, configs[0])
-    assert bool(kernel.overlaps) == (target.bare or (stride == 1 and size[0] < 50))
+    assert bool(kernel.overlaps) == (target.serial or (stride == 1 and size[0] < 50))
 
 
 def test_one_row_further_overwrites_what_is_still_read() -> None:
