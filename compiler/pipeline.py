@@ -367,7 +367,7 @@ def _select(
                 lambda done, total, detail: clock.report("calibrate", done, total, detail),
             )
             imported = replace(imported, passes=(*imported.passes, done))
-    return _choose(imported, target, options, clock, hints)
+    return _choose(imported, target, options, clock, hints, testbed)
 
 
 def _choose(
@@ -376,6 +376,7 @@ def _choose(
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None = None,
+    testbed: AnyTestbed | None = None,
 ) -> _Selected:
     """From the simplified model to the choices per distinct region."""
     from effc.storage import plan_views
