@@ -389,6 +389,7 @@ def bench(
     against: flags.Against = None,
     report: flags.ReportFile = None,
     program: flags.ProgramFile = None,
+    answers: flags.Answers = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -415,7 +416,7 @@ def bench(
         cool_down=cool_down,
         profile=profile,
     )
-    bench_command(console, artifacts, given, against, report)
+    bench_command(console, artifacts, given, against, report, answers)
 
 
 @app.command()
