@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-__all__ = ["Check", "Device", "diagnose", "list_devices"]
+__all__ = ["EMULATED", "Check", "diagnose"]
 
 _PACKAGES = {
     "numpy": "numpy",
@@ -27,7 +27,7 @@ _PACKAGES = {
     "highspy": "highspy",
 }
 # Emulator -> (Debian package, what it is for)
-_EMULATED = {
+EMULATED = {
     "qemu-aarch64": ("qemu-user", "android, linux-arm64 and boards with 64-bit Arm"),
     "qemu-arm": ("qemu-user", "android-armv7, linux-armv7"),
     "qemu-system-arm": ("qemu-system-arm", "Cortex-M microcontrollers"),
@@ -55,16 +55,6 @@ class Check:
     hint: str = ""
 
 
-@dataclass(frozen=True)
-class Device:
-    """A place where artifacts can run from this machine."""
-
-    name: str
-    summary: str
-    available: bool
-    hint: str = ""
-
-
 def diagnose() -> list[Check]:
     """All checks, required ones first."""
     return [
@@ -73,24 +63,11 @@ def diagnose() -> list[Check]:
         _compiler(),
         _cache(),
         _free_space(),
-        *(_emulator(name, *about) for name, about in _EMULATED.items()),
+        *(_emulator(name, *about) for name, about in EMULATED.items()),
         _java(),
+        _client("adb", "adb", "--device adb"),
+        _client("ssh", "openssh-client", "--device ssh"),
     ]
-
-
-def list_devices() -> list[Device]:
-    """Every kind of device, available or not."""
-    devices = [Device("local", f"this machine ({platform.machine()})", True)]
-    emulators = [name for name in _EMULATED if shutil.which(name)]
-    devices.append(
-        Device(
-            "qemu",
-            "emulation by " + (", ".join(emulators) or "QEMU, of Arm and RISC-V processors"),
-            bool(emulators),
-            "" if emulators else "apt-get install qemu-user qemu-system-arm qemu-system-misc",
-        )
-    )
-    return devices
 
 
 def _python() -> Check:
@@ -122,6 +99,12 @@ def _java() -> Check:
     path = shutil.which("javac")
     hint = "apt-get install default-jdk-headless, to export AAR and Maven packages"
     return Check("javac", path is not None, False, path or "missing", "" if path else hint)
+
+
+def _client(program: str, package: str, use: str) -> Check:
+    path = shutil.which(program)
+    hint = "" if path else f"apt-get install {package} (for {use})"
+    return Check(program, path is not None, False, path or "missing", hint)
 
 
 def _cache() -> Check:
