@@ -72,6 +72,11 @@ def _show_artifact(console: Console, facts: Mapping[str, Any]) -> None:
         f"{human_bytes(facts['scratch_bytes_per_thread'])}; {human_count(facts['macs'])} MACs"
     )
     _show_peak(console, facts)
+    if facts["flash_bytes"]:
+        console.say(
+            f"flash {human_bytes(facts['flash_bytes'])}, stack at most "
+            f"{human_bytes(facts['stack_bytes'])}"
+        )
     if facts["weights_file"]:
         console.say(f"weights in {facts['weights_file']}, for all libraries")
     for entry in facts["further_abis"]:
