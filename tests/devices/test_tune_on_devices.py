@@ -75,7 +75,7 @@ def test_another_processor(arm_adb_place: Place) -> None:
     address = parse_device(arm_adb_place.device)
     with pytest.raises(DeviceError, match="x86_64 does not run on aarch64"):
         open_testbed(address, get_target("linux-x86_64"))
-    with pytest.raises(DeviceError, match="lacks i8mm"):
+    with pytest.raises(DeviceError, match="lacks bf16, i8mm"):
         open_testbed(address, get_target("pixel-8"))
     assert isinstance(open_testbed(address, get_target("android")), RemoteTestbed)
 
