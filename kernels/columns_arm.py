@@ -14,7 +14,17 @@ from tvm import tirx
 from effc.kernels.builder import T, bind
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["pair", "pairs", "pairs_listed", "plane", "rows", "vectors", "widened"]
+__all__ = [
+    "filters",
+    "filters_listed",
+    "pair",
+    "pairs",
+    "pairs_listed",
+    "plane",
+    "rows",
+    "vectors",
+    "widened",
+]
 
 _REGISTERS = ("w0", "w1", "l0", "l1", "x0", "x1")
 
@@ -60,6 +70,107 @@ def pairs(positions: int, slots: int, unroll: int) -> Routine:
 
 
 @cache
+def filters(slots: int, unroll: int, plane: int, right: int) -> Routine:
+    """All filters at two positions, requantized and stored.
+
+    Operands: the stream (per two filters: biases, weights of all slots, multipliers), the columns,
+    with four words before them that are used here, the first outputs of either position, half and
+    zero point together, and the number of quads of filters.
+
+    Args:
+        slots, unroll: Slots, and how many of them an iteration takes.
+        plane: Bytes from a quad of filters to the next one in the output.
+        right: Shift of the Requantize.
+    """
+    loops, rest = divmod(slots, unroll)
+    body = _slot(2, "ldrd {x0}, {x1}, [{x}], #8")
+    products = body * slots
+    if loops > 1:
+        products = [f"movw {{n}}, #{loops}", "1:", *body * unroll, "subs {n}, #1", "bne 1b"]
+        products += body * rest
+    lines = ["strd {x0}, {x1}, [{x}, #-16]", "strd {l0}, {l1}, [{x}, #-8]", "0:"]
+    for pair in range(2):
+        lines += [*_BIASES, *products, f"movw {{n}}, #{16 * slots}", "sub {x}, {n}"]
+        lines += _stored(pair, right)
+    lines += [*_next_quad(plane), "bne 0b"]
+    return Routine(
+        f"effc_filters_{slots}_{unroll}_{plane}_{right}",
+        (),
+        ("w", "x", "x0", "x1"),
+        ("l0", "l1"),
+        ("a0", "a1", "a2", "a3", "w0", "w1", "n"),
+        "\n".join(lines),
+    )
+
+
+@cache
+def filters_listed(quads: int, unroll: int, plane: int, right: int) -> Routine:
+    """As ``filters``, of listed slots.
+
+    Operands: as ``filters``, with six words before the columns, and behind the columns the
+    lists. A list of int16 has the number of slots, the bytes to go on from slot to slot,
+    and the bytes back to the first one.
+
+    Args:
+        quads: Quads of filters that share a list.
+        unroll: Slots per iteration, 1 or 2.
+        plane, right: As ``filters``.
+    """
+    start = ["strd {x0}, {x1}, [{x}, #-16]", "strd {l0}, {l1}, [{x}, #-8]"]
+    start += ["str {l}, [{x}, #-20]", f"movw {{n}}, #{quads}", "str {n}, [{x}, #-24]", "0:"]
+    lines = start
+    for pair in range(2):
+        lines += ["ldr {l}, [{x}, #-20]", *_BIASES, "ldrsh {n}, [{l}], #2"]
+        lines += [*_listed(unroll), "ldrsh {x0}, [{l}], #2", "add {x}, {x0}"]
+        lines += _stored(pair, right)
+    lines += ["ldr {n}, [{x}, #-24]", "subs {n}, #1", "itt eq", "streq {l}, [{x}, #-20]"]
+    lines += [f"moveq {{n}}, #{quads}", "str {n}, [{x}, #-24]", *_next_quad(plane), "bne 0b"]
+    return Routine(
+        f"effc_filters_listed_{quads}_{unroll}_{plane}_{right}",
+        (),
+        ("w", "x", "l", "x0", "x1"),
+        ("l0", "l1"),
+        ("a0", "a1", "a2", "a3", "w0", "w1", "n"),
+        "\n".join(lines),
+    )
+
+
+_BIASES = ("ldrd {a0}, {a2}, [{w}], #8", "mov {a1}, {a0}", "mov {a3}, {a2}")
+
+
+def _stored(pair: int, right: int) -> list[str]:
+    """Sums of two filters at two positions, requantized, into half a quad."""
+    lines = ["ldrd {w0}, {w1}, [{w}], #8", "ldrd {x0}, {x1}, [{x}, #-16]"]
+    lines.append("ldrd {l0}, {l1}, [{x}, #-8]")
+    for filter_ in range(2):
+        for position in range(2):
+            total = f"{{a{2 * filter_ + position}}}"
+            lines += [
+                f"smmla {total}, {total}, {{w{filter_}}}, {{l0}}",
+                f"ssat {total}, #8, {total}, asr #{right}",
+                f"strb {total}, [{{x{position}}}, #{2 * pair + filter_}]",
+            ]
+    return lines
+
+
+def _next_quad(plane: int) -> list[str]:
+    """Outputs of the next quad of filters; the flags say whether there is one."""
+    low, high = plane & 0xFFFF, plane >> 16
+    lines = [f"movw {{n}}, #{low}", *([f"movt {{n}}, #{high}"] if high else [])]
+    lines += ["add {x0}, {n}", "add {x1}, {n}", "strd {x0}, {x1}, [{x}, #-16]"]
+    return [*lines, "subs {l1}, #1", "str {l1}, [{x}, #-4]"]
+
+
+def _listed(unroll: int) -> list[str]:
+    """Products over ``n`` listed slots."""
+    step = ["ldrsh {x0}, [{l}], #2", "add {x}, {x0}", *_slot(2, "", listed=True)]
+    lines = []
+    if unroll == 2:
+        lines = ["lsrs {n}, {n}, #1", "bcc 1f", *step, "cmp {n}, #0", "beq 2f"]
+    return [*lines, "1:", *step * unroll, "subs {n}, #1", "bne 1b", "2:"]
+
+
+@cache
 def pairs_listed(unroll: int) -> Routine:
     """Products over listed slots, of two positions by two filters.
 
@@ -69,13 +180,8 @@ def pairs_listed(unroll: int) -> Routine:
     Args:
         unroll: Slots per iteration, 1 or 2.
     """
-    step = ["ldrsh {x0}, [{l}], #2", "add {x}, {x0}", *_slot(2, "", listed=True)]
-    lines = []
-    if unroll == 2:
-        lines = ["lsrs {n}, {n}, #1", "bcc 1f", *step, "cmp {n}, #0", "beq 2f"]
-    lines += ["1:", *step * unroll, "subs {n}, #1", "bne 1b", "2:"]
     sums = tuple(f"a{i}" for i in range(4))
-    pointers, numbers, text = ("w", "x", "l"), ("n",), "\n".join(lines)
+    pointers, numbers, text = ("w", "x", "l"), ("n",), "\n".join(_listed(unroll))
     name = f"effc_listed_{unroll}"
     return Routine(name, sums, pointers, numbers, _REGISTERS, text, places=_places(2))
 

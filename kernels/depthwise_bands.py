@@ -30,7 +30,7 @@ from effc.kernels.builder import Param, T, bind, local, loop, stage_func, unrave
 from effc.kernels.columns import is_narrow
 from effc.kernels.depthwise_integer import Shape, depthwise_refusal, folded_bias, shape_of
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.fixed_point import ROOM, Scaling
+from effc.kernels.fixed_point import Scaling, sole_scaling
 from effc.kernels.inline_assembly import Routine, importing
 from effc.kernels.overlap import Shifts, ascending, overlap, quad_bytes
 from effc.kernels.region import Op, Region
@@ -118,17 +118,8 @@ def _method(shape: Shape, region: Region, target: Target) -> _Method:
     small = y.kernel <= 3 and x.kernel <= 3 and y.dilation == x.dilation == 1
     if not thumb or not small or x.stride > 2:
         return QuadLanes(shape)
-    pairs = PairRows(shape, _plain_scaling(region))
+    pairs = PairRows(shape, sole_scaling(region))
     return pairs if pairs.near else QuadLanes(shape)
-
-
-def _plain_scaling(region: Region) -> Scaling | None:
-    """The Requantize that is all of an epilogue, if it clamps to nothing but eight bits."""
-    if [op.op_type for op in region.epilogue] != ["Requantize"]:
-        return None
-    scaling = Scaling.of(region.epilogue[0].attrs)
-    plain = scaling.left == scaling.x_zero == 0 and scaling.right <= ROOM
-    return scaling if plain and (scaling.low, scaling.high) == (-128, 127) else None
 
 
 @dataclass(frozen=True)
