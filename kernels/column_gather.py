@@ -26,6 +26,8 @@ Expr = Any  # tvm.tirx expressions have no useful static types
 
 _UNROLLED = 4
 """Quads that an iteration moves, where code may be longer."""
+_SINGLE_ELEMENTS = 64
+"""Most single elements that are moved without a loop."""
 
 
 def slots_of(shape: ConvShape, channels: int) -> tuple[int, bool]:
@@ -166,21 +168,37 @@ class Gather:
         self, x: Any, buffer: Any, base: Expr, starts: Sequence[Expr], position: Expr, tested: bool
     ) -> None:
         shape = self.shape
+        # Known places of single elements save most of what it takes to store them.
+        few = 4 * self.columns.slots <= _SINGLE_ELEMENTS
+        unrolled = self.split and not tested and not self.columns.whole and few
 
         def outer(axis: int, place: Expr, row: Expr, valid: list[Expr]) -> None:
             """``place``: taps so far; ``row``: flat index of outer inputs so far."""
             if axis == len(shape.kernel) - 1:
                 self._row(x, buffer, base, (place, row, starts[-1]), position, (valid, tested))
                 return
-            with loop(shape.kernel[axis]) as k:
+
+            def tap(k: Expr) -> None:
                 index = bind(starts[axis] + k * shape.dilations[axis])
                 tests = list(valid)
                 if _may_leave(shape, axis):
                     tests += [index >= 0, index < shape.input[axis]]
-                taps = bind(place * shape.kernel[axis] + k)
-                outer(axis + 1, taps, bind(row * shape.input[axis] + index), tests)
+                taps = place * shape.kernel[axis] + k
+                outer(
+                    axis + 1,
+                    taps if unrolled else bind(taps),
+                    bind(row * shape.input[axis] + index),
+                    tests,
+                )
 
-        outer(0, T.int32(0), T.int32(0), [])
+            if unrolled:
+                for k in range(shape.kernel[axis]):
+                    tap(k)
+            else:
+                with loop(shape.kernel[axis]) as k:
+                    tap(k)
+
+        outer(0, 0 if unrolled else T.int32(0), T.int32(0), [])
 
     def _row(
         self,
@@ -195,9 +213,8 @@ class Gather:
         shape = self.shape
         taps, row, start = where
         valid, tested = tests
-        place = bind(
-            taps * (shape.kernel[-1] * (shape.cin if self.columns.whole else self.channels))
-        )
+        per = shape.cin if self.columns.whole else self.channels
+        place = _named(taps * (shape.kernel[-1] * per))
         first = bind(base + row * shape.input[-1] + start)
         offsets = [first + k * shape.dilations[-1] for k in range(shape.kernel[-1])]
 
@@ -213,7 +230,6 @@ class Gather:
                 inside()
             with T.Else():
                 fill = self.columns.fill(self.zero)
-                per = shape.cin if self.columns.whole else self.channels
                 with loop(shape.kernel[-1] * per) as i:
                     self.columns.put(buffer, bind(place + i), position, fill)
 
@@ -244,7 +260,7 @@ class Gather:
         if not columns.whole:
             for k, offset in enumerate(offsets):
                 for c in range(self.channels):
-                    at = bind(place + (k * self.channels + c))
+                    at = _named(place + (k * self.channels + c))
                     tap(
                         k,
                         lambda offset=offset, c=c: bind(x[offset * 4 + c]),
@@ -269,6 +285,11 @@ class Gather:
                     quad(bind(group * step + i))
         for q in range(shape.cin // step * step, shape.cin):
             quad(T.int32(q))
+
+
+def _named(value: Expr) -> Expr:
+    """A Python number as a constant, anything else evaluated once."""
+    return tirx.const(value, "int32") if isinstance(value, int) else bind(value)
 
 
 def _may_leave(shape: ConvShape, axis: int) -> bool:
