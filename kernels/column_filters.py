@@ -89,6 +89,7 @@ class AssembledFilters(Filters):
         shape: In quads.
         factors: Biases and multipliers, int32, one of each per filter.
         scaling: The epilogue.
+        rolled: Whether pairs of filters share code.
     """
 
     lead: ClassVar[int] = 4
@@ -99,7 +100,9 @@ class AssembledFilters(Filters):
         shape: ConvShape,
         factors: tuple[np.ndarray, np.ndarray],
         scaling: Scaling,
+        rolled: bool,
     ) -> None:
+        self.rolled = rolled
         self.columns = replace(columns, lead=self.lead)
         self.shape, self.scaling = shape, scaling
         self.more_weights = {}
@@ -126,7 +129,7 @@ class AssembledFilters(Filters):
         lead = self.lead if self.columns.whole else 2 * self.lead
         first = bind(group * (self.weights["w"].size // shape.groups))
         given = (others[0][first], scratch[lead], *(more[0] for more in others[1:]), *outputs)
-        numbers = (tirx.const(number, "int32") for number in (half, quads))
+        numbers = (tirx.const(number, "int32") for number in (half, quads * (1 + self.rolled)))
         self.routines[0].call(*(T.address_of(place) for place in given), *numbers)
 
 
@@ -143,14 +146,15 @@ class AllInAssembly(AssembledFilters):
         shape: ConvShape,
         factors: tuple[np.ndarray, np.ndarray],
         scaling: Scaling,
+        rolled: bool,
         weights: np.ndarray,
     ) -> None:
-        super().__init__(columns, shape, factors, scaling)
+        super().__init__(columns, shape, factors, scaling, rolled)
         words = columns.pack(weights).reshape(-1, 2 * columns.slots)
         streams = [self.stream(number, row) for number, row in enumerate(words)]
         self.weights = {"w": np.concatenate(streams)}
         self.routines = (
-            columns_arm.filters(columns.slots, columns.unroll, self.plane, scaling.right),
+            columns_arm.filters(columns.slots, columns.unroll, self.plane, scaling.right, rolled),
         )
 
 
@@ -170,14 +174,16 @@ class KeptInAssembly(AssembledFilters):
         shape: ConvShape,
         factors: tuple[np.ndarray, np.ndarray],
         scaling: Scaling,
+        rolled: bool,
         quads: np.ndarray,
         rows: int,
     ) -> None:
-        super().__init__(columns, shape, factors, scaling)
-        lists, streams = [], []
+        super().__init__(columns, shape, factors, scaling, rolled)
+        lists: list[np.ndarray] = []
+        streams: list[np.ndarray] = []
         for number, (slots, words) in enumerate(kept_slots(shape, quads, rows)):
             steps = np.diff(slots, prepend=0, append=0) * SLOT_BYTES
-            lists += [[len(slots)], steps]
+            lists += [np.array([len(slots)]), steps]
             first = number * (rows // 2)
             present = min(rows // 2, shape.cout // 2 - first)
             streams += [self.stream(first + i, words[i]) for i in range(present)]
@@ -187,7 +193,7 @@ class KeptInAssembly(AssembledFilters):
         }
         share = rows // TILE
         self.routines = (
-            columns_arm.filters_listed(share, columns.unroll, self.plane, scaling.right),
+            columns_arm.filters_listed(share, columns.unroll, self.plane, scaling.right, rolled),
         )
 
 

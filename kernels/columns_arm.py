@@ -70,17 +70,19 @@ def pairs(positions: int, slots: int, unroll: int) -> Routine:
 
 
 @cache
-def filters(slots: int, unroll: int, plane: int, right: int) -> Routine:
+def filters(slots: int, unroll: int, plane: int, right: int, rolled: bool) -> Routine:
     """All filters at two positions, requantized and stored.
 
     Operands: the stream (per two filters: biases, weights of all slots, multipliers), the columns,
     with four words before them that are used here, the first outputs of either position, half and
-    zero point together, and the number of quads of filters.
+    zero point together, and how often the outer loop runs: the number of quads of filters, if
+    ``rolled`` of pairs.
 
     Args:
         slots, unroll: Slots, and how many of them an iteration takes.
         plane: Bytes from a quad of filters to the next one in the output.
         right: Shift of the Requantize.
+        rolled: Whether the pairs of a quad share code.
     """
     loops, rest = divmod(slots, unroll)
     body = _slot(2, "ldrd {x0}, {x1}, [{x}], #8")
@@ -89,12 +91,12 @@ def filters(slots: int, unroll: int, plane: int, right: int) -> Routine:
         products = [f"movw {{n}}, #{loops}", "1:", *body * unroll, "subs {n}, #1", "bne 1b"]
         products += body * rest
     lines = ["strd {x0}, {x1}, [{x}, #-16]", "strd {l0}, {l1}, [{x}, #-8]", "0:"]
-    for pair in range(2):
+    for pair in range(1 if rolled else 2):
         lines += [*_BIASES, *products, f"movw {{n}}, #{16 * slots}", "sub {x}, {n}"]
         lines += _stored(pair, right)
-    lines += [*_next_quad(plane), "bne 0b"]
+    lines += [*_next_outputs(plane, rolled), "bne 0b"]
     return Routine(
-        f"effc_filters_{slots}_{unroll}_{plane}_{right}",
+        f"effc_filters_{slots}_{unroll}_{plane}_{right}_{rolled:d}",
         (),
         ("w", "x", "x0", "x1"),
         ("l0", "l1"),
@@ -104,7 +106,7 @@ def filters(slots: int, unroll: int, plane: int, right: int) -> Routine:
 
 
 @cache
-def filters_listed(quads: int, unroll: int, plane: int, right: int) -> Routine:
+def filters_listed(quads: int, unroll: int, plane: int, right: int, rolled: bool) -> Routine:
     """As ``filters``, of listed slots.
 
     Operands: as ``filters``, with six words before the columns, and behind the columns the
@@ -114,19 +116,21 @@ def filters_listed(quads: int, unroll: int, plane: int, right: int) -> Routine:
     Args:
         quads: Quads of filters that share a list.
         unroll: Slots per iteration, 1 or 2.
-        plane, right: As ``filters``.
+        plane, right, rolled: As ``filters``.
     """
+    share = 2 * quads if rolled else quads
     start = ["strd {x0}, {x1}, [{x}, #-16]", "strd {l0}, {l1}, [{x}, #-8]"]
-    start += ["str {l}, [{x}, #-20]", f"movw {{n}}, #{quads}", "str {n}, [{x}, #-24]", "0:"]
+    start += ["str {l}, [{x}, #-20]", f"movw {{n}}, #{share}", "str {n}, [{x}, #-24]", "0:"]
     lines = start
-    for pair in range(2):
+    for pair in range(1 if rolled else 2):
         lines += ["ldr {l}, [{x}, #-20]", *_BIASES, "ldrsh {n}, [{l}], #2"]
         lines += [*_listed(unroll), "ldrsh {x0}, [{l}], #2", "add {x}, {x0}"]
         lines += _stored(pair, right)
     lines += ["ldr {n}, [{x}, #-24]", "subs {n}, #1", "itt eq", "streq {l}, [{x}, #-20]"]
-    lines += [f"moveq {{n}}, #{quads}", "str {n}, [{x}, #-24]", *_next_quad(plane), "bne 0b"]
+    lines += [f"moveq {{n}}, #{share}", "str {n}, [{x}, #-24]"]
+    lines += [*_next_outputs(plane, rolled), "bne 0b"]
     return Routine(
-        f"effc_filters_listed_{quads}_{unroll}_{plane}_{right}",
+        f"effc_filters_listed_{quads}_{unroll}_{plane}_{right}_{rolled:d}",
         (),
         ("w", "x", "l", "x0", "x1"),
         ("l0", "l1"),
@@ -153,12 +157,15 @@ def _stored(pair: int, right: int) -> list[str]:
     return lines
 
 
-def _next_quad(plane: int) -> list[str]:
-    """Outputs of the next quad of filters; the flags say whether there is one."""
-    low, high = plane & 0xFFFF, plane >> 16
-    lines = [f"movw {{n}}, #{low}", *([f"movt {{n}}, #{high}"] if high else [])]
+def _next_outputs(plane: int, rolled: bool) -> list[str]:
+    """Outputs of the next quad or pair of filters; the flags say whether there is one."""
+    step = plane - 2 if rolled else plane
+    low, high = step & 0xFFFF, step >> 16
+    lines = ["subs {l1}, #1", f"movw {{n}}, #{low}", *([f"movt {{n}}, #{high}"] if high else [])]
+    if rolled:  # behind the first pair of a quad an odd number is left
+        lines += ["tst {l1}, #1", "it ne", "movne {n}, #2"]
     lines += ["add {x0}, {n}", "add {x1}, {n}", "strd {x0}, {x1}, [{x}, #-16]"]
-    return [*lines, "subs {l1}, #1", "str {l1}, [{x}, #-4]"]
+    return [*lines, "str {l1}, [{x}, #-4]", "cmp {l1}, #0"]
 
 
 def _listed(unroll: int) -> list[str]:
@@ -255,9 +262,8 @@ def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right
     """Rows of outputs of one channel of a depthwise kernel, three taps wide, requantized.
 
     Operands: the first input (rows of pairs of 16 bits), the first output (a byte in every
-    fourth), and the words bias, multiplier, half and zero point together, rows (counted
-    down) and one that it uses itself; then, per row of the kernel, its taps as the pairs ``0, 1``
-    and ``1, 2``.
+    fourth), five words that are used here, bias, multiplier, half and zero point together, number
+    of rows; then, per row of the kernel, its taps as the pairs ``0, 1`` and ``1, 2``.
 
     Args:
         height: Rows of the kernel.
@@ -269,7 +275,7 @@ def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right
     pairs, odd = divmod(outputs, 2)
     down, stride = strides
     step = 4 * stride
-    lines = ["0:"]
+    lines = ["strd {a0}, {a1}, [{c}]", "strd {x0}, {x1}, [{c}, #8]", "0:"]
     if pairs:
         lines += [f"add {{x0}}, {{y}}, #{8 * pairs}", "str {x0}, [{c}, #16]", "1:"]
         lines += ["ldr {a0}, [{c}]", "mov {a1}, {a0}"]
@@ -288,8 +294,8 @@ def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right
         f"effc_plane{height}_{down}_{stride}_{pitch}_{outputs}_{right}",
         (),
         ("x", "y", "c"),
-        (),
         ("a0", "a1", "x0", "x1"),
+        (),
         "\n".join(lines),
         inputs=tuple(f"w{i}" for i in range(2 * height)),
     )

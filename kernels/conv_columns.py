@@ -97,7 +97,9 @@ class ColumnConv(Template):
             and multipliers is not None
         ):
             factors = problem.bias, multipliers
-            filters = self.assembled(problem, columns, channels, (factors, scaling), config)
+            filters = self.assembled(
+                problem, columns, channels, (factors, scaling, not split), config
+            )
             columns = filters.columns
         else:
             products = self.products(problem, columns, channels, config)
@@ -113,12 +115,12 @@ class ColumnConv(Template):
         problem: ConvProblem,
         columns: PairColumns,
         channels: int,
-        epilogue: tuple[Factors, Scaling],
+        how: tuple[Factors, Scaling, bool],
         config: Config,
     ) -> AssembledFilters:
-        """All filters in assembly."""
+        """All filters in assembly; ``how``: with which epilogue, and whether they share code."""
         weights = column_weights(problem.shape, problem.weight, channels)
-        return AllInAssembly(columns, problem.shape, *epilogue, weights)
+        return AllInAssembly(columns, problem.shape, *how, weights)
 
     def positions(self, shape: ConvShape) -> int:
         """Positions of a tile."""
@@ -173,11 +175,11 @@ class SparseColumnConv(ColumnConv):
         problem: ConvProblem,
         columns: PairColumns,
         channels: int,
-        epilogue: tuple[Factors, Scaling],
+        how: tuple[Factors, Scaling, bool],
         config: Config,
     ) -> AssembledFilters:
         rows = int(config["rows"])
-        return KeptInAssembly(columns, problem.shape, *epilogue, problem.weight, rows)
+        return KeptInAssembly(columns, problem.shape, *how, problem.weight, rows)
 
     def products(
         self, problem: ConvProblem, columns: Columns, channels: int, config: Config
