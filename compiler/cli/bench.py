@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["BenchFlags", "bench_command", "parse_duration", "program_command"]
 
 _ALONE, _COMPARED, _EMULATED = (100, 1.0, 20.0), (200, 4.0, 40.0), (10, 0.5, 20.0)
+_PACED = (100, 10.0, 60.0)
 """Without a flag: so many inferences and seconds of each, but no more seconds than the last."""
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _WINDOWS = 120
@@ -191,7 +192,9 @@ def make_plan(flags: BenchFlags, *, compared: bool, emulated: bool) -> tuple[int
         return rounds, Plan(None, seconds, 1, None, warmup, flags.fps)
     if flags.runs is not None:
         return min(rounds, flags.runs), Plan(flags.runs, None, 1, None, warmup, flags.fps)
-    least, seconds, limit = _EMULATED if emulated else _COMPARED if compared else _ALONE
+    usual = _COMPARED if compared else _ALONE
+    paced = flags.fps is not None
+    least, seconds, limit = _EMULATED if emulated else _PACED if paced else usual
     return rounds, Plan(None, seconds, least, limit, warmup, flags.fps)
 
 
