@@ -6,6 +6,7 @@ inside a phase lives in the module that the phase calls (docs/ARCHITECTURE.md).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from effc.bare.archive import link_bare
 from effc.bare.budget import check_flash, check_ram
 from effc.compiled import Block, CompiledModel, PassRecord
+from effc.devices.address import parse_device
 from effc.devices.catalog import get_target, targets_of
 from effc.devices.target import Target
 from effc.errors import UnsupportedError, UsageError
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from effc.storage import ViewPlan
+    from effc.tuning.testbed import AnyTestbed
     from effc.tuning.tuner import Hints
 
 __all__ = [
@@ -249,6 +252,7 @@ def tune_model(
     source: str | Path | onnx.ModelProto,
     options: CompileOptions,
     progress: ProgressCallback | None = None,
+    device: str | None = None,
 ) -> tuple[tuple[LayerRecord, ...], dict[str, Any]]:
     """Measure configurations for a model's layers into the tuning database.
 
@@ -256,6 +260,7 @@ def tune_model(
         source: ONNX file or model.
         options: What to tune for, and how long.
         progress: Called as the phases advance.
+        device: What measures, as ``--device`` takes it; this machine if ``None``.
 
     Returns:
         The layers with their choices, and what the tuner did.
@@ -263,8 +268,11 @@ def tune_model(
     Raises:
         EffcError: As :func:`compile_model`.
     """
+    from effc.tuning.testbed import open_testbed
+
     target = replace(get_target(options.target), optimize=options.optimize)
-    chosen = _select(source, target, options, _Clock(progress))
+    with contextlib.closing(open_testbed(parse_device(device or "local"), target)) as testbed:
+        chosen = _select(source, target, options, _Clock(progress), testbed=testbed)
     return _layers(chosen.graph, chosen.views, chosen.ranked, target), chosen.tuning
 
 
@@ -310,6 +318,7 @@ def _select(
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None = None,
+    testbed: AnyTestbed | None = None,
 ) -> _Selected:
     """From the model to the choices per distinct region."""
     from effc.storage import plan_views
@@ -331,7 +340,7 @@ def _select(
         views = plan_views(graph.regions, graph.inputs, graph.outputs)
         _require_kernels(views.regions, target)
     with clock.phase("tune"):
-        ranked, tuning = _rank(views.regions, target, options, clock, hints)
+        ranked, tuning = _rank(views.regions, target, options, clock, hints, testbed)
     return _Selected(target, options, imported, graph, views, ranked, tuning)
 
 
@@ -428,6 +437,7 @@ def _rank(
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None,
+    testbed: AnyTestbed | None,
 ) -> tuple[dict[str, list[Choice]], dict[str, Any]]:
     """All configurations per distinct region, the chosen one first."""
     from effc.tuning.tuner import tune
@@ -440,6 +450,7 @@ def _rank(
         threads=options.threads,
         progress=lambda done, total, detail: clock.report("tune", done, total, detail),
         hints=hints,
+        testbed=testbed,
     )
 
 

@@ -46,6 +46,9 @@ class BoardHarness:
     def link(self, compiled: Sequence[Compiled]) -> None:
         """Programs are linked as they are run: one holds no more than the board's memory."""
 
+    def send(self, jobs: Sequence[object]) -> None:
+        """Nothing to send: the board is emulated here."""
+
     def run(
         self, region: Region, compiled: Sequence[Compiled], budget_s: float, rounds: int
     ) -> list[Timing]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from effc.cli.bench import _thread_counts
+
 from .conftest import Effc
 
 
@@ -44,6 +46,31 @@ def test_bench_compares(effc: Effc, artifact: Path, tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "Compared" in page
     assert page.count("(report)") > 2
+
+
+@pytest.mark.parametrize(
+    ("text", "usable", "counts"),
+    [
+        (None, 0, [3]),
+        ("2", 8, [2]),
+        ("4,1", 8, [4, 1]),
+        ("auto", 1, [1]),
+        ("auto", 4, [1, 2, 4]),
+        ("auto", 7, [1, 2, 4, 7]),
+        ("auto", 128, [1, 2, 4, 8, 16, 32, 64]),
+    ],
+)
+def test_numbers_of_threads(text: str | None, usable: int, counts: list[int]) -> None:
+    assert _thread_counts(text, 3, usable) == counts
+
+
+def test_bench_finds_the_number_of_threads(effc: Effc, artifact: Path) -> None:
+    cpus = len(os.sched_getaffinity(0))
+    answer = effc("bench", artifact, "--threads", "auto", "--runs", 20, "--rounds", 2, "--json")
+    entries = answer.json.get("artifacts", [answer.json])
+    threads = [entry["threads"] for entry in entries]
+    assert threads == sorted(set(threads))
+    assert (threads[0], threads[-1]) == (1, min(cpus, 64))
 
 
 def test_bench_on_cores(effc: Effc, artifact: Path) -> None:
