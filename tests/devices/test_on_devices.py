@@ -77,6 +77,12 @@ def test_commands(
     assert answer["ok"]
     assert answer["device"] == place.device
 
+    if kind == "ssh":
+        model = EXAMPLE / "digits.onnx"
+        compared = call(0, "compare", model, artifact, "--input", tmp_path / "x.npz", *on)
+        assert compared["device"] == place.device
+        assert len(compared["layers"]) >= 3
+
     call(0, "run", artifact, "--input", tmp_path / "x.npz", "-o", tmp_path / "y.npz", *on)
     call(0, "run", artifacts["host"], "--input", tmp_path / "x.npz", "-o", tmp_path / "z.npz")
     y, z = (np.load(tmp_path / name)["probabilities"] for name in ("y.npz", "z.npz"))
