@@ -3,8 +3,8 @@
     python benchmarks/arena.py [--data ../shared/data] [--core cortex-m4] [--model MODEL.onnx ...]
 
 Without --model: the four int8 networks of MLPerf Tiny below the data folder. The first row of a
-network is its plan as it is; the others are plans with the first stages in strips, each the one with
-the least work that is smaller than the one before. Bytes are exact, nothing is run.
+network is its plan as it is; the others are plans with the first stages in strips, each the one
+with the least work that is smaller than the one before by a kilobyte or more. Bytes are exact, nothing is run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
             what = strips[0].rsplit(": ", 1)[1] if strips else "whole"
             print(f"{row(path, program, macs)}  {what}", flush=True)
             ports = sum(p.type.nbytes for p in (*program.inputs, *program.outputs))
-            options = replace(options, ram=ports + program.arena_bytes + 1024 - 16)
+            options = replace(options, ram=ports + program.arena_bytes - 16)
 
 
 if __name__ == "__main__":
