@@ -38,7 +38,16 @@ def slots_of(shape: ConvShape, channels: int) -> tuple[int, bool]:
         channels: Input channels of a group.
     """
     taps = prod(shape.kernel)
-    return (shape.cin * taps, True) if channels >= 4 else (-(-channels * taps // 4), False)
+    whole = in_quads(shape, channels)
+    return (shape.cin * taps, True) if whole else (-(-channels * taps // 4), False)
+
+
+def in_quads(shape: ConvShape, channels: int) -> bool:
+    """Whether inputs are read quad by quad, which lie at multiples of four bytes.
+
+    Quads of a single position may be a view of a model's input, which lies anywhere.
+    """
+    return channels >= 4 and shape.input_positions > 1
 
 
 def column_weights(shape: ConvShape, quads: np.ndarray, channels: int) -> np.ndarray:
@@ -50,10 +59,11 @@ def column_weights(shape: ConvShape, quads: np.ndarray, channels: int) -> np.nda
         channels: Input channels of a group.
     """
     rows = quads.shape[0]
-    if channels >= 4:
+    if in_quads(shape, channels):
         ordered = np.moveaxis(quads, 1, -2).reshape(rows, -1)
         return np.ascontiguousarray(ordered).view(np.int8).reshape(rows, -1, 4)
-    single = quads.reshape(rows, -1).view(np.int8).reshape(rows, -1, 4)[..., :channels]
+    apart = np.moveaxis(quads, 1, -1).reshape(rows, -1, shape.cin)
+    single = np.ascontiguousarray(apart).view(np.int8)[..., :channels]
     flat = single.reshape(rows, -1)
     return np.pad(flat, [(0, 0), (0, -flat.shape[1] % 4)]).reshape(rows, -1, 4)
 
@@ -258,6 +268,16 @@ class Gather:
                     put(columns.fill(self.zero))
 
         if not columns.whole:
+            if self.channels > 4:  # of one position: all quads lie behind each other
+                for k, offset in enumerate(offsets):
+                    with loop(self.channels) as c:
+                        at = bind(place + k * self.channels + c)
+                        tap(
+                            k,
+                            lambda offset=offset, c=c: bind(x[offset * 4 + c]),
+                            lambda value, at=at: columns.put(buffer, at, position, value),
+                        )
+                return
             for k, offset in enumerate(offsets):
                 for c in range(self.channels):
                     at = _named(place + (k * self.channels + c))

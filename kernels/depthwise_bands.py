@@ -104,7 +104,7 @@ def _method(shape: Shape, region: Region, target: Target) -> Band:
     y, x = shape.y, shape.x
     thumb = target.arch == "thumb" and target.has("dsp") and not target.has("mve")
     small = y.kernel <= 3 and x.kernel <= 3 and y.dilation == x.dilation == 1
-    if not thumb or not small or x.stride > 2:
+    if not thumb or not small or x.stride > 2 or y.size * x.size == 1:
         return QuadLanes(shape)
     pairs = PairRows(shape, sole_scaling(region))
     return pairs if pairs.near else QuadLanes(shape)
