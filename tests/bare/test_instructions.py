@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import SHARED_DATA
 
 import effc
 from effc.bare.board import BoardExecutor
-
-MODELS = Path(__file__).parents[3] / "shared" / "data" / "models"
 
 LIMITS = {  # per multiply-accumulate of the dense network; bytes of code
     ("ic01_resnet8", "cortex-m4", "balanced"): (1.15, 20_000),
@@ -23,7 +22,7 @@ LIMITS = {  # per multiply-accumulate of the dense network; bytes of code
 
 @pytest.mark.parametrize(("name", "target", "optimize"), LIMITS)
 def test_instructions_and_code(name: str, target: str, optimize: str, tmp_path: Path) -> None:
-    path = MODELS / f"mlperf_tiny_{name}_int8.onnx"
+    path = SHARED_DATA / "models" / f"mlperf_tiny_{name}_int8.onnx"
     if not path.exists() or shutil.which("qemu-system-arm") is None:
         pytest.skip(f"no {path}, or no qemu-system-arm (tools/install-system-packages.sh)")
     artifact = effc.compile(
