@@ -1,0 +1,60 @@
+"""Many stage functions as one piece of C source, with the helper functions that they call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from effc.c_source.lower import lower_for_c
+from effc.c_source.statements import FunctionPrinter
+from effc.c_source.types import HELPERS
+from effc.errors import EffcError, UnsupportedError
+from effc.kernels.template import Stage
+
+__all__ = ["KernelSource", "print_stages"]
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """Kernels as C.
+
+    Attributes:
+        headers: Standard headers to include.
+        helpers: Definitions of helper functions.
+        functions: Definition by symbol; all are static.
+        parameters: By symbol, dtype of what each parameter points to.
+    """
+
+    headers: tuple[str, ...]
+    helpers: str
+    functions: Mapping[str, str]
+    parameters: Mapping[str, tuple[str, ...]]
+
+
+def print_stages(stages: Mapping[str, Stage]) -> KernelSource:
+    """Print stage functions that compute all of their units in one call.
+
+    Args:
+        stages: By C symbol.
+
+    Raises:
+        UnsupportedError: A function computes what portable C has no means for.
+        InternalError: TVM refuses a function.
+    """
+    helpers: set[str] = set()
+    headers: set[str] = set()
+    functions, parameters = {}, {}
+    for symbol, stage in stages.items():
+        func = lower_for_c(symbol, stage.func, stage.extent)
+        try:
+            printer = FunctionPrinter(symbol, func)
+        except UnsupportedError as error:
+            raise UnsupportedError(error.what, where=symbol, got=error.got) from error
+        functions[symbol] = printer.text()
+        parameters[symbol] = printer.dtypes
+        helpers |= printer.helpers
+        headers |= printer.headers
+    text = "\n".join(HELPERS[name] for name in sorted(helpers))
+    if "memcpy" in text:
+        headers.add("string.h")
+    return KernelSource(tuple(sorted(headers)), text, functions, parameters)

@@ -1,0 +1,141 @@
+"""C types, constants and helper functions of the printed source."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from effc.errors import UnsupportedError
+
+__all__ = ["C_TYPES", "HELPERS", "c_type", "constant", "short_name"]
+
+C_TYPES = {
+    "bool": "uint8_t",
+    "int8": "int8_t",
+    "uint8": "uint8_t",
+    "int16": "int16_t",
+    "uint16": "uint16_t",
+    "int32": "int32_t",
+    "uint32": "uint32_t",
+    "int64": "int64_t",
+    "uint64": "uint64_t",
+    "float32": "float",
+    "float64": "double",
+    "float16": "uint16_t",  # its bits: C11 has no such type; see the helper half_to_f32
+}
+"""Type of an element in memory, by NumPy dtype name."""
+
+_SHORT = {"float32": "f32", "float64": "f64", "bool": "u8"}
+
+
+def c_type(dtype: str) -> str:
+    """The C type of a dtype.
+
+    Raises:
+        UnsupportedError: C11 has none.
+    """
+    if dtype not in C_TYPES:
+        raise UnsupportedError(
+            f"portable C has no type for {dtype}", expected=", ".join(C_TYPES), got=dtype
+        )
+    return C_TYPES[dtype]
+
+
+def short_name(dtype: str) -> str:
+    """``i32``, ``u8``, ``f32`` ...: the end of a helper's name."""
+    return _SHORT.get(dtype) or dtype.replace("uint", "u").replace("int", "i")
+
+
+def constant(value: float | int, dtype: str) -> str:
+    """A literal of a dtype; exactly the same value comes back from a C compiler."""
+    if dtype in ("float32", "float64"):
+        return _float(float(value), dtype)
+    number = int(value)
+    if dtype == "bool":
+        return str(number)
+    if dtype in ("int32", "int64") and number == np.iinfo(dtype).min:
+        return f"{dtype.upper()}_MIN"
+    if dtype == "int64":
+        return f"INT64_C({number})" if number >= 0 else f"-INT64_C({-number})"
+    if dtype == "uint64":
+        return f"UINT64_C({number})"
+    return f"{number}u" if dtype == "uint32" else str(number)
+
+
+def _float(value: float, dtype: str) -> str:
+    if math.isnan(value):
+        return "NAN"
+    if math.isinf(value):
+        return "INFINITY" if value > 0 else "-INFINITY"
+    text = str(np.float32(value)) if dtype == "float32" else repr(value)
+    if not any(c in text for c in ".e"):
+        text += ".0"
+    return text + ("f" if dtype == "float32" else "")
+
+
+def _extreme(name: str, sign: str, dtype: str) -> str:
+    c = C_TYPES[dtype]
+    return (
+        f"static inline {c} {name}_{short_name(dtype)}({c} a, {c} b)\n"
+        f"{{\n    return a {sign} b ? a : b;\n}}\n"
+    )
+
+
+def _reinterpret(source: str, dest: str) -> str:
+    c_source, c_dest = C_TYPES[source], C_TYPES[dest]
+    return (
+        f"static inline {c_dest} {short_name(dest)}_from_{short_name(source)}({c_source} x)\n"
+        f"{{\n    {c_dest} y;\n    memcpy(&y, &x, sizeof y);\n    return y;\n}}\n"
+    )
+
+
+_REAL = ("float32", "float64")
+_NUMBERS = (*(t for t in C_TYPES if t not in ("bool", "float16", *_REAL)), *_REAL)
+
+HELPERS: dict[str, str] = {
+    **{
+        f"{name}_{short_name(t)}": _extreme(name, sign, t)
+        for name, sign in (("min", "<"), ("max", ">"))
+        for t in _NUMBERS
+    },
+    **{
+        f"{short_name(b)}_from_{short_name(a)}": _reinterpret(a, b)
+        for f, sizes in (("float32", ("int32", "uint32")), ("float64", ("int64", "uint64")))
+        for i in sizes
+        for a, b in ((f, i), (i, f))
+    },
+    "rescale": """\
+/* x * multiplier / 2^(32 + right), rounded half up; 0 <= multiplier < 2^31. */
+static inline int32_t rescale(int32_t x, int32_t multiplier, int32_t right)
+{
+    const int32_t high = (int32_t)((int64_t)x * multiplier >> 32);
+    return (high + (1 << (right - 1))) >> right;
+}
+""",
+    "leading_zeros": """\
+/* Zero bits above the highest one; 64 for 0. */
+static inline int64_t leading_zeros(int64_t x)
+{
+    uint64_t rest = (uint64_t)x;
+    int64_t bits = 64;
+    while (rest != 0) {
+        rest >>= 1;
+        bits--;
+    }
+    return bits;
+}
+""",
+    "half_to_f32": """\
+/* A finite IEEE half, given by its bits; exact. */
+static inline float half_to_f32(uint16_t half)
+{
+    uint32_t bits = (uint32_t)(half & 0x7FFF) << 13;
+    float size;
+    memcpy(&size, &bits, sizeof size);
+    size *= 5192296858534827628530496329220096.0f; /* 2^112: the exponents' biases differ */
+    return (half & 0x8000) != 0 ? -size : size;
+}
+""",
+}
+"""Source of every helper function by its name; printed where it is used."""
