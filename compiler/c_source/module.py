@@ -21,12 +21,14 @@ class KernelSource:
     Attributes:
         headers: Standard headers to include.
         helpers: Definitions of helper functions.
-        functions: Definition by symbol; all are static.
+        declarations: Declaration by symbol, without semicolon.
+        functions: Definition by symbol.
         parameters: By symbol, dtype of what each parameter points to.
     """
 
     headers: tuple[str, ...]
     helpers: str
+    declarations: Mapping[str, str]
     functions: Mapping[str, str]
     parameters: Mapping[str, tuple[str, ...]]
 
@@ -43,13 +45,14 @@ def print_stages(stages: Mapping[str, Stage]) -> KernelSource:
     """
     helpers: set[str] = set()
     headers: set[str] = set()
-    functions, parameters = {}, {}
+    declarations, functions, parameters = {}, {}, {}
     for symbol, stage in stages.items():
         func = lower_for_c(symbol, stage.func, stage.extent)
         try:
             printer = FunctionPrinter(symbol, func)
         except UnsupportedError as error:
             raise UnsupportedError(error.what, where=symbol, got=error.got) from error
+        declarations[symbol] = printer.signature
         functions[symbol] = printer.text()
         parameters[symbol] = printer.dtypes
         helpers |= printer.helpers
@@ -57,4 +60,4 @@ def print_stages(stages: Mapping[str, Stage]) -> KernelSource:
     text = "\n".join(HELPERS[name] for name in sorted(helpers))
     if "memcpy" in text:
         headers.add("string.h")
-    return KernelSource(tuple(sorted(headers)), text, functions, parameters)
+    return KernelSource(tuple(sorted(headers)), text, declarations, functions, parameters)

@@ -59,7 +59,7 @@ class FunctionPrinter:
     @property
     def signature(self) -> str:
         """The function's declaration, without semicolon, wrapped."""
-        head = f"static void {self.symbol}("
+        head = f"void {self.symbol}("
         lines = [head + self.parameters[0]]
         for parameter in self.parameters[1:]:
             if len(lines[-1]) + len(parameter) + 3 <= _WIDTH:
