@@ -354,16 +354,19 @@ def _write(
     _require_space(folder, first.program.weights.nbytes * len(every))
     manifests = []
     with phase("link"):
+        headers = dict(first.headers)
         for compiled in every:
             library = folder / library_path(compiled)
             library.parent.mkdir(parents=True)
-            manifests.append(build_manifest(compiled, compiled.link_library(library), None))
+            linked = compiled.link_library(library)
+            headers |= linked.headers
+            manifests.append(build_manifest(compiled, linked, None))
         weights = weights_path(first)
         if weights is not None:
             write_weights(first.program, folder / weights)
     include = folder / "include"
     include.mkdir()
-    for file, text in first.headers.items():
+    for file, text in headers.items():
         (include / file).write_text(text, encoding="utf-8")
     if first.options.verify and first.target.os != "apple":  # nothing here runs Apple's code
         with phase("verify"):

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from effc.artifact import Artifact
+from effc.bare.board import BoardExecutor
 from effc.devices.catalog import get_target
 from effc.devices.execution import Execution, Piece, execute
 from effc.devices.qemu import not_emulated, qemu_command
@@ -26,6 +27,7 @@ from effc.samples import Arrays, Tensor
 
 __all__ = [
     "Executor",
+    "Tracer",
     "default_device",
     "open_executor",
     "open_library",
@@ -60,6 +62,15 @@ class Executor(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exception: object) -> None: ...
+
+
+class Tracer(Executor, Protocol):
+    """An executor that can look at the tensors of an artifact."""
+
+    def trace(
+        self, inputs: Mapping[str, np.ndarray], pieces: Sequence[Piece]
+    ) -> tuple[Arrays, Arrays]:
+        """Run once: the outputs, and tensors by name as they are after their steps."""
 
 
 def default_device(manifest: Mapping[str, Any]) -> str:
@@ -120,6 +131,8 @@ def open_library(
     threads = int(manifest["threads"]) if threads is None else threads
     machine = manifest["machine"]
     _check_variant(manifest, device, variant)
+    if machine["os"] == "none":
+        return BoardExecutor(library, manifest)
     if device == "local" and machine["os"] == "linux":
         _check_processor(machine)
         return LocalExecutor(library, manifest, threads, variant)
@@ -136,9 +149,7 @@ def _open_loader(
     return LoaderExecutor(library, manifest, threads, "qemu", command, variant)
 
 
-def open_tracer(
-    artifact: Artifact, device: str | None, variant: str | None = None
-) -> LoaderExecutor:
+def open_tracer(artifact: Artifact, device: str | None, variant: str | None = None) -> Tracer:
     """Open an artifact where its tensors can be looked at: one thread, a process of its own.
 
     Raises:
@@ -147,6 +158,8 @@ def open_tracer(
     manifest = artifact.manifest
     device = _checked_device(device, manifest)
     _check_variant(manifest, device, variant)
+    if manifest["machine"]["os"] == "none":
+        return BoardExecutor(artifact.library, manifest)
     return _open_loader(artifact.library, manifest, device, 1, variant)
 
 
@@ -158,6 +171,10 @@ def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> str:
             hint="compile for linux-arm64 to check the same kernels under QEMU",
         )
     device = device or default_device(manifest)
+    if manifest["machine"]["os"] == "none" and device != "qemu":
+        raise UsageError(
+            f"firmware does not run on device '{device}'", where="--device", expected="qemu"
+        )
     if device not in ("local", "qemu"):
         raise UsageError(
             f"unknown device '{device}'",

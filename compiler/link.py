@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import tempfile
 import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -77,6 +77,9 @@ class LinkReport:
         needed: Libraries it depends on.
         undefined: Functions it takes from them.
         page_bytes: Alignment of its segments.
+        flash_bytes: Read-only memory that it takes on a microcontroller, else 0.
+        stack_bytes: Stack of one inference there, at most.
+        headers: Headers that say such sizes, text by file name.
     """
 
     path: Path
@@ -87,6 +90,9 @@ class LinkReport:
     needed: tuple[str, ...]
     undefined: tuple[str, ...]
     page_bytes: int
+    flash_bytes: int = 0
+    stack_bytes: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def library_headers(programs: Sequence[Program]) -> dict[str, str]:

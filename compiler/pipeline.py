@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from effc.bare.archive import link_bare
 from effc.compiled import Block, CompiledModel, PassRecord
 from effc.devices.catalog import get_target, targets_of
 from effc.devices.target import Target
@@ -29,11 +30,11 @@ from effc.layers import LayerRecord, record
 from effc.link import WEIGHTS_LIMIT, library_headers, link_library, link_runner
 from effc.memory_plan import align_up
 from effc.options import CompileOptions, ProgressCallback
-from effc.program import Program
+from effc.program import Program, StorageClass
 from effc.regions import Graph, partition
 from effc.sharing import align_packings, share_weights
 from effc.static_link import link_archive
-from effc.traces import stored_values
+from effc.traces import graded_ports, stored_values
 
 if TYPE_CHECKING:
     import onnx
@@ -131,7 +132,7 @@ def compile_models(
         share_weights(programs)
         for program in programs:
             program.weights_in_file = True
-    headers = library_headers(programs)
+    headers = {} if targets[0].bare else library_headers(programs)
     return tuple(
         _compiled(chosen, program, built, options, headers, clock)
         for chosen, (program, built) in zip(selected, parts, strict=True)
@@ -173,7 +174,10 @@ def _compiled(
     imported, target = selected.imported, selected.target
     with clock.phase("lower"):
         objects = lower_functions(built, target)
-    link = link_archive if target.os == "apple" else link_library
+    values = stored_values(selected.graph, selected.views, program, imported.reference)
+    program.inputs = graded_ports(program.inputs, StorageClass.INPUT, values)
+    program.outputs = graded_ports(program.outputs, StorageClass.OUTPUT, values)
+    link = {"apple": link_archive, "none": link_bare}.get(target.os, link_library)
     return CompiledModel(
         program=program,
         target=target,
@@ -189,7 +193,7 @@ def _compiled(
         source_sha256=imported.sha256,
         tuning=selected.tuning,
         opset=imported.opset,
-        values=stored_values(selected.graph, selected.views, program, imported.reference),
+        values=values,
     )
 
 

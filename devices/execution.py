@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from effc.errors import DeviceError, UsageError
 
-__all__ = ["Execution", "Piece", "TensorSpec", "execute"]
+__all__ = ["Execution", "Piece", "TensorSpec", "checked_inputs", "execute"]
 
 _MAGIC = b"EFFCTNS1"
 _COUNT = struct.Struct("=Q")
@@ -204,19 +204,33 @@ def _write_samples(
     with path.open("wb") as stream:
         stream.write(_MAGIC + _COUNT.pack(len(samples) * len(specs)))
         for sample in samples:
-            for spec in specs:
-                if spec.name not in sample:
-                    raise UsageError("an input is missing", where=f"'{spec.name}'")
-                array = np.ascontiguousarray(sample[spec.name])
-                if array.dtype != spec.dtype or np.shape(sample[spec.name]) != spec.shape:
-                    raise UsageError(
-                        "an input has another type or shape than the model's",
-                        where=f"'{spec.name}'",
-                        expected=f"{spec.dtype} {list(spec.shape)}",
-                        got=f"{array.dtype} {list(array.shape)}",
-                    )
+            for array in checked_inputs(sample, specs):
                 stream.write(_COUNT.pack(array.nbytes))
                 stream.write(array.tobytes())
+
+
+def checked_inputs(
+    sample: Mapping[str, npt.ArrayLike], specs: Sequence[TensorSpec]
+) -> list[npt.NDArray[Any]]:
+    """Inputs of one inference in the model's order, contiguous.
+
+    Raises:
+        UsageError: A sample does not fit the model.
+    """
+    arrays = []
+    for spec in specs:
+        if spec.name not in sample:
+            raise UsageError("an input is missing", where=f"'{spec.name}'")
+        array = np.ascontiguousarray(sample[spec.name])
+        if array.dtype != spec.dtype or np.shape(sample[spec.name]) != spec.shape:
+            raise UsageError(
+                "an input has another type or shape than the model's",
+                where=f"'{spec.name}'",
+                expected=f"{spec.dtype} {list(spec.shape)}",
+                got=f"{array.dtype} {list(array.shape)}",
+            )
+        arrays.append(array)
+    return arrays
 
 
 def _read_samples(

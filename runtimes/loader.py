@@ -42,7 +42,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class BenchStats:
-    """Latencies in milliseconds over ``runs`` timed inferences."""
+    """Latencies in milliseconds over ``runs`` timed inferences.
+
+    Attributes:
+        instructions: Of one inference, where they were counted instead of time measured.
+    """
 
     median_ms: float
     min_ms: float
@@ -53,9 +57,12 @@ class BenchStats:
     runs: int
     warmup: int
     threads: int
+    instructions: int | None = None
 
     @classmethod
-    def from_nanoseconds(cls, times: Sequence[int], *, warmup: int, threads: int) -> BenchStats:
+    def from_nanoseconds(
+        cls, times: Sequence[int], *, warmup: int, threads: int, instructions: int | None = None
+    ) -> BenchStats:
         """Summarise measured times.
 
         Raises:
@@ -74,6 +81,7 @@ class BenchStats:
             runs=len(times),
             warmup=warmup,
             threads=threads,
+            instructions=instructions,
         )
 
 
@@ -85,11 +93,13 @@ class LayerTime:
         name: The layer's name.
         nodes: ONNX nodes it computes.
         ms: Median over the profiled runs.
+        instructions: Of one run, where they were counted.
     """
 
     name: str
     nodes: tuple[str, ...]
     ms: float
+    instructions: int | None = None
 
 
 class Runner:
