@@ -1,6 +1,6 @@
 """Where an artifact runs: in this process, or in a child process, natively or emulated.
 
-``local`` loads the library here. ``qemu`` runs the same library file in a static loader
+``local`` loads the library here, C source after it was compiled. ``qemu`` runs the same library file in a static loader
 (``effc.emulate``) under QEMU's user mode; an Android library for this machine's own
 processor runs in that loader without an emulator.
 """
@@ -17,6 +17,7 @@ import numpy as np
 
 from effc.artifact import Artifact
 from effc.bare.board import BoardExecutor
+from effc.c_source.hosted import hosted_library
 from effc.devices.catalog import get_target
 from effc.devices.execution import Execution, Piece, execute
 from effc.devices.qemu import not_emulated, qemu_command
@@ -76,6 +77,8 @@ class Tracer(Executor, Protocol):
 def default_device(manifest: Mapping[str, Any]) -> str:
     """``local`` where this process can load the library, otherwise ``qemu``."""
     machine = manifest["machine"]
+    if machine["arch"] == "c":
+        return "local"
     if machine["arch"] == platform.machine() and machine["os"] in ("linux", "android"):
         return "local"
     return "qemu"
@@ -131,6 +134,9 @@ def open_library(
     threads = int(manifest["threads"]) if threads is None else threads
     machine = manifest["machine"]
     _check_variant(manifest, device, variant)
+    if machine["arch"] == "c":
+        hosted = hosted_library(library, manifest)
+        return LocalExecutor(hosted.library, hosted.manifest, 1, variant)
     if machine["os"] == "none":
         return BoardExecutor(library, manifest)
     if device == "local" and machine["os"] == "linux":
@@ -158,6 +164,9 @@ def open_tracer(artifact: Artifact, device: str | None, variant: str | None = No
     manifest = artifact.manifest
     device = _checked_device(device, manifest)
     _check_variant(manifest, device, variant)
+    if manifest["machine"]["arch"] == "c":
+        hosted = hosted_library(artifact.library, manifest)
+        return _open_loader(hosted.library, hosted.manifest, device, 1, variant)
     if manifest["machine"]["os"] == "none":
         return BoardExecutor(artifact.library, manifest)
     return _open_loader(artifact.library, manifest, device, 1, variant)
@@ -171,6 +180,15 @@ def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> str:
             hint="compile for linux-arm64 to check the same kernels under QEMU",
         )
     device = device or default_device(manifest)
+    if manifest["machine"]["arch"] == "c":
+        if device != "local":
+            raise UsageError(
+                "C source runs on this machine only",
+                where=f"--device {device}",
+                expected="local",
+                hint="compile for cortex-m4 ... to run on an emulated board",
+            )
+        return device
     if manifest["machine"]["os"] == "none" and device != "qemu":
         raise UsageError(
             f"firmware does not run on device '{device}'", where="--device", expected="qemu"

@@ -9,18 +9,24 @@ options. The processor must be little-endian and have an ``int`` of 32 bits.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from effc.bare.codegen import ALIGNMENT
+from effc.bare.archive import loaded_bytes, stack_bytes
+from effc.bare.codegen import ALIGNMENT, MemorySizes, bare_header, bare_source
+from effc.bare.toolchain import compile_source
 from effc.c_source.module import KernelSource
 from effc.c_source.types import c_type, constant
+from effc.devices.catalog import get_target
 from effc.errors import InternalError
-from effc.program import Call, Pointer, Program, StorageClass
+from effc.link import LinkReport
+from effc.program import Call, Program, StorageClass
 
-__all__ = ["Weights", "kernels_header", "kernels_source", "weights_of", "weights_source"]
+__all__ = ["link_source"]
 
 _COLUMNS = 100
 
@@ -32,8 +38,68 @@ _Static_assert(sizeof(int) >= 4, "int has at least 32 bits");
 """
 
 
+_REFERENCE_CORE = "cortex-m4"
+_MEASURED = "As Clang -Os makes it for a Cortex-M4: other compilers and processors differ."
+
+
+def link_source(program: Program, kernels: KernelSource, out: Path) -> LinkReport:
+    """Write a model's sources, and check that they compile.
+
+    Args:
+        program: What ``run`` does, with the weights.
+        kernels: Its stage functions.
+        out: ``src/NAME.c``; the other files are written beside it.
+
+    Returns:
+        Sizes of the code as compiled for a Cortex-M4, and the header, which says them.
+
+    Raises:
+        ToolError: The toolchain is missing or refuses the source.
+    """
+    name = program.name
+    weights = _weights_of(program, kernels)
+    texts = {
+        f"{name}.c": bare_source(program, _SourceStages(weights)),
+        f"{name}_kernels.h": _kernels_header(program, kernels, weights),
+        f"{name}_kernels.c": _kernels_source(program, kernels),
+        f"{name}_weights.c": _weights_source(program, weights),
+    }
+    for file, text in texts.items():
+        (out.parent / file).write_text(text, "utf-8")
+    contents = _reference_objects(program, out.parent)
+    code, constants = loaded_bytes(contents)
+    sizes = MemorySizes(code, constants, stack_bytes(program, contents, weights.arrays))
+    return LinkReport(
+        path=out,
+        library_bytes=sum(len(text.encode()) for text in texts.values()),
+        code_bytes=code,
+        runtime_bytes=0,
+        weights_bytes=program.weights.nbytes,
+        needed=(),
+        undefined=(),
+        page_bytes=0,
+        flash_bytes=code + constants,
+        stack_bytes=sizes.stack,
+        headers={f"{name}.h": bare_header(program, sizes, _MEASURED)},
+    )
+
+
+def _reference_objects(program: Program, sources: Path) -> list[bytes]:
+    """The sources compiled for a small processor: what sizes are given for."""
+    target = get_target(_REFERENCE_CORE)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="effc-c-") as folder:
+        work = Path(folder)
+        (work / f"{program.name}.h").write_text(bare_header(program, MemorySizes(0, 0, 0)), "utf-8")
+        for source in sorted(sources.glob("*.c")):
+            out = work / f"{source.stem}.o"
+            compile_source(source, target, out, [f"-I{folder}"], level="-Os")
+            found.append(out.read_bytes())
+    return found
+
+
 @dataclass(frozen=True)
-class Weights:
+class _Weights:
     """Constant arrays, one for each tensor of packed weights.
 
     Attributes:
@@ -44,18 +110,33 @@ class Weights:
     arrays: Mapping[str, np.ndarray]
     names: Mapping[int, str]
 
-    def pointer(self, offset: int) -> str:
-        """C expression of the tensor at an offset.
+
+@dataclass(frozen=True)
+class _SourceStages:
+    """Stage functions that compute all of their units; see ``bare.codegen.Stages``."""
+
+    arrays: _Weights
+
+    def declarations(self, program: Program) -> Iterable[str]:
+        """See ``Stages``."""
+        yield f'#include "{program.name}_kernels.h"'
+
+    def call(self, call: Call, arguments: Sequence[str]) -> str:
+        """See ``Stages``."""
+        return f"{call.symbol}({', '.join(arguments)})"
+
+    def weights(self, offset: int) -> str:
+        """See ``Stages``.
 
         Raises:
-            InternalError: None begins there.
+            InternalError: No tensor begins there.
         """
-        if offset not in self.names:
+        if offset not in self.arrays.names:
             raise InternalError("no tensor of weights begins there", got=offset)
-        return self.names[offset]
+        return self.arrays.names[offset]
 
 
-def weights_of(program: Program, kernels: KernelSource) -> Weights:
+def _weights_of(program: Program, kernels: KernelSource) -> _Weights:
     """The weights, each with the element type that the kernels read."""
     dtypes: dict[int, str] = {}
     for call in program.calls:
@@ -71,10 +152,10 @@ def weights_of(program: Program, kernels: KernelSource) -> Weights:
         name = f"{program.name}_w{len(names)}"
         names[offset] = name
         arrays[name] = program.weights[offset : offset + nbytes].view(dtypes[offset])
-    return Weights(arrays, names)
+    return _Weights(arrays, names)
 
 
-def kernels_header(program: Program, kernels: KernelSource, weights: Weights) -> str:
+def _kernels_header(program: Program, kernels: KernelSource, weights: _Weights) -> str:
     """``NAME_kernels.h``: declarations that the other files share."""
     guard = f"EFFC_KERNELS_{program.name}_H"
     arrays = (
@@ -101,7 +182,7 @@ def kernels_header(program: Program, kernels: KernelSource, weights: Weights) ->
     )
 
 
-def kernels_source(program: Program, kernels: KernelSource) -> str:
+def _kernels_source(program: Program, kernels: KernelSource) -> str:
     """``NAME_kernels.c``: the functions, each with what it computes."""
     users: dict[str, list[Call]] = {}
     for call in program.calls:
@@ -129,7 +210,7 @@ def _comment(calls: Iterable[Call]) -> str:
     return "/* " + "\n * ".join(line[: _COLUMNS - 3] for line in lines) + " */\n" if lines else ""
 
 
-def weights_source(program: Program, weights: Weights) -> str:
+def _weights_source(program: Program, weights: _Weights) -> str:
     """``NAME_weights.c``: read-only arrays, each aligned for any kernel."""
     lines = [
         f"/* {program.name}_weights.c - weights of the model '{program.name}'. Generated by effc. */",

@@ -45,6 +45,9 @@ class FunctionPrinter:
         for param in func.params:
             self._parameter(param)
         self._body = list(self._block(func.body, 1))
+        self._unused = [
+            self._pointers[hash(p)][0] for p in func.params if hash(p) not in self._uses.pointers
+        ]
 
     @property
     def helpers(self) -> set[str]:
@@ -71,7 +74,8 @@ class FunctionPrinter:
 
     def text(self) -> str:
         """The function's definition."""
-        return "\n".join([self.signature, "{", *self._body, "}", ""])
+        unused = [f"    (void){name};" for name in self._unused]
+        return "\n".join([self.signature, "{", *unused, *self._body, "}", ""])
 
     def _parameter(self, param: Node) -> None:
         name = _identifier(str(param.name))
@@ -291,6 +295,11 @@ class _Uses:
         }
 
     @property
+    def pointers(self) -> set[int]:
+        """Pointer variables that are used."""
+        return {self._behind[key] for key in {*self.loaded, *self.stores} if key in self._behind}
+
+    @property
     def loaded(self) -> set[int]:
         """Buffers that something reads."""
         return {key for key, count in self._loads.items() if count}
@@ -360,11 +369,20 @@ _OPERANDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("Cast", "Broadcast"), ("value",)),
     **{"Ramp": ("base",), "Not": ("a",), "Select": ("condition", "true_value", "false_value")},
 }
-_LISTS = {"Call": "args", "TensorLoad": "indices", "Shuffle": "vectors"}
+_LISTS = {"Call": "args", "TensorLoad": "indices"}
+
+
+def _picked(shuffle: Node) -> list[Node]:
+    """The vectors that a shuffle takes lanes of."""
+    owners = [vector for vector in shuffle.vectors for _ in range(lanes_of(vector))]
+    chosen = {hash(v): v for v in (owners[int(index)] for index in shuffle.indices)}
+    return list(chosen.values())
 
 
 def _operands(x: Node) -> list[Node]:
     kind = type(x).__name__
+    if kind == "Shuffle":
+        return _picked(x)
     if kind in _LISTS:
         return list(getattr(x, _LISTS[kind]))
     return [getattr(x, name) for name in _OPERANDS.get(kind, ("a", "b"))]
