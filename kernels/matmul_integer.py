@@ -36,6 +36,7 @@ from effc.kernels.builder import (
     vload,
     vstore,
 )
+from effc.kernels.columns import NARROW, is_narrow
 from effc.kernels.lanes import pick, uses_lanes
 from effc.kernels.matmul_integer_pack import Layout, Packing, packed_vector, packed_weights
 from effc.kernels.matmul_problem import Problem, problem_of
@@ -61,6 +62,8 @@ class MatMulInteger(Template):
         op = region.anchor
         if op is None or (op.domain, op.op_type) != (DOMAIN, "MatMulInteger"):
             return "the anchor is not an integer matrix product"
+        if is_narrow(target):
+            return NARROW
         a, b = op.inputs[0], op.inputs[1]
         assert a is not None
         assert b is not None

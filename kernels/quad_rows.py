@@ -89,6 +89,19 @@ class QuadRows(Epilogue):
             rows = [self._finish_row(row, value, operands) for row, value in enumerate(sums)]
         return _merged(rows) if self.merged else bind(interleave(rows, lanes))
 
+    def finish_each(
+        self, sums: Sequence[Expr], coords: Sequence[Expr], buffers: Sequence[Any]
+    ) -> Rows:
+        """As ``finish``, of a single position: four scalars of ``out_dtype``, bound."""
+        operands = _Operands(self, coords, buffers, 1, 1)
+        if self._stays_wide:
+            last = self._ops[-1]
+            rows = _unbounded(last, self._wide_inputs(list(sums), operands), self._target)
+            return [bind(vm.cast(_clamped(row, last), self.out_dtype)) for row in rows]
+        if not self._ops:
+            return list(sums)
+        return [bind(self._finish_row(row, value, operands)) for row, value in enumerate(sums)]
+
     def _finish_row(self, row: int, value: Expr, operands: _Operands) -> Expr:
         def leaf(operand: Value) -> Expr:
             return operands.row(operand, row)
@@ -97,6 +110,17 @@ class QuadRows(Epilogue):
         return values[id(self._ops[-1].outputs[0])]
 
     def _finish_wide(self, sums: Rows, operands: _Operands) -> Expr:
+        last, found = self._ops[-1], self._wide_inputs(sums, operands)
+        dtype = last.outputs[0].dtype
+        if last.op_type == "Requantize":
+            narrowed = requantize(*found, _scaling(last), dtype, self._target)
+        else:
+            rows = _unbounded(last, found, self._target)
+            narrowed = narrow(rows, _scaling(last), dtype, self._target)
+        return _woven(narrowed, operands.lanes)
+
+    def _wide_inputs(self, sums: Rows, operands: _Operands) -> list[Rows]:
+        """Operands of the last operator."""
         made: dict[int, Rows] = {id(self._result): sums}
         *inner, last = self._ops
 
@@ -108,19 +132,9 @@ class QuadRows(Epilogue):
             ]
 
         for op in inner:
-            low, high = (vm.const(int(op.attrs[name]), sums[0]) for name in ("low", "high"))
             rows = _unbounded(op, inputs(op), self._target)
-            made[id(op.outputs[0])] = [
-                bind(tirx.Min(bind(tirx.Max(row, low)), high)) for row in rows
-            ]
-        dtype = last.outputs[0].dtype
-        if last.op_type == "Requantize":
-            values, multipliers = inputs(last)
-            narrowed = requantize(values, multipliers, _scaling(last), dtype, self._target)
-        else:
-            rows = _unbounded(last, inputs(last), self._target)
-            narrowed = narrow(rows, _scaling(last), dtype, self._target)
-        return _woven(narrowed, operands.lanes)
+            made[id(op.outputs[0])] = [bind(_clamped(row, op)) for row in rows]
+        return inputs(last)
 
 
 class _Operands:
@@ -193,6 +207,11 @@ def _byte(quads: Expr, row: int, dtype: str) -> Expr:
 
 def _scaling(op: Op) -> Scaling:
     return Scaling.of({"x_zero": 0, "left": 0, **op.attrs})
+
+
+def _clamped(row: Expr, op: Op) -> Expr:
+    low, high = (vm.const(int(op.attrs[name]), row) for name in ("low", "high"))
+    return tirx.Min(bind(tirx.Max(row, low)), high)
 
 
 def _unbounded(op: Op, inputs: list[Rows], target: Target) -> Rows:
