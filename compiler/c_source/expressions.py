@@ -200,6 +200,8 @@ class Expressions:
             self.headers.add("math.h")
             return self._function("fmod", dtype, [x.a, x.b], lane)
         a, b = self._lane(x.a, lane), self._lane(x.b, lane)
+        if rank == _SHIFT and type(x.b).__name__ in ("IntImm", "Broadcast"):
+            b = Text(b.text.removeprefix("INT64_C(").rstrip("u)"), _ATOM)  # a plain count
         folded = _folded(kind, dtype, a, b)
         if folded is not None:
             return folded
@@ -269,7 +271,7 @@ class Expressions:
             "reinterpret": lambda: self._reinterpret(args[0], dtype_of(x), lane),
             "effc_maximum": lambda: self._extreme(">", args, lane),
             "effc_minimum": lambda: self._extreme("<", args, lane),
-            "effc_rescale": lambda: self._helper("rescale", args, lane),
+            "effc_rescale": lambda: self._rescale(args, lane),
             "effc_widen": lambda: self._helper("half_to_f32", args, lane),
             "isnan": lambda: self._external("isnan", args, lane),
             "bitwise_not": lambda: self._inverted(args[0], lane),
@@ -277,6 +279,12 @@ class Expressions:
         if name not in rules:
             raise UnsupportedError("portable C has no such operation", got=f"{name}: {x}")
         return rules[name]()
+
+    def _rescale(self, args: Sequence[Expr], lane: Lane) -> Text:
+        scaled, zero = self._helper("rescale", args[:3], lane), int(args[3])
+        if not zero:
+            return scaled
+        return Text(f"{scaled.text} {'-' if zero < 0 else '+'} {abs(zero)}", _ADD)
 
     def _inverted(self, x: Expr, lane: Lane) -> Text:
         text = Text(f"~{self._lane(x, lane).within(_UNARY)}", _UNARY)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tvm.sym import Analyzer
 
 from effc.c_source.expressions import Expressions, NeedsNumber, dtype_of, lanes_of
+from effc.c_source.uses import Uses, flat
 from effc.c_source.types import c_type
 from effc.errors import InternalError, UnsupportedError
 
@@ -35,7 +36,7 @@ class FunctionPrinter:
     def __init__(self, symbol: str, func: Node) -> None:
         self.symbol = symbol
         self._say = Expressions()
-        self._uses = _Uses(func.body)
+        self._uses = Uses(func.body)
         self._depth = 0
         self._counts: Counter[str] = Counter()
         self._declared: dict[int, Node] = {}
@@ -90,7 +91,7 @@ class FunctionPrinter:
         return f"{stem}{self._counts[stem]}"
 
     def _block(self, node: Node, level: int) -> Iterator[str]:
-        for statement in _flat(node):
+        for statement in flat(node):
             yield from self._statement(statement, level)
 
     def _statement(self, node: Node, level: int) -> Iterable[str]:
@@ -164,7 +165,7 @@ class FunctionPrinter:
         lanes = lanes_of(node.value)
         if lanes == 1:
             place = self._say.address(node.buffer, node.indices, 0)
-            yield from self._line(f"{place} = {self._say.scalar(node.value)};", level)
+            yield from self._line(self._assignment(node, place, 0), level)
         else:
             yield from self._vector_store(node, lanes, level)
 
@@ -176,7 +177,7 @@ class FunctionPrinter:
             name = "lane"
             value, place = say.lane(node.value, name), say.address(node.buffer, node.indices, name)
             if not aside:
-                yield from self._each_lane(f"{place} = {value};", lanes, level)
+                yield from self._each_lane(self._assignment(node, place, name), lanes, level)
                 return
             kept = self._fresh("v")
             yield from self._line(f"{kind} {kept}[{lanes}];", level)
@@ -193,6 +194,18 @@ class FunctionPrinter:
                 yield from self._line(
                     f"{say.address(node.buffer, node.indices, i)} = {value};", level
                 )
+
+    def _assignment(self, node: Node, place: str, lane: int | str) -> str:
+        """``place = value;``, or ``place += value;`` where the value is a sum with it."""
+        value = node.value
+        if (
+            type(value).__name__ == "Add"
+            and type(value.a).__name__ == "TensorLoad"
+            and dtype_of(value) in ("int32", "int64", "float32")
+            and self._say.lane(value.a, lane) == place
+        ):
+            return f"{place} += {self._say.lane(value.b, lane)};"
+        return f"{place} = {self._say.lane(value, lane)};"
 
     def _each_lane(self, text: str, lanes: int, level: int) -> Iterator[str]:
         head = f"for (int lane = 0; lane < {lanes}; lane++)"
@@ -255,141 +268,6 @@ class FunctionPrinter:
             yield from self._line("} else {", level)
             yield from self._block(node.else_case, level + 1)
         yield from self._line("}", level)
-
-
-class _Uses:
-    """What a function's body uses.
-
-    Attributes:
-        counts: How often a variable is read by statements that matter.
-        loaded: Buffers that are read.
-        stores: Store statements per buffer.
-        written: Pointer variables through which something is stored.
-        parameters: Buffers that lie behind a parameter.
-        cells: Value by local buffer, of those that are stored once, as a whole and in the
-            block that declares them: constants, once they have their value.
-        inlined: The cells that are printed where they are read: made of nothing that changes,
-            and read once or plain copies.
-    """
-
-    def __init__(self, body: Node) -> None:
-        self.counts: Counter[int] = Counter()
-        self.stores: Counter[int] = Counter()
-        self.written: set[int] = set()
-        self.parameters: set[int] = set()
-        self.cells: dict[int, Node] = {}
-        self._loads: Counter[int] = Counter()
-        self._behind: dict[int, int] = {}
-        self._bound: dict[int, Node] = {}
-        self._block(body)
-        # A variable counts only once something that counts reads it.
-        for key in reversed(list(self._bound)):
-            if self.counts[key]:
-                self._read(self._bound[key])
-        self.cells = {key: v for key, v in self.cells.items() if self.stores[key] == 1}
-        self.inlined = {
-            key: value
-            for key, value in self.cells.items()
-            if (self._loads[key] == 1 or type(value).__name__ == "TensorLoad")
-            and all(hash(source) in self.cells for source in _sources(value))
-        }
-
-    @property
-    def pointers(self) -> set[int]:
-        """Pointer variables that are used."""
-        return {self._behind[key] for key in {*self.loaded, *self.stores} if key in self._behind}
-
-    @property
-    def loaded(self) -> set[int]:
-        """Buffers that something reads."""
-        return {key for key, count in self._loads.items() if count}
-
-    def _block(self, node: Node) -> None:
-        sizes: dict[int, int] = {}
-        for statement in _flat(node):
-            kind = type(statement).__name__
-            if kind == "Bind":
-                self._bound[hash(statement.var)] = statement.value
-            elif kind == "AllocBuffer":
-                sizes[hash(statement.buffer)] = int(statement.buffer.shape[0])
-            elif kind == "DeclBuffer":
-                self.parameters.add(hash(statement.buffer))
-                self._behind[hash(statement.buffer)] = hash(statement.data)
-            elif kind == "BufferStore":
-                self._store(statement, sizes)
-            elif kind == "For":
-                self._read(statement.min)
-                self._read(statement.extent)
-            elif kind in ("IfThenElse", "While"):
-                self._read(statement.condition)
-            for name in ("body", "then_case", "else_case"):
-                inner = getattr(statement, name, None)
-                if inner is not None:
-                    self._block(inner)
-
-    def _store(self, node: Node, sizes: dict[int, int]) -> None:
-        key = hash(node.buffer)
-        self.stores[key] += 1
-        if sizes.get(key) == lanes_of(node.value):
-            self.cells[key] = node.value
-        if key in self._behind:
-            self.written.add(self._behind[key])
-        for part in (node.value, *node.indices):
-            self._read(part)
-
-    def _read(self, expression: Node) -> None:
-        for x in _expressions(expression):
-            kind = type(x).__name__
-            if kind == "Var":
-                self.counts[hash(x)] += 1
-            elif kind == "TensorLoad":
-                self._loads[hash(x.source)] += 1
-
-    def reads_memory(self, value: Node) -> bool:
-        """Whether an expression loads through a parameter."""
-        return any(hash(source) in self.parameters for source in _sources(value))
-
-
-def _sources(expression: Node) -> Iterator[Node]:
-    """Buffers that an expression loads from."""
-    return (x.source for x in _expressions(expression) if type(x).__name__ == "TensorLoad")
-
-
-def _expressions(expression: Node) -> Iterator[Node]:
-    """An expression and all in it."""
-    stack = [expression]
-    while stack:
-        x = stack.pop()
-        yield x
-        stack.extend(_operands(x))
-
-
-_OPERANDS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("Var", "IntImm", "FloatImm", "StringImm"), ()),
-    **dict.fromkeys(("Cast", "Broadcast"), ("value",)),
-    **{"Ramp": ("base",), "Not": ("a",), "Select": ("condition", "true_value", "false_value")},
-}
-_LISTS = {"Call": "args", "TensorLoad": "indices"}
-
-
-def _picked(shuffle: Node) -> list[Node]:
-    """The vectors that a shuffle takes lanes of."""
-    owners = [vector for vector in shuffle.vectors for _ in range(lanes_of(vector))]
-    chosen = {hash(v): v for v in (owners[int(index)] for index in shuffle.indices)}
-    return list(chosen.values())
-
-
-def _operands(x: Node) -> list[Node]:
-    kind = type(x).__name__
-    if kind == "Shuffle":
-        return _picked(x)
-    if kind in _LISTS:
-        return list(getattr(x, _LISTS[kind]))
-    return [getattr(x, name) for name in _OPERANDS.get(kind, ("a", "b"))]
-
-
-def _flat(node: Node) -> Sequence[Node]:
-    return list(node.seq) if type(node).__name__ == "SeqStmt" else [node]
 
 
 def _is_constant(x: Node, value: int) -> bool:
