@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tvm.sym import Analyzer
@@ -41,6 +41,8 @@ class FunctionPrinter:
         self._counts: Counter[str] = Counter()
         self._declared: dict[int, Node] = {}
         self._pointers: dict[int, tuple[str, str]] = {}
+        self._initial: dict[int, Node] = {}
+        self._firsts: dict[int, Node] = {}
         self.parameters: list[str] = []
         self.dtypes: tuple[str, ...] = tuple(str(p.ty.element_type) for p in func.params)
         for param in func.params:
@@ -91,8 +93,23 @@ class FunctionPrinter:
         return f"{stem}{self._counts[stem]}"
 
     def _block(self, node: Node, level: int) -> Iterator[str]:
-        for statement in flat(node):
+        statements = flat(node)
+        for number, statement in enumerate(statements):
+            if hash(statement) in self._initial:
+                continue
+            if type(statement).__name__ == "AllocBuffer":
+                self._note_initial(statement, statements[number + 1 :])
             yield from self._statement(statement, level)
+
+    def _note_initial(self, node: Node, rest: Sequence[Node]) -> None:
+        """Remember the store behind a declaration that gives the variable its first value."""
+        store = rest[0] if rest else None
+        if type(store).__name__ != "BufferStore" or hash(store.buffer) != hash(node.buffer):
+            return
+        single = lanes_of(store.value) == 1 == int(node.buffer.shape[0])
+        if single and hash(node.buffer) not in self._uses.cells:
+            self._initial[hash(store)] = store
+            self._firsts[hash(node.buffer)] = store.value
 
     def _statement(self, node: Node, level: int) -> Iterable[str]:
         rule = getattr(self, f"_{type(node).__name__.lower()}", None)
@@ -150,7 +167,9 @@ class FunctionPrinter:
             if key in self._uses.cells:
                 self._declared[key] = f"const {kind} {name}"
                 return
-            yield from self._line(f"{kind} {name};", level)
+            first = self._firsts.get(key)
+            value = "0" if first is None else self._say.scalar(first)  # compilers see no flow
+            yield from self._line(f"{kind} {name} = {value};", level)
         else:
             yield from self._line(f"{kind} {name}[{int(size)}];", level)
 
