@@ -213,9 +213,7 @@ def compare_artifact(
 class _Run:
     """A comparison that is going on."""
 
-    def __init__(
-        self, manifest: Mapping[str, Any], reference: FloatModel, tracer: Tracer
-    ) -> None:
+    def __init__(self, manifest: Mapping[str, Any], reference: FloatModel, tracer: Tracer) -> None:
         self.reference = reference
         self.tracer = tracer
         self.values = {value["name"]: value for value in manifest["values"]}

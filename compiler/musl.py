@@ -7,7 +7,7 @@ result is kept in the user's cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -68,14 +68,14 @@ def static_libc(target: Target) -> Path:
     return zig.cached(("musl", target.runner_target, *flags, *texts), build)
 
 
-def compiler_rt(target: Target) -> Path:
-    """LLVM's helper functions for a target as one object, position-independent."""
+def compiler_rt(target: Target, flags: Sequence[str] = ("-fPIC",)) -> Path:
+    """LLVM's helper functions for a target as one object."""
 
     def build(folder: Path) -> None:
-        flags = ("-O", "ReleaseFast", "-fPIC")
-        zig.build_object("compiler_rt.zig", target.runner_target, folder / "compiler_rt.o", *flags)
+        out = folder / "compiler_rt.o"
+        zig.build_object("compiler_rt.zig", target.runner_target, out, "-O", "ReleaseFast", *flags)
 
-    folder = zig.cached(("compiler-rt", "no-builtin", target.runner_target), build)
+    folder = zig.cached(("compiler-rt", "no-builtin", target.runner_target, *flags), build)
     return folder / "compiler_rt.o"
 
 

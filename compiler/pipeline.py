@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from effc.bare.archive import link_bare
+from effc.bare.budget import check_flash, check_ram
 from effc.compiled import Block, CompiledModel, PassRecord
 from effc.devices.catalog import get_target, targets_of
 from effc.devices.target import BASE, Target
-from effc.errors import UnsupportedError
+from effc.errors import UnsupportedError, UsageError
 from effc.functions import Functions, build_functions, code_variants, lower_functions
 from effc.kernels import registry
 from effc.kernels.region import Region
 from effc.kernels.template import Choice
 from effc.kernels.versions import versions_of
 from effc.layers import LayerRecord, record
-from effc.link import WEIGHTS_LIMIT, library_headers, link_library, link_runner
+from effc.link import WEIGHTS_LIMIT, LinkReport, library_headers, link_library, link_runner
 from effc.memory_plan import align_up
 from effc.options import CompileOptions, ProgressCallback
 from effc.program import Program, StorageClass
@@ -110,7 +111,12 @@ def compile_models(
 ) -> tuple[CompiledModel, ...]:
     """Compile a model for every ABI of ``options``; otherwise as :func:`compile_model`."""
     clock = _Clock(progress)
-    targets = targets_of(options.target, options.abis)
+    targets = tuple(
+        replace(target, optimize=options.optimize)
+        for target in targets_of(options.target, options.abis)
+    )
+    for target in targets:
+        _check_options(target, options)
     selected = [
         _select(
             source,
@@ -140,6 +146,25 @@ def compile_models(
     )
 
 
+def _check_options(target: Target, options: CompileOptions) -> None:
+    """Refuse options that mean nothing for a target.
+
+    Raises:
+        UsageError: One of them is given.
+    """
+    refused = {
+        "--ram": options.ram is not None and not target.bare,
+        "--flash": options.flash is not None and not target.bare,
+        "--optimize": options.optimize != "balanced" and not target.bare,
+        "--weights file": options.weights == "file" and target.bare,
+        "--threads": options.threads > 1 and target.bare,
+    }
+    for where, wrong in refused.items():
+        if wrong:
+            kind = "a microcontroller" if target.bare else "a target with an operating system"
+            raise UsageError(f"this option does not go with {kind}", where=where, got=target.name)
+
+
 def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Functions]:
     """The program of one target, and its functions."""
     from effc.storage import build_program
@@ -160,6 +185,7 @@ def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Fu
         )
         program.variants = code_variants(built, selected.target)
         program.scratch_bytes = max(program.scratch_bytes, align_up(built.scratch_bytes, 64))
+        check_ram(program, selected.target, selected.options)
     return program, built
 
 
@@ -184,7 +210,7 @@ def _compiled(
         options=options,
         layers=_layers(selected.graph, selected.views, selected.ranked, target),
         headers=headers,
-        link_library=link,
+        link_library=lambda out: _within_budget(program, target, options, link(out)),
         link_runner=runner,
         reference=imported.reference,
         passes=imported.passes,
@@ -219,6 +245,19 @@ def _no_runner(out: Path) -> object:
     raise UnsupportedError("C source has no test program of its own", where=str(out))
 
 
+def _within_budget(
+    program: Program, target: Target, options: CompileOptions, linked: LinkReport
+) -> LinkReport:
+    """Refuse a library that does not fit a microcontroller.
+
+    Raises:
+        QualityError: It does not; with what takes the memory.
+    """
+    check_ram(program, target, options, linked.stack_bytes)
+    check_flash(program, linked.code_bytes, linked.flash_bytes, target, options)
+    return linked
+
+
 def tune_model(
     source: str | Path | onnx.ModelProto,
     options: CompileOptions,
@@ -237,7 +276,7 @@ def tune_model(
     Raises:
         EffcError: As :func:`compile_model`.
     """
-    target = get_target(options.target)
+    target = replace(get_target(options.target), optimize=options.optimize)
     chosen = _select(source, target, options, _Clock(progress))
     return _layers(chosen.graph, chosen.views, chosen.ranked, target), chosen.tuning
 
@@ -266,9 +305,11 @@ class _Selected:
         graph, views: Its regions, before and after views are planned.
         ranked: All configurations per distinct region, the chosen one first.
         tuning: What the tuner did.
+        options: As given.
     """
 
     target: Target
+    options: CompileOptions
     imported: Imported
     graph: Graph
     views: ViewPlan
@@ -304,7 +345,7 @@ def _select(
         _require_kernels(views.regions, target)
     with clock.phase("tune"):
         ranked, tuning = _rank(views.regions, target, options, clock, hints)
-    return _Selected(target, imported, graph, views, ranked, tuning)
+    return _Selected(target, options, imported, graph, views, ranked, tuning)
 
 
 @dataclass(frozen=True)

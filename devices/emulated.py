@@ -1,22 +1,28 @@
 """Boards of QEMU's system emulator, for programs that run without an operating system.
 
 A board is where its memories lie, and how instructions are counted: with ``-icount`` every
-instruction takes the same time of the board's clock, ``2**shift`` ns. Arm's boards read that clock by SysTick,
-so one instruction must last longer than a tick; RISC-V counts instructions itself.
+instruction takes the same time of the board's clock, ``2**shift`` ns. Arm's boards read that clock
+by SysTick, so one instruction must last longer than a tick; RISC-V counts instructions itself.
 
-Armv6-M code runs on a Cortex-M4, which has all of its instructions: the one board of QEMU with a Cortex-M0
-has 16 kB of memory. Unaligned accesses are made to fault there as they do on a Cortex-M0.
+Armv6-M code runs on a Cortex-M4, which has all of its instructions: the one board of QEMU with a
+Cortex-M0 has 16 kB of memory. Unaligned accesses are made to fault there as on a Cortex-M0.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from effc.errors import InternalError, ToolError
+from effc.devices.wire import Monitor
+from effc.errors import DeviceError, InternalError, ToolError
 
-__all__ = ["BOARDS", "Board", "Memory", "board_command", "get_board"]
+__all__ = ["BOARDS", "Board", "EmulatedBoard", "Memory", "board_command", "get_board"]
+
+_EXIT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,23 @@ class Board:
 
     def instructions(self, ticks: int) -> int:
         """Instructions that ticks of the counter stand for, to the nearest one."""
-        return round(ticks * self.tick_ns / 2**self.shift)
+        return round(ticks * self.tick_ns / (1 << self.shift))
 
 
 _MIB = 1 << 20
-_MPS2 = {"code": Memory(0, 4 * _MIB), "data": Memory(0x2100_0000, 16 * _MIB), "tick_ns": 40.0}
+_MPS2 = Board(
+    "qemu-system-arm",
+    "mps2-an386",
+    Memory(0, 4 * _MIB),
+    Memory(0x2100_0000, 16 * _MIB),
+    tick_ns=40.0,
+    shift=7,
+)
 
 BOARDS = {
-    "mps2-an386": Board("qemu-system-arm", "mps2-an386", shift=7, **_MPS2),
-    "mps2-an386-armv6m": Board("qemu-system-arm", "mps2-an386", shift=7, strict=True, **_MPS2),
-    "mps2-an500": Board("qemu-system-arm", "mps2-an500", shift=7, **_MPS2),
+    "mps2-an386": _MPS2,
+    "mps2-an386-armv6m": replace(_MPS2, strict=True),
+    "mps2-an500": replace(_MPS2, machine="mps2-an500", data=Memory(0x6000_0000, 16 * _MIB)),
     "mps2-an505": Board(
         "qemu-system-arm",
         "mps2-an505",
@@ -121,3 +134,57 @@ def board_command(board: Board, program: Path) -> list[str]:
         *(["-bios", "none"] if board.program.endswith("riscv32") else []),
         *("-kernel", str(program)),
     ]
+
+
+class EmulatedBoard:
+    """A running emulator and the wire to the program on it.
+
+    Args:
+        command: See :func:`board_command`.
+        where: What to call it in messages.
+        timeout_s: For one answer.
+
+    Raises:
+        DeviceError: It cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str], where: str, timeout_s: float) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                bufsize=0,
+            )
+        except OSError as error:
+            self._errors.close()
+            raise DeviceError("cannot start the emulator", where=where, got=error) from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.monitor = Monitor(
+            self._process.stdout.fileno(),
+            self._process.stdin.fileno(),
+            where,
+            self._complaint,
+            timeout_s,
+        )
+
+    def close(self) -> None:
+        """End the emulator."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                stream.close()
+
+    def _complaint(self) -> str:
+        """Why the emulator ended."""
+        try:
+            code = self._process.wait(_EXIT_S)
+        except subprocess.TimeoutExpired:
+            return "its wire is closed, but it still runs"
+        self._errors.seek(0)
+        said = self._errors.read()[-500:].decode("utf-8", "replace").strip()
+        return f"exit code {code} {said}".strip()

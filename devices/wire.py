@@ -1,7 +1,7 @@
 """The host's end of a wire to a board that runs the monitor (``runtimes/bare/monitor.h``).
 
-Frames, little-endian: magic, kind, bytes of the payload, CRC-32 of kind, bytes and payload (one word
-each), then the payload. The host asks, the board answers. Every wait has an end.
+Frames, little-endian: magic, kind, bytes of the payload, CRC-32 of kind, bytes and payload (one
+word each), then the payload. The host asks, the board answers. Every wait has an end.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ class Greeting:
     """What a board says of itself and its model.
 
     Attributes:
+        block_bytes: Of each input, each output, and the arena.
         inputs, outputs, steps: How many there are.
         stack_bytes: Size of the stack.
         interrupt_instructions, interrupt_stack_bytes: What an interrupt takes; they keep the
             counter going.
         loop_instructions, loop_interrupts, loop_ticks: A loop of known length and what it took.
         loop_overhead, run_overhead, step_overhead: Ticks of such calls that only return.
-        block_bytes: Of each input, each output, and the arena.
     """
 
+    block_bytes: tuple[int, ...]
     inputs: int
     outputs: int
     steps: int
@@ -54,7 +55,6 @@ class Greeting:
     loop_overhead: int
     run_overhead: int
     step_overhead: int
-    block_bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Monitor:
         if len(answer) != _HELLO_WORDS.size + 4 * count:
             raise self._error("the board answered nonsense", got=answer.hex())
         sizes = struct.unpack_from(f"<{count}I", answer, _HELLO_WORDS.size)
-        return Greeting(*words, sizes)
+        return Greeting(sizes, *words)
 
     def set_inputs(self, data: bytes) -> None:
         """Give all inputs, one behind the other."""

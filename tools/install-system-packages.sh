@@ -13,6 +13,10 @@ need qemu-arm qemu-user
 need javac default-jdk-headless
 need cmake cmake
 need pkg-config pkg-config
+need adb adb
+need ssh openssh-client
+# Debian starts a server with this package, which nobody asked for on a desk.
+[ -z "${CI:-}" ] || need /usr/sbin/sshd openssh-server
 [ "$(uname -m)" = aarch64 ] ||
     need /usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1 libc6-arm64-cross
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')

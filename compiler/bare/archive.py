@@ -41,9 +41,7 @@ _HELPERS = {
 _ALLOC, _EXECUTABLE = 2, 4
 
 
-def link_bare(
-    program: Program, objects: Sequence[bytes], target: Target, out: Path
-) -> LinkReport:
+def link_bare(program: Program, objects: Sequence[bytes], target: Target, out: Path) -> LinkReport:
     """Make a static archive and check it.
 
     Args:
@@ -101,7 +99,10 @@ def write_bare_sources(program: Program, work: Path) -> list[Path]:
     name, weights = program.name, f"{program.name}.weights"
     (work / f"{name}.h").write_text(bare_header(program, MemorySizes(0, 0, 0)), "utf-8")
     (work / weights).write_bytes(program.weights.data)
-    sources = {f"{name}.c": bare_source(program), f"{name}_weights.S": weights_source(program, weights)}
+    sources = {
+        f"{name}.c": bare_source(program),
+        f"{name}_weights.S": weights_source(program, weights),
+    }
     for file, text in sources.items():
         (work / file).write_text(text, "utf-8")
     return [work / file for file in sources]

@@ -6,7 +6,6 @@ instruction counts at the target's clock, exact and the same every time.
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,10 @@ import numpy as np
 
 from effc.bare.monitor import link_monitor
 from effc.devices.catalog import get_target
-from effc.devices.emulated import board_command
+from effc.devices.emulated import EmulatedBoard, board_command
 from effc.devices.execution import Piece, checked_inputs
 from effc.devices.target import BASE
-from effc.devices.wire import CallResult, Greeting, Monitor
+from effc.devices.wire import CallResult, Greeting
 from effc.errors import DeviceError, InternalError
 from effc.runtimes.loader import BenchStats, LayerTime
 from effc.samples import Arrays, Tensor, generate, numpy_dtype
@@ -53,27 +52,19 @@ class BoardExecutor:
         self._inputs = [Tensor.of(entry) for entry in manifest["inputs"]]
         self._outputs = [Tensor.of(entry) for entry in manifest["outputs"]]
         self._target = get_target(manifest["target"])
-        self._folder = tempfile.TemporaryDirectory(prefix="effc-board-")
-        folder = Path(self._folder.name)
-        try:
-            program = folder / "monitor.elf"
+        with tempfile.TemporaryDirectory(prefix="effc-board-") as folder:
+            program = Path(folder) / "monitor.elf"
             self._board = link_monitor(library, manifest, self._target, program)
             command = board_command(self._board, program)
-            self._errors = (folder / "errors.txt").open("w+b")
-            self._process = _start(command, self._errors)
-            assert self._process.stdin is not None and self._process.stdout is not None
-            self._monitor = Monitor(
-                self._process.stdout.fileno(),
-                self._process.stdin.fileno(),
-                f"{command[0].rsplit('/', 1)[-1]} -M {self._board.machine}",
-                self._complaint,
-                timeout_s,
-            )
-            self._greeting = self._monitor.hello()
-            self._check_counter(self._greeting)
-        except BaseException:
-            self.close()
-            raise
+            where = f"{self._board.program} -M {self._board.machine}"
+            self._emulator = EmulatedBoard(command, where, timeout_s)
+            self._monitor = self._emulator.monitor
+            try:
+                self._greeting = self._monitor.hello()  # the program is loaded when it answers
+                self._check_counter(self._greeting)
+            except BaseException:
+                self.close()
+                raise
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """One inference; also checks that it stayed within its memory and its stack."""
@@ -122,15 +113,7 @@ class BoardExecutor:
 
     def close(self) -> None:
         """End the emulator."""
-        process = getattr(self, "_process", None)
-        if process is not None:
-            process.kill()
-            process.wait()
-            process.stdin.close()
-            process.stdout.close()
-            self._errors.close()
-            self._process = None
-        self._folder.cleanup()
+        self._emulator.close()
 
     def __enter__(self) -> Self:
         return self
@@ -190,18 +173,3 @@ class BoardExecutor:
                 expected=greeting.loop_instructions,
                 got=counted,
             )
-
-    def _complaint(self) -> str:
-        self._process.wait(5)
-        self._errors.seek(0)
-        text = self._errors.read()[-500:].decode("utf-8", "replace").strip()
-        return f"exit code {self._process.returncode} {text}".strip()
-
-
-def _start(command: Sequence[str], errors: Any) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
-        )
-    except OSError as error:
-        raise DeviceError("cannot start the emulator", where=command[0], got=error) from error

@@ -14,7 +14,7 @@ from typing import Any
 
 from effc import zig
 from effc.bare.codegen import ALIGNMENT
-from effc.bare.toolchain import compile_source, machine_flags
+from effc.bare.toolchain import compile_source, machine_flags, zig_flags
 from effc.devices.emulated import Board, get_board
 from effc.devices.target import Target
 from effc.errors import DeviceError, ToolError
@@ -63,10 +63,16 @@ def link_monitor(library: Path, manifest: Mapping[str, Any], target: Target, out
         try:
             zig.lld(
                 [
-                    *("-m", _EMULATIONS[target.arch], "-static", "--gc-sections", "--build-id=none"),
+                    *(
+                        "-m",
+                        _EMULATIONS[target.arch],
+                        "-static",
+                        "--gc-sections",
+                        "--build-id=none",
+                    ),
                     *("-T", str(script), "--no-warn-mismatch"),
                     *map(str, (*runtime, work / "model.o", library.absolute())),
-                    *("--start-lib", str(compiler_rt(target)), "--end-lib"),
+                    *("--start-lib", str(compiler_rt(target, zig_flags(target))), "--end-lib"),
                 ],
                 out.absolute(),
             )

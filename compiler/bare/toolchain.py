@@ -14,7 +14,7 @@ from pathlib import Path
 from effc import zig
 from effc.devices.target import Target
 
-__all__ = ["assemble_ir", "compile_source", "machine_flags"]
+__all__ = ["assemble_ir", "compile_source", "machine_flags", "zig_flags"]
 
 _C_FLAGS = (
     "-std=c11",
@@ -31,6 +31,7 @@ _OBJECT_FLAGS = ("-ffunction-sections", "-fdata-sections", "-fstack-size-section
 _LEVELS = {"size": "-Oz", "balanced": "-O2", "speed": "-O2"}
 _ATTRIBUTES = {"size": "minsize optsize ", "balanced": "", "speed": ""}
 _MARCH = {"riscv32": ("-march=rv32imc", "-mabi=ilp32")}
+_ZIG_CPU = {"riscv32": "-mcpu=generic_rv32+m+c"}
 
 
 def machine_flags(target: Target) -> tuple[str, ...]:
@@ -40,6 +41,11 @@ def machine_flags(target: Target) -> tuple[str, ...]:
     # without a C library need not define another set.
     plain = ("-Xclang", "-meabi", "-Xclang", "gnu") if target.arch == "thumb" else ()
     return (f"--target={target.clang_target}", *machine, *plain)
+
+
+def zig_flags(target: Target) -> tuple[str, ...]:
+    """What tells zig's own compiler the processor."""
+    return (_ZIG_CPU.get(target.arch, f"-mcpu={target.cpu.replace('-', '_')}"),)
 
 
 def compile_source(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from effc.execute import Executor
-    from effc.runtimes.loader import LayerTime
+    from effc.runtimes.loader import BenchStats, LayerTime
     from effc.verify import Execute, Verification
 
 __all__ = ["bench_command", "run_command", "verify_command"]
@@ -232,16 +232,17 @@ def bench_command(
         "variant": version,
         "emulated": used == "qemu",
     }
+    if stats.instructions is not None:
+        payload |= _simulated(artifact.manifest, stats.instructions)
     rows = _layer_rows(artifact.manifest, layers)
     if profile:
         payload["per_layer"] = rows
     console.result(payload)
-    console.say(
-        f"median {stats.median_ms:.4g} ms, min {stats.min_ms:.4g}, p90 {stats.p90_ms:.4g}, "
-        f"p99 {stats.p99_ms:.4g}, mean {stats.mean_ms:.4g}, std {stats.std_ms:.2g} "
-        f"({stats.runs} runs, {stats.threads} thread(s), {used}, code {version})"
-    )
-    if used == "qemu":
+    if stats.instructions is None:
+        console.say(_times_text(stats, used, version))
+    else:
+        console.say(_counts_text(payload))
+    if used == "qemu" and stats.instructions is None:
         console.note("times under an emulator say nothing about the real device")
     if profile:
         console.table(
@@ -260,6 +261,38 @@ def bench_command(
             ],
             right=["ms", "share", "GMAC/s"],
         )
+
+
+def _times_text(stats: BenchStats, device: str, version: str) -> str:
+    return (
+        f"median {stats.median_ms:.4g} ms, min {stats.min_ms:.4g}, p90 {stats.p90_ms:.4g}, "
+        f"p99 {stats.p99_ms:.4g}, mean {stats.mean_ms:.4g}, std {stats.std_ms:.2g} "
+        f"({stats.runs} runs, {stats.threads} thread(s), {device}, code {version})"
+    )
+
+
+def _counts_text(payload: dict[str, Any]) -> str:
+    per_mac = payload["instructions_per_mac"]
+    return (
+        f"{payload['instructions']:,} instructions"
+        + (f" ({per_mac:.3f} per MAC)" if per_mac else "")
+        + f", {payload['latency_ms']['median']:.4g} ms at {payload['clock_mhz']} MHz "
+        f"and one cycle each (exact count, {payload['device']})"
+    )
+
+
+def _simulated(manifest: dict[str, Any], instructions: int) -> dict[str, Any]:
+    """Counts in place of times: one cycle per instruction, at the target's clock."""
+    from effc.devices.catalog import get_target
+
+    macs = manifest["macs"]
+    return {
+        "simulated": True,
+        "instructions": instructions,
+        "cycles": instructions,
+        "instructions_per_mac": instructions / macs if macs else None,
+        "clock_mhz": get_target(manifest["target"]).clock_mhz,
+    }
 
 
 def _layer_rows(manifest: dict[str, Any], layers: tuple[LayerTime, ...]) -> list[dict[str, Any]]:
@@ -281,4 +314,6 @@ def _layer_rows(manifest: dict[str, Any], layers: tuple[LayerTime, ...]) -> list
                 "gmacs": macs / layer.ms / 1e6 if layer.ms else 0.0,
             }
         )
+        if layer.instructions is not None:
+            rows[-1]["instructions"] = layer.instructions
     return rows
