@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from effc import zig
+from effc.bare.rounding import replace_rounding
 from effc.devices.target import Target
 
 __all__ = ["assemble_ir", "compile_source", "machine_flags", "zig_flags"]
@@ -96,5 +97,7 @@ def _prepared(ir: str, target: Target) -> str:
     """
     ir = ir.replace("emissionKind: FullDebug", "emissionKind: NoDebug")
     ir = re.sub(r"^define weak dso_local ", "define internal ", ir, flags=re.MULTILINE)
+    if not target.has("fp-armv8d16sp"):
+        ir = replace_rounding(ir)
     attributes = _ATTRIBUTES[target.optimize]
     return re.sub(r"^(attributes #\d+ = \{ )", rf"\1{attributes}", ir, flags=re.MULTILINE)
