@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from effc import zig
 from effc.bare.archive import loaded_bytes, stack_bytes
 from effc.bare.codegen import ALIGNMENT, MemorySizes, bare_header, bare_source
 from effc.bare.toolchain import compile_source
@@ -93,9 +94,16 @@ def _reference_objects(program: Program, sources: Path) -> list[bytes]:
         (work / f"{program.name}.h").write_text(bare_header(program, MemorySizes(0, 0, 0)), "utf-8")
         for source in sorted(sources.glob("*.c")):
             out = work / f"{source.stem}.o"
-            compile_source(source, target, out, [f"-I{folder}"], level="-Os")
+            compile_source(source, target, out, [f"-I{folder}", *_math_header()], level="-Os")
             found.append(out.read_bytes())
     return found
+
+
+def _math_header() -> list[str]:
+    """Flags for a C library's headers: float models call functions of ``<math.h>``."""
+    headers = zig.zig_path().parent / "lib" / "libc" / "include"
+    folders = [headers / "arm-linux-musl", headers / "generic-musl"]
+    return [flag for folder in folders for flag in ("-isystem", str(folder))]
 
 
 @dataclass(frozen=True)

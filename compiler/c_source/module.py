@@ -58,6 +58,4 @@ def print_stages(stages: Mapping[str, Stage]) -> KernelSource:
         helpers |= printer.helpers
         headers |= printer.headers
     text = "\n".join(HELPERS[name] for name in sorted(helpers))
-    if "memcpy" in text:
-        headers.add("string.h")
     return KernelSource(tuple(sorted(headers)), text, declarations, functions, parameters)

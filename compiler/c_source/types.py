@@ -86,7 +86,8 @@ def _reinterpret(source: str, dest: str) -> str:
     c_source, c_dest = C_TYPES[source], C_TYPES[dest]
     return (
         f"static inline {c_dest} {short_name(dest)}_from_{short_name(source)}({c_source} x)\n"
-        f"{{\n    {c_dest} y;\n    memcpy(&y, &x, sizeof y);\n    return y;\n}}\n"
+        f"{{\n    const union {{\n        {c_source} from;\n        {c_dest} to;\n"
+        "    } bits = {x};\n    return bits.to;\n}\n"
     )
 
 
@@ -130,10 +131,11 @@ static inline int64_t leading_zeros(int64_t x)
 /* A finite IEEE half, given by its bits; exact. */
 static inline float half_to_f32(uint16_t half)
 {
-    uint32_t bits = (uint32_t)(half & 0x7FFF) << 13;
-    float size;
-    memcpy(&size, &bits, sizeof size);
-    size *= 5192296858534827628530496329220096.0f; /* 2^112: the exponents' biases differ */
+    const union {
+        uint32_t from;
+        float to;
+    } bits = {(uint32_t)(half & 0x7FFF) << 13};
+    const float size = bits.to * 0x1p112f; /* the exponents' biases differ */
     return (half & 0x8000) != 0 ? -size : size;
 }
 """,
