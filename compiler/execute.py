@@ -1,8 +1,8 @@
 """Where an artifact runs: in this process, or in a child process, natively or emulated.
 
-``local`` loads the library here, C source after it was compiled. ``qemu`` runs the same library file in a static loader
-(``effc.emulate``) under QEMU's user mode; an Android library for this machine's own
-processor runs in that loader without an emulator.
+``local`` loads the library here, C source after it was compiled. ``qemu`` runs the same
+library file in a static loader (``effc.emulate``) under QEMU's user mode; an Android library for
+this machine's own processor runs in that loader without an emulator.
 """
 
 from __future__ import annotations

@@ -53,12 +53,24 @@ def lanes_of(x: Expr) -> int:
 
 
 _BINARY: dict[str, tuple[str, int]] = {
-    **{"Add": ("+", _ADD), "Sub": ("-", _ADD)},
-    **{"Mul": ("*", _MUL), "Div": ("/", _MUL), "Mod": ("%", _MUL)},
-    **{"LT": ("<", _REL), "LE": ("<=", _REL), "GT": (">", _REL), "GE": (">=", _REL)},
-    **{"EQ": ("==", _EQ), "NE": ("!=", _EQ), "And": ("&&", _AND), "Or": ("||", _OR)},
-    **{"BitwiseAnd": ("&", _BIT), "BitwiseOr": ("|", _BIT), "BitwiseXor": ("^", _BIT)},
-    **{"LShift": ("<<", _SHIFT), "RShift": (">>", _SHIFT)},
+    "Add": ("+", _ADD),
+    "Sub": ("-", _ADD),
+    "Mul": ("*", _MUL),
+    "Div": ("/", _MUL),
+    "Mod": ("%", _MUL),
+    "LT": ("<", _REL),
+    "LE": ("<=", _REL),
+    "GT": (">", _REL),
+    "GE": (">=", _REL),
+    "EQ": ("==", _EQ),
+    "NE": ("!=", _EQ),
+    "And": ("&&", _AND),
+    "Or": ("||", _OR),
+    "BitwiseAnd": ("&", _BIT),
+    "BitwiseOr": ("|", _BIT),
+    "BitwiseXor": ("^", _BIT),
+    "LShift": ("<<", _SHIFT),
+    "RShift": (">>", _SHIFT),
 }
 _LOGICAL = (_REL, _EQ, _AND, _OR)
 # LLVM intrinsic -> function of <math.h> for double; float gets an "f" behind it
@@ -260,7 +272,7 @@ class Expressions:
         name = str(x.op.name).split(".", 1)[-1]
         args = list(x.args)
         if name == "if_then_else":
-            return self._choice(*args, lane)
+            return self._choice(args[0], args[1], args[2], lane)
         if name == "likely":
             return self._lane(args[0], lane)
         if name in ("call_pure_extern", "call_extern"):

@@ -1,4 +1,4 @@
-"""A model's C source as a library for this machine: how ``effc run``, ``verify`` and ``bench`` use it.
+"""A model's C source as a library for this machine, for ``effc run``, ``verify`` and ``bench``.
 
 The sources are compiled as they are in the artifact; around them a small program is linked, whose
 steps are the model's own steps, so that the usual runtime times and looks at each of them. The
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from effc import zig
-from effc.c_source.toolchain import C11_FLAGS
+from effc.c_source.toolchain import C11_FLAGS, libc_headers
 from effc.devices.catalog import get_target
 from effc.kernels.region import TensorType
 from effc.link import link_library
@@ -57,7 +57,7 @@ def hosted_library(source: Path, manifest: Mapping[str, Any]) -> Hosted:
         adapter.write_text(_adapter(program, len(manifest["steps"])), "utf-8")
         renamed = [f"-D{name}_{f}={name}_source_{f}" for f in ("run", "step")]
         flags = [f"--target={target.clang_target}", *C11_FLAGS, *_FLAGS, *renamed]
-        paths = [f"-I{source.parent}", f"-I{include}"]
+        paths = [f"-I{source.parent}", f"-I{include}", *libc_headers(target.arch)]
         objects = []
         for file in (*sources, adapter):
             objects.append(folder / f"{file.stem}.o")
@@ -67,7 +67,7 @@ def hosted_library(source: Path, manifest: Mapping[str, Any]) -> Hosted:
 
     key = ("hosted", target.clang_target, *C11_FLAGS, *_FLAGS, *texts)
     folder = zig.cached(key, build)
-    described = {**manifest, "machine": _machine(target), "threads": 1}
+    described = {**manifest, "target": target.name, "machine": _machine(target), "threads": 1}
     return Hosted(folder / f"lib{name}.so", described)
 
 
@@ -85,9 +85,7 @@ def _machine(target: Any) -> dict[str, Any]:
 def _program(manifest: Mapping[str, Any]) -> Program:
     """One call per step of the source; each is given all inputs, outputs and the arena."""
     inputs, outputs = (
-        tuple(
-            Port(p["name"], TensorType(tuple(p["shape"]), p["dtype"])) for p in manifest[kind]
-        )
+        tuple(Port(p["name"], TensorType(tuple(p["shape"]), p["dtype"])) for p in manifest[kind])
         for kind in ("inputs", "outputs")
     )
     pointers = (

@@ -41,9 +41,7 @@ def lower_for_c(symbol: str, func: tirx.PrimFunc, extent: int) -> tirx.PrimFunc:
         ]
     )
     begin, end = func.params[-2:]
-    whole = func.specialize(
-        {begin: tirx.const(0, "int32"), end: tirx.const(extent, "int32")}
-    )
+    whole = func.specialize({begin: tirx.const(0, "int32"), end: tirx.const(extent, "int32")})
     module = tvm.IRModule({symbol: whole.with_attr("global_symbol", symbol)})
     try:
         with tvm.transform.PassContext(opt_level=3), target:

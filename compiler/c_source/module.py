@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from effc.c_source.lower import lower_for_c
 from effc.c_source.statements import FunctionPrinter
 from effc.c_source.types import HELPERS
-from effc.errors import EffcError, UnsupportedError
+from effc.errors import UnsupportedError
 from effc.kernels.template import Stage
 
 __all__ = ["KernelSource", "print_stages"]

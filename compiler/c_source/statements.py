@@ -10,8 +10,8 @@ from typing import Any
 from tvm.sym import Analyzer
 
 from effc.c_source.expressions import Expressions, NeedsNumber, dtype_of, lanes_of
-from effc.c_source.uses import Uses, flat
 from effc.c_source.types import c_type
+from effc.c_source.uses import Uses, flat
 from effc.errors import InternalError, UnsupportedError
 
 __all__ = ["FunctionPrinter"]
@@ -103,7 +103,7 @@ class FunctionPrinter:
 
     def _note_initial(self, node: Node, rest: Sequence[Node]) -> None:
         """Remember the store behind a declaration that gives the variable its first value."""
-        store = rest[0] if rest else None
+        store = rest[0] if rest else node
         if type(store).__name__ != "BufferStore" or hash(store.buffer) != hash(node.buffer):
             return
         single = lanes_of(store.value) == 1 == int(node.buffer.shape[0])
@@ -114,9 +114,7 @@ class FunctionPrinter:
     def _statement(self, node: Node, level: int) -> Iterable[str]:
         rule = getattr(self, f"_{type(node).__name__.lower()}", None)
         if rule is None:
-            raise InternalError(
-                "no C for a statement", where=self.symbol, got=type(node).__name__
-            )
+            raise InternalError("no C for a statement", where=self.symbol, got=type(node).__name__)
         return rule(node, level)  # type: ignore[no-any-return]
 
     def _line(self, text: str, level: int) -> Iterator[str]:

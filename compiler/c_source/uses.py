@@ -92,6 +92,7 @@ class Uses:
             kind = type(statement).__name__
             if kind == "Bind":
                 self._bound[hash(statement.var)] = statement.value
+                self._use_pending(statement.value, pending)
                 continue
             if kind == "AllocBuffer":
                 sizes[hash(statement.buffer)] = int(statement.buffer.shape[0])
@@ -113,9 +114,7 @@ class Uses:
                 if inner is not None:
                     self._block(inner)
 
-    def _store(
-        self, node: Node, sizes: dict[int, int], pending: dict[int, _Pending]
-    ) -> None:
+    def _store(self, node: Node, sizes: dict[int, int], pending: dict[int, _Pending]) -> None:
         key, value = hash(node.buffer), node.value
         local = key not in self._behind
         read = self._stored.setdefault(key, []) if local else self._read_by_all
@@ -191,7 +190,9 @@ def _expressions(expression: Node) -> Iterator[Node]:
 _OPERANDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("Var", "IntImm", "FloatImm", "StringImm"), ()),
     **dict.fromkeys(("Cast", "Broadcast"), ("value",)),
-    **{"Ramp": ("base",), "Not": ("a",), "Select": ("condition", "true_value", "false_value")},
+    "Ramp": ("base",),
+    "Not": ("a",),
+    "Select": ("condition", "true_value", "false_value"),
 }
 _LISTS = {"Call": "args", "TensorLoad": "indices"}
 

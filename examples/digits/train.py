@@ -34,6 +34,7 @@ EPOCHS = 50
 BATCH = 64
 SEED = 1
 
+
 def load() -> tuple[Array, Array, Array, Array]:
     """Training images, labels, held-out images, labels; images are N x 1 x 8 x 8 in [0, 1]."""
     from sklearn.datasets import load_digits

@@ -90,7 +90,8 @@ def _table(name: str, values: Array) -> str:
             lines.append(line)
             line = "   "
         line += f" {text}{suffix},"
-    return f"static const {kind} {name}[{len(values)}] = {{\n" + "\n".join([*lines, line]) + "\n};\n"
+    head = f"static const {kind} {name}[{len(values)}] = {{"
+    return "\n".join([head, *lines, line, "};", ""])
 
 
 def tables() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from effc.artifact import Artifact
-from effc.samples import Tensor
+from effc.samples import Arrays, Tensor
 
 STRICT = ("-std=c11", "-Wall", "-Wextra", "-Werror")
 COMPILERS = {"gcc": ["gcc"], "clang": [sys.executable, "-m", "ziglang", "cc"]}
@@ -75,7 +75,7 @@ def build(artifact: Artifact, compiler: str, folder: Path, *flags: str) -> Path:
     return out
 
 
-def run(program: Path, artifact: Artifact, samples: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+def run(program: Path, artifact: Artifact, samples: Sequence[Arrays]) -> list[Arrays]:
     """Outputs of every sample."""
     inputs, outputs = (
         [Tensor.of(entry) for entry in artifact.manifest[kind]] for kind in ("inputs", "outputs")
@@ -83,7 +83,8 @@ def run(program: Path, artifact: Artifact, samples: Sequence[dict[str, np.ndarra
     data = b"".join(np.ascontiguousarray(s[t.name]).tobytes() for s in samples for t in inputs)
     done = subprocess.run([str(program)], input=data, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:].decode("utf-8", "replace")
-    found, at = [], 0
+    found: list[Arrays] = []
+    at = 0
     for _ in samples:
         found.append({})
         for tensor in outputs:
