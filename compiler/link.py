@@ -22,7 +22,7 @@ from effc import elf, zig
 from effc.codegen import exported_symbols, generate_c, weights_file, weights_header
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
-from effc.musl import compiler_rt, static_libc
+from effc.musl import compiler_rt, runner_objects, static_libc
 from effc.program import Program
 
 __all__ = [
@@ -209,8 +209,8 @@ def link_runner(
             [
                 *("-m", EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-debug"),
                 *("--build-id=none", "-z", "noexecstack", "-z", f"stack-size={STACK_BYTES}"),
-                *(str(libc / "crt1.o"), str(libc / "main.o")),
-                *map(str, (*parts, *_runtime_objects(program, target))),
+                *map(str, (libc / "crt1.o", *runner_objects(target), *parts)),
+                *map(str, _runtime_objects(program, target)),
                 *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
             ],
             out,

@@ -182,6 +182,7 @@ def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Fu
             built.kernels,
             built.symbols,
             views,
+            selected.target.serial,
         )
         program.variants = code_variants(built, selected.target)
         program.scratch_bytes = max(program.scratch_bytes, align_up(built.scratch_bytes, 64))
@@ -199,16 +200,18 @@ def _compiled(
 ) -> CompiledModel:
     """Object code, and the records."""
     imported, target = selected.imported, selected.target
+    ordered = cast("tuple[Region, ...]", program.metadata["regions"])
+    views = replace(selected.views, regions=ordered)
     with clock.phase("lower"):
         link, runner = _linkers(program, built, target)
-    values = stored_values(selected.graph, selected.views, program, imported.reference)
+    values = stored_values(selected.graph, views, program, imported.reference)
     program.inputs = graded_ports(program.inputs, StorageClass.INPUT, values)
     program.outputs = graded_ports(program.outputs, StorageClass.OUTPUT, values)
     return CompiledModel(
         program=program,
         target=target,
         options=options,
-        layers=_layers(selected.graph, selected.views, selected.ranked, target),
+        layers=_layers(selected.graph, views, selected.ranked, target),
         headers=headers,
         link_library=lambda out: _within_budget(program, target, options, link(out)),
         link_runner=runner,

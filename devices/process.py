@@ -12,8 +12,9 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from effc.errors import ToolError
@@ -74,6 +75,8 @@ def converse(
     argv: Sequence[str],
     timeout_s: float,
     *,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
     source: IO[bytes] | None = None,
     sink: IO[bytes] | None = None,
     on_line: Callable[[bytes], None] | None = None,
@@ -83,6 +86,7 @@ def converse(
     Args:
         argv: The program and its arguments.
         timeout_s: From now to its end.
+        cwd, environment: Its folder and variables; this process's if ``None``.
         source: File for its standard input; nothing if ``None``.
         sink: File for its standard output, which ``out`` then lacks.
         on_line: Called in this thread with each full line of its standard output, as it comes.
@@ -93,6 +97,8 @@ def converse(
     """
     process = start(
         argv,
+        cwd=cwd,
+        env=environment,
         stdin=source or subprocess.DEVNULL,
         stdout=sink or subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -21,7 +21,7 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Self
@@ -64,7 +64,7 @@ class Session:
         self.link = link
         self.runner = tuple(runner)
         self._name = secrets.token_hex(8)
-        self._pushed: set[str] = set()
+        self._pushed: dict[str, str] = {}
         self._keeper = link.open(_script("keeper", [link.base, self._name]))
         try:
             self.folder = self._await_keeper()
@@ -88,21 +88,24 @@ class Session:
         with tempfile.TemporaryDirectory(prefix="effc-push-") as staged:
             paths = {name: _as_file(files[name], Path(staged) / name) for name in files}
             sums = {name: _sha256(path) for name, path in paths.items()}
-            sent = {name: paths[name] for name in files}
-            if keep:
+            sums = {name: sum_ for name, sum_ in sums.items() if self._pushed.get(name) != sum_}
+            sent = {name: paths[name] for name in sums}
+            if keep and sent:
                 lacking = self._script("missing", dict.fromkeys(sums.values())).out.split()
-                by_sum = {sums[name]: paths[name] for name in files}
+                by_sum = {sums[name]: paths[name] for name in sums}
                 sent = {digest: by_sum[digest] for digest in map(bytes.decode, lacking)}
             if sent:
                 size = sum(path.stat().st_size for path in sent.values())
                 limit = _SCRIPT_S + size / _SLOWEST_BYTES_PER_S
                 self._transfer(lambda: self.link.push(sent, f"{self.folder}/in", limit))
+        if not sums:
+            return
         kind = "keep" if keep else "private"
-        words = [word for name in files for word in (kind, sums[name], name)]
+        words = [word for name in sums for word in (kind, sums[name], name)]
         code = self._script("store", words, accept=(_DAMAGED,)).code
         if code == _DAMAGED:
             raise ConnectionLost("a file arrived damaged", where=self.link.device)
-        self._pushed.update(files)
+        self._pushed.update(sums)
 
     def run(
         self,
@@ -147,6 +150,10 @@ class Session:
                 where=f"{command[0]} on {self.link.device}",
                 expected=f"an end within {timeout_s:g} s",
             ) from None
+
+    def probe(self) -> str:
+        """What the system tells about the device, see ``effc.devices.probe``."""
+        return self._script("probe", []).out.decode("utf-8", "replace")
 
     def pull(self, names: Sequence[str], folder: Path, timeout_s: float = 600.0) -> None:
         """Copy files of the private folder into a folder of this machine.
@@ -273,5 +280,12 @@ def _as_file(content: Content, place: Path) -> Path:
 
 
 def _sha256(path: Path) -> str:
+    found = path.stat()
+    return _sha256_of(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: Path, size: int, changed_ns: int) -> str:
+    """Sum of a file, once for each of its states."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -105,6 +105,11 @@ class Target:
         return max(self.vector_bits // 32, 1)
 
     @property
+    def serial(self) -> bool:
+        """Whether one worker runs everything: there are no threads without an operating system."""
+        return self.bare
+
+    @property
     def half_arithmetic(self) -> bool:
         """Whether vectors of float16 are computed with (Armv8.2 FEAT_FP16), not only converted."""
         return self.arch == "aarch64" and self.has("fullfp16")

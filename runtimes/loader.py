@@ -42,11 +42,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class BenchStats:
-    """Latencies in milliseconds over ``runs`` timed inferences.
-
-    Attributes:
-        instructions: Of one inference, where they were counted instead of time measured.
-    """
+    """Latencies in milliseconds over ``runs`` timed inferences."""
 
     median_ms: float
     min_ms: float
@@ -57,12 +53,9 @@ class BenchStats:
     runs: int
     warmup: int
     threads: int
-    instructions: int | None = None
 
     @classmethod
-    def from_nanoseconds(
-        cls, times: Sequence[int], *, warmup: int, threads: int, instructions: int | None = None
-    ) -> BenchStats:
+    def from_nanoseconds(cls, times: Sequence[int], *, warmup: int, threads: int) -> BenchStats:
         """Summarise measured times.
 
         Raises:
@@ -81,7 +74,6 @@ class BenchStats:
             runs=len(times),
             warmup=warmup,
             threads=threads,
-            instructions=instructions,
         )
 
 

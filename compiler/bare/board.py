@@ -88,14 +88,16 @@ class BoardExecutor:
                     stored[piece.name] = self._array(tensor, block, piece.offset)
         return self._read_outputs(), stored
 
-    def bench(self, runs: int, warmup: int) -> BenchStats:
-        """Count one inference: every other one takes the same."""
+    def count(self) -> tuple[int, int]:
+        """Instructions of one inference, and bytes of stack that it used."""
         self._give(generate(self._inputs))
         took = self._checked(self._monitor.run(), "stack of the model")
-        count = self._instructions(took, self._greeting.run_overhead)
-        return BenchStats.from_nanoseconds(
-            [self._nanoseconds(count)], warmup=0, threads=1, instructions=count
-        )
+        return self._instructions(took, self._greeting.run_overhead), took.stack_bytes
+
+    def bench(self, runs: int, warmup: int) -> BenchStats:
+        """Time of one inference at one instruction per cycle: every other one takes the same."""
+        times = [self._nanoseconds(self.count()[0])]
+        return BenchStats.from_nanoseconds(times, warmup=0, threads=1)
 
     def profile(self, runs: int, warmup: int) -> tuple[LayerTime, ...]:
         """Count every layer of one inference."""

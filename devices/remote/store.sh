@@ -27,6 +27,7 @@ while [ $# -ge 3 ]; do
     else
         if [ -f "$2" ]; then
             check "$2" "$2"
+            touch "$2" # transfers keep old dates
             mv -f "$2" "$cache/$2" || finish 2
         fi
         [ -f "$cache/$2" ] || finish 3

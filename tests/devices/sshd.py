@@ -13,6 +13,10 @@ HOST = "kitchen"
 """What the client's configuration calls it."""
 
 
+CLIENT_PATH = os.environ["PATH"]
+"""Where the system's ssh is, before a test puts another before it."""
+
+
 class Sshd:
     """A server; a context manager.
 
@@ -57,7 +61,8 @@ class Sshd:
             "  LocalForward 127.0.0.1:1 127.0.0.1:2\n"
         )
         ssh = self.path / "ssh"
-        ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {self.folder}/ssh_config "$@"\n')
+        program = shutil.which("ssh", path=CLIENT_PATH)
+        ssh.write_text(f'#!/bin/sh\nexec {program} -F {self.folder}/ssh_config "$@"\n')
         ssh.chmod(0o755)
 
     def __enter__(self) -> Sshd:

@@ -64,6 +64,7 @@ def test_files_and_programs(place: Place, tmp_path: Path) -> None:
 def test_kept_files_are_pushed_once(place: Place) -> None:
     """Contents that the device has are not sent, whatever their name."""
     cache = place.base / "cache"
+    inodes = set()
     for names in (["big", "twin"], ["other"]):
 
         def job(session: Session, names: list[str] = names) -> None:
@@ -72,8 +73,10 @@ def test_kept_files_are_pushed_once(place: Place) -> None:
 
         within(place.device, job)
         assert len(list(cache.iterdir())) == 1
+        inodes.add(next(cache.iterdir()).stat().st_ino)
         if place.phone:
             assert place.phone.pushed == [file.name for file in cache.iterdir()]
+    assert len(inodes) == 1
     old = time.time() - 9 * 86400
     os.utime(next(cache.iterdir()), (old, old))
     within(place.device, lambda session: None)
