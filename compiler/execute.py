@@ -34,6 +34,7 @@ __all__ = [
     "Executor",
     "Tracer",
     "default_device",
+    "is_counted",
     "open_board",
     "open_executor",
     "open_library",
@@ -88,6 +89,12 @@ def default_device(manifest: Mapping[str, Any]) -> str:
     if machine["arch"] == platform.machine() and machine["os"] in ("linux", "android"):
         return "local"
     return "qemu"
+
+
+def is_counted(manifest: Mapping[str, Any]) -> bool:
+    """Whether an artifact's instructions are counted on an emulated board; others are timed."""
+    machine = manifest["machine"]
+    return bool(machine["os"] == "none" and machine["arch"] != "c")
 
 
 def variant_names(manifest: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,6 @@ from small_net import images, small_net
 
 import effc
 from effc.artifact import Artifact
-from effc.cli import main
 from effc.errors import ToolError, UsageError
 from effc.execute import open_executor, open_tracer
 
@@ -90,14 +91,22 @@ def test_runs_is_timed_and_traced_on_this_machine(artifact: Artifact) -> None:
         np.testing.assert_array_equal(outputs, traced["y"])
         assert opened.bench(runs=3, warmup=1).median_ms > 0
         layers = opened.profile(runs=3, warmup=1)
+    with pytest.raises(UsageError, match="cortex-m4"):
+        open_executor(artifact, "qemu", None)
     assert [layer.name for layer in layers] == list(dict.fromkeys(artifact.manifest["steps"]))
 
 
-def test_the_command_line(artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(artifact.path), "--runs", "3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["device"] == "local"
-    assert main(["bench", str(artifact.path), "--device", "qemu"]) == UsageError.exit_code
-    assert "compile for cortex-m4 or" in capsys.readouterr().err
+def test_the_command_line(artifact: Artifact) -> None:
+    def effc_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from effc.cli import main; main()", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    path = str(artifact.path)
+    timed = effc_command("bench", path, "--runs", "3", "--json")
+    assert timed.returncode == 0, timed.stderr
+    assert json.loads(timed.stdout)["device"] == "local"
+    refused = effc_command("run", path, "--device", "qemu", "--input", "x.npz", "-o", "y.npz")
+    assert refused.returncode == UsageError.exit_code
 
 
 def test_a_compiler_that_refuses_the_source_is_reported(artifact: Artifact, tmp_path: Path) -> None:
