@@ -264,5 +264,6 @@ def weights_source(program: Program, file: str) -> str:
         f"{symbol}:",
         f'    .incbin "{file}"',
         f"    .size {symbol}, . - {symbol}",
+        '    .section .note.GNU-stack, "", %progbits',
     ]
     return "\n".join(lines) + "\n"

@@ -74,9 +74,10 @@ _BINARY: dict[str, tuple[str, int]] = {
 }
 _LOGICAL = (_REL, _EQ, _AND, _OR)
 # LLVM intrinsic -> function of <math.h> for double; float gets an "f" behind it
-_MATH = {
-    f"llvm.{name}": name
-    for name in ("floor", "ceil", "trunc", "rint", "sqrt", "fabs", "copysign", "exp", "log", "fma")
+_MATH = {f"llvm.{name}": name for name in ("sqrt", "exp", "log", "fma")}
+# LLVM intrinsic -> helper
+_ROUNDING = {
+    f"llvm.{name}": name for name in ("floor", "ceil", "trunc", "rint", "fabs", "copysign")
 }
 
 
@@ -310,6 +311,8 @@ class Expressions:
     def _intrinsic(self, name: str, args: Sequence[Expr], dtype: str, lane: Lane) -> Text:
         if name in _MATH:
             return self._function(_MATH[name], dtype, args, lane)
+        if name in _ROUNDING:
+            return self._helper(f"{_ROUNDING[name]}_{short_name(dtype)}", args, lane)
         if name.startswith("llvm.ctlz"):
             return self._helper("leading_zeros", args[:1], lane)
         raise UnsupportedError("portable C has no such instruction", got=name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from effc.c_source.lower import lower_for_c
 from effc.c_source.statements import FunctionPrinter
-from effc.c_source.types import HELPERS
+from effc.c_source.types import helper_sources
 from effc.errors import UnsupportedError
 from effc.kernels.template import Stage
 
@@ -57,5 +57,5 @@ def print_stages(stages: Mapping[str, Stage]) -> KernelSource:
         parameters[symbol] = printer.dtypes
         helpers |= printer.helpers
         headers |= printer.headers
-    text = "\n".join(HELPERS[name] for name in sorted(helpers))
+    text = "\n".join(helper_sources(helpers))
     return KernelSource(tuple(sorted(headers)), text, declarations, functions, parameters)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 
 import numpy as np
 
 from effc.errors import UnsupportedError
 
-__all__ = ["C_TYPES", "HELPERS", "c_type", "constant", "short_name"]
+__all__ = ["C_TYPES", "HELPERS", "c_type", "constant", "helper_sources", "short_name"]
 
 C_TYPES = {
     "bool": "uint8_t",
@@ -91,6 +93,36 @@ def _reinterpret(source: str, dest: str) -> str:
     )
 
 
+def _rounding(dtype: str) -> dict[str, str]:
+    """Functions of ``<math.h>`` that firmware without a C library can do without."""
+    c, short = C_TYPES[dtype], short_name(dtype)
+    bits, suffix = (32, "f") if dtype == "float32" else (64, "")
+    sign, whole = f"UINT{bits}_C(1) << {bits - 1}", f"0x1p{23 if bits == 32 else 52}{suffix}"
+    head = f"static inline {c} {{0}}_{short}({c} x)\n{{{{\n"
+    rint = f"{head}    return {{1}};\n}}}}\n"
+    return {
+        f"copysign_{short}": (
+            f"static inline {c} copysign_{short}({c} size, {c} sign)\n{{\n"
+            f"    union {{\n        {c} value;\n        uint{bits}_t bits;\n"
+            "    } a = {size}, b = {sign};\n"
+            f"    a.bits = (a.bits & ~({sign})) | (b.bits & ({sign}));\n"
+            "    return a.value;\n}\n"
+        ),
+        f"fabs_{short}": rint.format("fabs", f"copysign_{short}(x, 1)"),
+        f"rint_{short}": (
+            "/* To the nearest, halves to even: what is added leaves no bits for a fraction. */\n"
+            + head.format("rint")
+            + f"    const {c} size = copysign_{short}(x, 1), large = {whole};\n"
+            f"    return size < large ? copysign_{short}((size + large) - large, x) : x;\n}}\n"
+        ),
+        f"floor_{short}": head.format("floor")
+        + f"    const {c} near = rint_{short}(x);\n    return near > x ? near - 1 : near;\n}}\n",
+        f"ceil_{short}": head.format("ceil")
+        + f"    const {c} near = rint_{short}(x);\n    return near < x ? near + 1 : near;\n}}\n",
+        f"trunc_{short}": rint.format("trunc", f"x < 0 ? ceil_{short}(x) : floor_{short}(x)"),
+    }
+
+
 _REAL = ("float32", "float64")
 _NUMBERS = (*(t for t in C_TYPES if t not in ("bool", "float16", *_REAL)), *_REAL)
 
@@ -106,6 +138,8 @@ HELPERS: dict[str, str] = {
         for i in sizes
         for a, b in ((f, i), (i, f))
     },
+    **_rounding("float32"),
+    **_rounding("float64"),
     "rescale": """\
 /* x * multiplier / 2^(32 + right), rounded half up; 0 <= multiplier < 2^31. */
 static inline int32_t rescale(int32_t x, int32_t multiplier, int32_t right)
@@ -141,3 +175,20 @@ static inline float half_to_f32(uint16_t half)
 """,
 }
 """Source of every helper function by its name; printed where it is used."""
+
+
+def helper_sources(names: Iterable[str]) -> list[str]:
+    """Sources of helper functions and of those that they call, callees first."""
+    found: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        if name in found:
+            return
+        for callee in re.findall(r"\b(\w+_f(?:32|64))\(", HELPERS[name]):
+            if callee != name:
+                add(callee)
+        found[name] = HELPERS[name]
+
+    for name in sorted(names):
+        add(name)
+    return list(found.values())

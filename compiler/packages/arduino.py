@@ -47,6 +47,6 @@ def usage(package: Package) -> str:
     """How a sketch takes the library in."""
     name = package.name
     return (
-        f"copy or zip DIR/{name} into the sketchbook's libraries folder (Sketch > Include Library)\n"
-        f'#include <{name}.h>   then as in File > Examples > {name} > {name}_run'
+        f"copy DIR/{name} into the sketchbook's libraries folder, or zip it for the IDE\n"
+        f"#include <{name}.h>   then as in File > Examples > {name} > {name}_run"
     )

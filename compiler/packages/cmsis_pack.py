@@ -68,5 +68,5 @@ def usage(package: Package) -> str:
     """How a project takes the pack in."""
     return (
         f"cpackget add DIR/{_file(package)}   # or Pack Installer > File > Import\n"
-        f"component Machine Learning:Model:{package.name}, then #include \"{package.name}.h\""
+        f'component Machine Learning:Model:{package.name}, then #include "{package.name}.h"'
     )

@@ -1,7 +1,7 @@
 """Small stand-ins for what firmware packages are built in, so that they run on this machine.
 
-An Arduino platform (boards.txt, platform.txt, core) whose compiler is this machine's, and the part of
-Zephyr's CMake functions and headers that a module meets.
+An Arduino platform (boards.txt, platform.txt, core) whose compiler is this machine's, and the
+part of Zephyr's CMake functions and headers that a module meets.
 """
 
 from __future__ import annotations

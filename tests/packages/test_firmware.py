@@ -1,7 +1,7 @@
 """Packages for firmware, taken in by the ecosystems' own tools where a registry has them.
 
-``arduino-builder`` builds the example sketches; kconfiglib reads Zephyr's Kconfig file and CMake builds
-the module; cmsis-pack-manager reads the pack.
+``arduino-builder`` builds the example sketches; kconfiglib reads Zephyr's Kconfig file and CMake
+builds the module; cmsis-pack-manager reads the pack.
 """
 
 from __future__ import annotations
@@ -82,7 +82,12 @@ def test_arduino_links_the_precompiled_library(archives: effc.Artifact, tmp_path
     sketch = next((library / "examples").rglob("*.ino")).read_text()
     (tmp_path / "sketch.cpp").write_text(f'#include "Arduino.h"\n{sketch}')
     flags = [*M4.split(), "-Os", "-Wall", "-Wextra", "-Werror", "-nostdlib"]
-    flags += ["-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-fno-tree-loop-distribute-patterns"]
+    flags += [
+        "-fno-exceptions",
+        "-fno-rtti",
+        "-fno-threadsafe-statics",
+        "-fno-tree-loop-distribute-patterns",
+    ]
     command = [compiler, *flags, f"-I{tmp_path}", f"-I{library / 'src'}", f"-L{folder}"]
     sources = [tmp_path / "sketch.cpp", tmp_path / "core.cpp"]
     said = run([*command, *sources, properties["ldflags"], "-lgcc", "-o", tmp_path / "program"])

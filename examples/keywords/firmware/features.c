@@ -1,7 +1,5 @@
 #include "features.h"
 
-#include <string.h>
-
 #include "features_tables.h"
 
 enum { FRAME = 256, HALF = FRAME / 2, HOP = 160 };
@@ -38,14 +36,15 @@ static void transform(float *re, float *im)
 
 static float log2_of(float x)
 {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    int exponent = (int)(bits >> 23) - 127;
-    bits = (bits & 0x7FFFFF) | 0x3F800000;
-    float mantissa, value = 0;
-    memcpy(&mantissa, &bits, sizeof mantissa);
+    union {
+        float number;
+        uint32_t bits;
+    } mantissa = {x};
+    int exponent = (int)(mantissa.bits >> 23) - 127;
+    mantissa.bits = (mantissa.bits & 0x7FFFFF) | 0x3F800000;
+    float value = 0;
     for (int i = 4; i >= 0; i--)
-        value = value * mantissa + log2_coefficients[i];
+        value = value * mantissa.number + log2_coefficients[i];
     return (float)exponent + value;
 }
 

@@ -4,3 +4,4 @@
     .balign 4
 sound:
     .incbin SOUND, 44
+    .section .note.GNU-stack, "", %progbits

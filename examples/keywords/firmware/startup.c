@@ -8,7 +8,9 @@ int main(void);
 /* From board.ld. */
 extern uint32_t stack_top[], data_start[], data_end[], data_image[], bss_start[], bss_end[];
 
-static void reset(void)
+void reset(void);
+
+void reset(void)
 {
     *(volatile uint32_t *)0xE000ED88 |= 0xFu << 20; /* CPACR: the floating-point unit, on */
     __asm__ volatile("dsb\nisb");
