@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-__all__ = ["Check", "Device", "diagnose", "list_devices"]
+__all__ = ["EMULATED", "Check", "diagnose"]
 
 _PACKAGES = {
     "numpy": "numpy",
@@ -26,7 +26,7 @@ _PACKAGES = {
     "scipy": "scipy",
     "highspy": "highspy",
 }
-_EMULATED = {
+EMULATED = {
     "qemu-aarch64": "android, linux-arm64 and boards with 64-bit Arm",
     "qemu-arm": "android-armv7, linux-armv7",
 }
@@ -52,16 +52,6 @@ class Check:
     hint: str = ""
 
 
-@dataclass(frozen=True)
-class Device:
-    """A place where artifacts can run from this machine."""
-
-    name: str
-    summary: str
-    available: bool
-    hint: str = ""
-
-
 def diagnose() -> list[Check]:
     """All checks, required ones first."""
     return [
@@ -70,24 +60,11 @@ def diagnose() -> list[Check]:
         _compiler(),
         _cache(),
         _free_space(),
-        *(_emulator(name, use) for name, use in _EMULATED.items()),
+        *(_emulator(name, use) for name, use in EMULATED.items()),
         _java(),
+        _client("adb", "adb", "--device adb"),
+        _client("ssh", "openssh-client", "--device ssh"),
     ]
-
-
-def list_devices() -> list[Device]:
-    """Every kind of device, available or not."""
-    devices = [Device("local", f"this machine ({platform.machine()})", True)]
-    emulators = [name for name in _EMULATED if shutil.which(name)]
-    devices.append(
-        Device(
-            "qemu",
-            "user-mode emulation of " + (", ".join(emulators) or "Arm processors"),
-            bool(emulators),
-            "" if emulators else "apt-get install qemu-user",
-        )
-    )
-    return devices
 
 
 def _python() -> Check:
@@ -119,6 +96,12 @@ def _java() -> Check:
     path = shutil.which("javac")
     hint = "apt-get install default-jdk-headless, to export AAR and Maven packages"
     return Check("javac", path is not None, False, path or "missing", "" if path else hint)
+
+
+def _client(program: str, package: str, use: str) -> Check:
+    path = shutil.which(program)
+    hint = "" if path else f"apt-get install {package} (for {use})"
+    return Check(program, path is not None, False, path or "missing", hint)
 
 
 def _cache() -> Check:

@@ -459,13 +459,13 @@ class LoaderExecutor:
         self.variant = done.variant
         return done
 
-    def ask(self, arguments: Sequence[str]) -> dict[str, Any]:
+    def ask(self, arguments: Sequence[str], timeout_s: float = 3600.0) -> dict[str, Any]:
         """Run the program with arguments of ``runtimes/runner/main.c``; what it printed.
 
         Raises:
             DeviceError: It could not be started, died, hung or answered nonsense.
         """
-        return run_program(self._place, arguments)
+        return run_program(self._place, arguments, timeout_s)
 
     def close(self) -> None:
         """End the session on another machine."""

@@ -6,6 +6,7 @@ inside a phase lives in the module that the phase calls (docs/ARCHITECTURE.md).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +20,13 @@ import numpy as np
 from effc.bare.archive import link_bare
 from effc.bare.budget import check_flash, check_ram
 from effc.compiled import Block, CompiledModel, PassRecord
+from effc.devices.address import parse_device
 from effc.devices.catalog import get_target, targets_of
 from effc.devices.target import BASE, Target
 from effc.errors import UnsupportedError, UsageError
 from effc.functions import Functions, build_functions, code_variants, lower_functions
 from effc.kernels import registry
+from effc.kernels.float_unit import float_refusal
 from effc.kernels.region import Region
 from effc.kernels.template import Choice
 from effc.kernels.versions import versions_of
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
     from effc.link import LinkReport
     from effc.storage import ViewPlan
+    from effc.tuning.testbed import AnyTestbed
     from effc.tuning.tuner import Hints
 
 __all__ = [
@@ -265,6 +269,7 @@ def tune_model(
     source: str | Path | onnx.ModelProto,
     options: CompileOptions,
     progress: ProgressCallback | None = None,
+    device: str | None = None,
 ) -> tuple[tuple[LayerRecord, ...], dict[str, Any]]:
     """Measure configurations for a model's layers into the tuning database.
 
@@ -272,6 +277,7 @@ def tune_model(
         source: ONNX file or model.
         options: What to tune for, and how long.
         progress: Called as the phases advance.
+        device: What measures, as ``--device`` takes it; this machine if ``None``.
 
     Returns:
         The layers with their choices, and what the tuner did.
@@ -279,8 +285,11 @@ def tune_model(
     Raises:
         EffcError: As :func:`compile_model`.
     """
+    from effc.tuning.testbed import open_testbed
+
     target = replace(get_target(options.target), optimize=options.optimize)
-    chosen = _select(source, target, options, _Clock(progress))
+    with contextlib.closing(open_testbed(parse_device(device or "local"), target)) as testbed:
+        chosen = _select(source, target, options, _Clock(progress), testbed=testbed)
     return _layers(chosen.graph, chosen.views, chosen.ranked, target), chosen.tuning
 
 
@@ -326,6 +335,7 @@ def _select(
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None = None,
+    testbed: AnyTestbed | None = None,
 ) -> _Selected:
     """From the model to the choices per distinct region."""
     from effc.storage import plan_views
@@ -347,7 +357,7 @@ def _select(
         views = plan_views(graph.regions, graph.inputs, graph.outputs)
         _require_kernels(views.regions, target)
     with clock.phase("tune"):
-        ranked, tuning = _rank(views.regions, target, options, clock, hints)
+        ranked, tuning = _rank(views.regions, target, options, clock, hints, testbed)
     return _Selected(target, options, imported, graph, views, ranked, tuning)
 
 
@@ -420,17 +430,21 @@ def _require_kernels(regions: Sequence[Region], target: Target) -> None:
         distinct.setdefault(region.key, region)
     missing: dict[str, str] = {}
     for key, region in distinct.items():
-        if registry.accepts(region, target):
+        lacking = float_refusal(region, target)
+        if lacking is None and registry.accepts(region, target):
             continue
         op = region.ops[0]
-        why = "; ".join(dict.fromkeys(registry.refusals(region, target).values()))
+        refusals = registry.refusals(region, target).values() if lacking is None else [lacking]
+        why = "; ".join(dict.fromkeys(refusals))
         missing[key] = f"{op.op_type} (node {op.name or '?'}): {why}"
     if missing:
         raise UnsupportedError(
             f"{len(missing)} operator(s) of the model cannot be compiled",
             where=target.name,
             got="\n  " + "\n  ".join(missing.values()),
-            hint="rewrite these nodes, or run them outside of the compiled part of the model",
+            hint="quantize the model (--quantize int8 with --calibration)"
+            if any("floating-point unit" in why for why in missing.values())
+            else "rewrite these nodes, or run them outside of the compiled part of the model",
         )
 
 
@@ -440,6 +454,7 @@ def _rank(
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None,
+    testbed: AnyTestbed | None,
 ) -> tuple[dict[str, list[Choice]], dict[str, Any]]:
     """All configurations per distinct region, the chosen one first."""
     from effc.tuning.tuner import tune
@@ -452,6 +467,7 @@ def _rank(
         threads=options.threads,
         progress=lambda done, total, detail: clock.report("tune", done, total, detail),
         hints=hints,
+        testbed=testbed,
     )
 
 

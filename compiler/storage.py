@@ -330,7 +330,8 @@ def build_program(
         for traces ``places`` (pointer of every runtime value) and ``ends`` (number of calls up to
         the end of each region).
     """
-    weights = PackedWeights()
+    alignment = _SERIAL_ALIGNMENT if serial else _ALIGNMENT
+    weights = PackedWeights(alignment)
     placed: dict[str, Pointer] = {}
     for root_name, root in view_plan.roots.items():
         if root.const is not None:
@@ -340,7 +341,6 @@ def build_program(
     slots, arena_roots = view_plan.places, view_plan.arena_roots
     order = order_regions(regions, slots, set(arena_roots), kernels, serial)
     regions = order.regions
-    alignment = _SERIAL_ALIGNMENT if serial else _ALIGNMENT
     arena = plan_arena(regions, kernels, slots, arena_roots, serial, alignment)
     calls: list[Call] = []
     ends: dict[str, int] = {}

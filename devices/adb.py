@@ -43,10 +43,10 @@ _COMPLAINTS: tuple[tuple[str, str, str, bool], ...] = (
      _STATES["no permissions"], False),
     (r"No space left on device|couldn't create file: No space", "the device's storage is full",
      "free some space on the phone", False),
-    (r"device offline|device still (authorizing|connecting)", "the phone is offline",
+    (r"device offline|device (still )?(authorizing|connecting)", "the phone is offline",
      _STATES["offline"], True),
-    (r"closed|protocol fault|EOF|[Cc]onnection reset|cannot connect to daemon|"
-     r"failed to (read|check|get)|couldn't read|Broken pipe", "the connection broke", "", True),
+    (r"closed|protocol fault|EOF|[Cc]onnection reset|cannot connect to daemon|couldn't read|"
+     r"failed to (read|check|get|send)|Broken pipe", "the connection broke", "", True),
 )  # fmt: skip
 
 
@@ -172,6 +172,8 @@ class AdbLink:
             if re.search(pattern, message):
                 kind = ConnectionLost if again else DeviceError
                 return kind(what, where=self.device, got=message, hint=hint or None)
+        if "error" not in message and not done.err:  # adb pull says nothing about a broken one
+            return ConnectionLost("the connection broke", where=self.device)
         return DeviceError("a command failed", where=self.device, got=message)
 
     def close(self) -> None:

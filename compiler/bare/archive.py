@@ -26,7 +26,7 @@ from effc.bare.codegen import (
 from effc.bare.stack import frames_of, stack_bound
 from effc.bare.toolchain import compile_source
 from effc.devices.target import Target
-from effc.errors import InternalError
+from effc.errors import InternalError, UnsupportedError
 from effc.link import LinkReport
 from effc.program import Program
 
@@ -55,6 +55,7 @@ def link_bare(program: Program, objects: Sequence[bytes], target: Target, out: P
 
     Raises:
         ToolError: The toolchain is missing or failed.
+        UnsupportedError: Layers need functions of a C library.
         InternalError: An object is for another machine, or breaks a rule.
     """
     with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
@@ -112,7 +113,8 @@ def _check_names(program: Program, members: Sequence[Path], target: Target) -> s
     """Check all names; the functions that the archive takes from elsewhere.
 
     Raises:
-        InternalError: Two models could clash, or a function is not the compiler's.
+        InternalError: Two models could clash.
+        UnsupportedError: A function is not the compiler's; names the layers.
     """
     tables = [elf.object_symbols(member) for member in members]
     defined = set().union(*(table[0] for table in tables))
@@ -120,15 +122,33 @@ def _check_names(program: Program, members: Sequence[Path], target: Target) -> s
     helpers = _HELPERS[target.arch]
     stray = {name for name in defined if not name.startswith(f"{program.name}_")}
     missing = set(bare_symbols(program)) - defined
-    unknown = {n for n in used if n not in _MEMORY_FUNCTIONS and not helpers.fullmatch(n)}
-    if stray or missing or unknown:
+    if stray or missing:
         raise InternalError(
             "an archive for firmware breaks a rule",
             where=program.name,
-            got=f"without the prefix: {sorted(stray)}; not defined: {sorted(missing)}; "
-            f"neither its own nor the compiler's: {sorted(unknown)}",
+            got=f"without the prefix: {sorted(stray)}; not defined: {sorted(missing)}",
+        )
+    unknown = {n for n in used if n not in _MEMORY_FUNCTIONS and not helpers.fullmatch(n)}
+    if unknown:
+        raise UnsupportedError(
+            "layers need functions of a C library that firmware may not have",
+            where=target.name,
+            got="\n  " + "\n  ".join(_callers(program, members, unknown)),
+            hint="rewrite these nodes, or run them outside of the compiled part of the model",
         )
     return used
+
+
+def _callers(program: Program, members: Sequence[Path], functions: set[str]) -> list[str]:
+    """Which layers call functions, one sentence each."""
+    frames = frames_of([member.read_bytes() for member in members])
+    found = {}
+    for call in program.calls:
+        names = frames[call.symbol].calls & functions if call.symbol in frames else set()
+        if names:
+            nodes = ", ".join(call.nodes)
+            found[call.region] = f"{call.region} (nodes {nodes}): {', '.join(sorted(names))}"
+    return list(found.values()) or sorted(functions)
 
 
 def loaded_bytes(contents: Sequence[bytes]) -> tuple[int, int]:

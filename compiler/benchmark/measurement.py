@@ -16,6 +16,8 @@ __all__ = ["Measurement", "Plan", "Window"]
 
 _BLOCKS = 10
 _PROFILED_RUNS = 50
+_TIMEOUT_S = 3600.0
+"""An emulator may take minutes per inference."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Plan:
         if self.fps is not None:
             words += ["--period-us", str(max(round(1e6 / self.fps), 1))]
         return words + _milliseconds("--window-ms", self.window_s)
+
+    @property
+    def timeout_s(self) -> float:
+        """When a process counts as hanging."""
+        return _TIMEOUT_S + 2 * (self.seconds or 0.0)
 
     def profile_arguments(self) -> list[str]:
         """The same for times of layers: back to back, fewer inferences."""

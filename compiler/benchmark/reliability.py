@@ -89,12 +89,13 @@ def findings(rounds: Sequence[Measurement], conditions: Conditions) -> list[Find
                 "--device adb or ssh:HOST measures on the device",
             )
         ]
+    others = list(_others(rounds, conditions))
+    unexplained = [] if others else [*_drift(rounds, conditions), *_spread(rounds)]
     return [
         *_throttling(rounds[0].before, rounds[-1].after),
         *_heat(rounds[0].before, rounds[-1].after, conditions),
-        *_drift(rounds, conditions),
-        *_others(rounds, conditions),
-        *_spread(rounds),
+        *others,
+        *unexplained,
         *_placement(rounds, conditions),
         *_governor(rounds[0].before, conditions),
         *_lateness(rounds, conditions),

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from effc.cli.console import Console, human_bytes, human_time
+from effc.cli.bench_tables import say_benchmark
+from effc.cli.console import Console, human_bytes
 from effc.cli.counts import counts_command
 from effc.errors import UsageError
 
 if TYPE_CHECKING:
+    from effc.artifact import Artifact
     from effc.benchmark.measurement import Plan
-    from effc.benchmark.session import Subject
+    from effc.benchmark.session import Result, Subject
 
 __all__ = ["BenchFlags", "bench_command", "parse_duration", "program_command"]
 
@@ -84,11 +86,13 @@ def bench_command(
     flags: BenchFlags,
     against: Path | None,
     report: Path | None,
+    answers: Path | None,
 ) -> None:
     """Measure, compare, report."""
     from effc.artifact import load_artifact
+    from effc.benchmark.answers import read_answers
     from effc.benchmark.comparison import load_report, ratios_against, ratios_within
-    from effc.benchmark.session import run_rounds
+    from effc.benchmark.layers import layers_side_by_side
     from effc.execute import is_counted
 
     opened = [load_artifact(path).of_abi(flags.abi) for path in artifacts]
@@ -104,17 +108,45 @@ def bench_command(
     old = None if against is None else load_report(against)
     if report is not None:
         _check_file(report, "--report")
-    subjects = _subjects(artifacts, flags)
-    compared = len(subjects) > 1 or old is not None
-    rounds, plan = make_plan(flags, compared=compared, emulated=subjects[0].device == "qemu")
-    turns = f", {rounds} processes each" if rounds > 1 else ""
-    turns += f", {len(subjects)} in turn" if len(subjects) > 1 else ""
-    console.note(
-        f"measuring {_extent_text(plan)} in all after {plan.warmup} of warm-up on "
-        f"{subjects[0].device}{turns} ..."
-    )
-    with console.progress() as progress:
-        results = run_rounds(
+    if answers is not None:
+        _check_answers(flags, len(opened))
+        results = [read_answers(opened[0], answers)]
+    else:
+        results = _measure(console, opened, flags, against=old is not None)
+    ratios = ratios_within(results) + (ratios_against(results, old) if old else [])
+    entries = [result.describe() for result in results]
+    payload = {**entries[0], "ratios": ratios}
+    if len(entries) > 1:
+        payload = {"artifacts": entries, "ratios": ratios}
+        profiles = [entry["per_layer"] for entry in entries if "per_layer" in entry]
+        payload["layers"] = layers_side_by_side(profiles) if profiles else []
+    console.result(payload)
+    say_benchmark(console, entries, payload)
+    if report is not None:
+        from effc.benchmark.report import render_bench
+
+        with _writing(report, "--report"):
+            report.write_text(render_bench(payload, old), "utf-8")
+        console.note(f"report: {report}")
+
+
+def _measure(
+    console: Console, artifacts: Sequence[Artifact], flags: BenchFlags, *, against: bool
+) -> list[Result]:
+    from effc.benchmark.session import run_rounds
+
+    with ExitStack() as devices:
+        subjects = _subjects(artifacts, flags, devices)
+        compared = len(subjects) > 1 or against
+        rounds, plan = make_plan(flags, compared=compared, emulated=subjects[0].device == "qemu")
+        turns = f", {rounds} processes each" if rounds > 1 else ""
+        turns += f", {len(subjects)} in turn" if len(subjects) > 1 else ""
+        console.note(
+            f"measuring {_extent_text(plan)} in all after {plan.warmup} of warm-up on "
+            f"{subjects[0].device}{turns} ..."
+        )
+        progress = devices.enter_context(console.progress())
+        return run_rounds(
             subjects,
             plan,
             rounds,
@@ -122,19 +154,17 @@ def bench_command(
             cool_down_s=flags.cool_down,
             progress=progress,
         )
-    ratios = ratios_within(results) + (ratios_against(results, old) if old else [])
-    entries = [result.describe() for result in results]
-    payload = {**entries[0], "ratios": ratios}
-    if len(entries) > 1:
-        payload = {"artifacts": entries, "ratios": ratios}
-    console.result(payload)
-    _say(console, entries, ratios)
-    if report is not None:
-        from effc.benchmark.report import render_bench
 
-        with _writing(report, "--report"):
-            report.write_text(render_bench(payload, old), "utf-8")
-        console.note(f"report: {report}")
+
+def _check_answers(flags: BenchFlags, artifacts: int) -> None:
+    given = [field.name for field in fields(flags) if getattr(flags, field.name) != field.default]
+    wrong = [f"--{name.replace('_', '-')}" for name in given if name != "abi"]
+    if wrong or artifacts > 1:
+        raise UsageError(
+            "answers of one artifact are reported as they are",
+            where="--answers",
+            got=", ".join(wrong) or f"{artifacts} artifacts",
+        )
 
 
 def make_plan(flags: BenchFlags, *, compared: bool, emulated: bool) -> tuple[int, Plan]:
@@ -195,30 +225,35 @@ def _writing(path: Path, flag: str) -> Iterator[None]:
         ) from error
 
 
-def _subjects(artifacts: Sequence[Path], flags: BenchFlags) -> list[Subject]:
-    """Every artifact with every number of threads on all sets of cores."""
-    from effc.artifact import load_artifact
+def _subjects(
+    artifacts: Sequence[Artifact], flags: BenchFlags, devices: ExitStack
+) -> list[Subject]:
+    """Every artifact with every number of threads on all sets of cores.
+
+    Args:
+        artifacts, flags: As given.
+        devices: Closes connections in the end.
+    """
     from effc.benchmark.session import Subject
     from effc.devices.machine import Machine, select_cores
     from effc.execute import open_program
 
     subjects: list[Subject] = []
     counts = _thread_counts(flags.threads)
-    names = _labels(artifacts)
-    for path, name in zip(artifacts, names, strict=True):
-        artifact = load_artifact(path).of_abi(flags.abi)
-        executor = open_program(artifact, flags.device, flags.variant)
+    names = _labels([artifact.path for artifact in artifacts])
+    for artifact, name in zip(artifacts, names, strict=True):
+        executor = devices.enter_context(open_program(artifact, flags.device, flags.variant))
         machine = Machine.of(executor.ask(["--machine"])["before"]) if flags.cores else None
         for cores in flags.cores or ("all",):
             cpus = () if machine is None else select_cores(machine, cores)
             for count in counts or (int(artifact.manifest["threads"]),):
                 label = name
                 label += f", {count} thread{'s' * (count > 1)}" if len(counts) > 1 else ""
-                label += f", {cores}" if len(flags.cores) > 1 else ""
+                label += f", cores {cores}" if len(flags.cores) > 1 else ""
                 subjects.append(
                     Subject(
                         label,
-                        str(path),
+                        str(artifact.path),
                         artifact.manifest,
                         executor.ask,
                         executor.device,
@@ -250,79 +285,3 @@ def _thread_counts(text: str | None) -> tuple[int, ...]:
             "bad number of threads", where="--threads", expected="1 to 64, or 1,2,4", got=text
         )
     return tuple(map(int, parts))
-
-
-def _say(
-    console: Console, entries: Sequence[Mapping[str, Any]], ratios: Sequence[Mapping[str, Any]]
-) -> None:
-    _say_times(console, entries)
-    for row in ratios:
-        console.say(
-            f"{row['label']} takes {row['ratio']:.4g} times as long as {row['against']} "
-            f"({row['low']:.4g} to {row['high']:.4g}, {row['confidence']:.0%}): {row['verdict']}"
-        )
-        for note in row["notes"]:
-            console.note(f"note: {note}")
-    for entry in entries:
-        where = f"{entry['label']}: " if len(entries) > 1 else ""
-        _say_series(console, where, entry["series"])
-        for warning in entry["warnings"]:
-            console.note(f"warning: {where}{warning['text']}. Try: {warning['hint']}")
-    for entry in entries:
-        if "per_layer" in entry:
-            _say_layers(console, entry)
-
-
-def _say_times(console: Console, entries: Sequence[Mapping[str, Any]]) -> None:
-    keys = ("median", "min", "p90", "p99", "mean", "std")
-    first = entries[0]
-    pace = "" if first["fps"] is None else f", {first['fps']:g} per second"
-    console.table(
-        ["ms", *keys, "runs", "threads", "cores", "load", "first", "memory"],
-        [
-            [
-                entry["label"],
-                *(f"{entry['latency_ms'][key]:.4g}" for key in keys),
-                entry["runs"],
-                entry["threads"],
-                entry["cores"],
-                human_time(entry["load_ms"] / 1e3),
-                human_time(entry["first_ms"] / 1e3),
-                human_bytes(entry["peak_memory_bytes"]),
-            ]
-            for entry in entries
-        ],
-        title=f"{first['device']}, code {first['variant']}{pace}",
-        right=[*keys, "runs", "threads", "load", "first", "memory"],
-    )
-
-
-def _say_series(console: Console, where: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    if len(rows) < 2:
-        return
-    first, last = rows[0]["median_ms"], rows[-1]["median_ms"]
-    worst = max(row["median_ms"] for row in rows)
-    console.say(
-        f"{where}median {first:.4g} ms at the beginning, {last:.4g} at the end "
-        f"({last / first:.2f} times), {worst:.4g} in the slowest window of {len(rows)}"
-    )
-
-
-def _say_layers(console: Console, entry: Mapping[str, Any]) -> None:
-    console.table(
-        ["layer", "op", "kernel", "ms", "share", "GMAC/s", "nodes"],
-        [
-            [
-                row["name"],
-                row["op"],
-                row["kernel"],
-                f"{row['ms']:.4f}",
-                f"{100 * row['share']:.1f} %",
-                f"{row['gmacs']:.1f}" if row["gmacs"] else "",
-                ", ".join(row["nodes"])[:60],
-            ]
-            for row in entry["per_layer"]
-        ],
-        title=entry["label"],
-        right=["ms", "share", "GMAC/s"],
-    )

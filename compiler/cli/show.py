@@ -12,7 +12,6 @@ from effc.cli.console import Console, human_bytes, human_count, human_time
 from effc.errors import ToolError, UsageError
 
 __all__ = [
-    "devices_command",
     "doctor_command",
     "explain_command",
     "inspect_command",
@@ -183,18 +182,6 @@ def targets_command(console: Console) -> None:
             [entry.name, entry.base or "", entry.summary + (f" ({entry.soc})" if entry.soc else "")]
             for entry in entries
         ],
-    )
-
-
-def devices_command(console: Console) -> None:
-    """Everything that --device takes."""
-    from effc.doctor import list_devices
-
-    devices = list_devices()
-    console.result({"devices": [asdict(device) for device in devices]})
-    console.table(
-        ["device", "available", "what"],
-        [[d.name, "yes" if d.available else f"no: {d.hint}", d.summary] for d in devices],
     )
 
 

@@ -22,7 +22,7 @@
  * --cpus is a hexadecimal mask of the processors to run on. --period-us starts one
  * inference per period. --window-ms adds a time series with clocks and temperatures. --machine adds what
  * is known of them before and after; with no other work (--runs 0) that is all that happens.
- * --root is where sys/ and proc/ are.
+ * --root is where sys/ and proc/ are, if not EFFC_ROOT says so.
  *
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -162,7 +162,7 @@ static void parse_number(arguments *args, const char *flag, const char *value)
 
 static arguments parse(int count, char **words)
 {
-    arguments args = {{0}, {0}, 1, 0, NULL, "/"};
+    arguments args = {{0}, {0}, 1, 0, NULL, getenv("EFFC_ROOT")};
     for (int i = 1; i < count; i++) {
         const char *value = i + 1 < count ? words[i + 1] : NULL;
         if (parse_switch(&args, words[i]))
@@ -226,7 +226,7 @@ int main(int count, char **words)
                 args.paths.output != NULL || !plan->machine;
     printf("{");
     if (plan->machine) {
-        find_machine(args.root);
+        find_machine(args.root != NULL ? args.root : "/");
         printf("\"before\": ");
         print_machine();
         printf(", ");

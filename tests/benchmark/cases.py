@@ -90,5 +90,5 @@ def result(label: str = "net", rounds: Sequence[Measurement] = (), **settings: A
     plan = settings.pop("plan", Plan(runs=200))
     manifest = {"name": "net", "target": "android", "layers": [], "steps": [], "threads": 1}
     fields = {"device": "local", "threads": 1, **settings}
-    subject = Subject(label, f"out/{label}", manifest, lambda words: {}, **fields)
+    subject = Subject(label, f"out/{label}", manifest, lambda words, timeout_s: {}, **fields)
     return Result(subject, plan, list(rounds) or [measurement()])

@@ -79,6 +79,12 @@ def test_other_processes() -> None:
     assert codes([measurement(preempted=3, busy=0.1)], paced=True) == []
 
 
+def test_other_processes_explain_the_rest() -> None:
+    times = np.linspace(4, 9, 300).tolist()
+    assert codes([measurement(times)]) == ["drift", "spread"]
+    assert codes([measurement(times, preempted=200)]) == ["busy"]
+
+
 def test_spread() -> None:
     times = np.random.default_rng(0).uniform(4, 8, 300).tolist()
     assert codes([measurement(times)]) == ["spread"]

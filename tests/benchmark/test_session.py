@@ -29,7 +29,7 @@ MANIFEST = {
 
 
 def subject(ask: Ask, label: str, log: list[tuple[str, list[str]]]) -> Subject:
-    def program(words: Sequence[str]) -> Mapping[str, Any]:
+    def program(words: Sequence[str], timeout_s: float) -> Mapping[str, Any]:
         log.append((label, list(words)))
         return ask(*words)
 

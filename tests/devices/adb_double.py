@@ -44,11 +44,13 @@ class Fault:
         service: Pattern for the service that it happens to.
         act: Raises :class:`Cut` or ``OSError`` or sleeps, given the bytes that have passed.
         times: How often it happens.
+        skip: How many such services are spared before.
     """
 
     service: str
     act: Callable[[int], None]
     times: int = 1
+    skip: int = 0
 
 
 def cut_after(count: int) -> Callable[[int], None]:
@@ -100,8 +102,10 @@ class Phone:
         """What happens to a service of this name now."""
         for fault in self.faults:
             if fault.times > 0 and re.search(fault.service, service):
-                fault.times -= 1
-                return fault.act
+                if fault.skip == 0:
+                    fault.times -= 1
+                    return fault.act
+                fault.skip -= 1
         return lambda passed: None
 
 
