@@ -24,6 +24,9 @@ __all__ = ["Gather", "Walk", "column_weights", "slots_of"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
+_UNROLLED = 4
+"""Quads that an iteration moves, where code may be longer."""
+
 
 def slots_of(shape: ConvShape, channels: int) -> tuple[int, bool]:
     """Slots of the reduction, and whether they are whole quads.
@@ -192,7 +195,9 @@ class Gather:
         shape = self.shape
         taps, row, start = where
         valid, tested = tests
-        place = bind(taps * (shape.kernel[-1] * (shape.cin if self.columns.whole else self.channels)))
+        place = bind(
+            taps * (shape.kernel[-1] * (shape.cin if self.columns.whole else self.channels))
+        )
         first = bind(base + row * shape.input[-1] + start)
         offsets = [first + k * shape.dilations[-1] for k in range(shape.kernel[-1])]
 
@@ -247,7 +252,8 @@ class Gather:
                     )
             return
         plane = shape.input_positions
-        with loop(shape.cin) as q:
+
+        def quad(q: Expr) -> None:
             for k, offset in enumerate(offsets):
                 at = bind(place + q * taps + k)
                 tap(
@@ -255,6 +261,14 @@ class Gather:
                     lambda offset=offset: bind(x[offset + q * plane]),
                     lambda value, at=at: columns.put(buffer, at, position, value),
                 )
+
+        step = max(_UNROLLED // taps, 1) if self.split and tested is None else 1
+        if shape.cin >= step:
+            with loop(shape.cin // step) as group:
+                for i in range(step):
+                    quad(bind(group * step + i))
+        for q in range(shape.cin // step * step, shape.cin):
+            quad(T.int32(q))
 
 
 def _may_leave(shape: ConvShape, axis: int) -> bool:

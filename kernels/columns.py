@@ -29,7 +29,7 @@ from effc.kernels import columns_arm
 from effc.kernels.builder import T, bind, local, loop, vload, vstore
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["NARROW", "TILE", "Columns", "columns_for", "is_narrow"]
+__all__ = ["NARROW", "TILE", "Columns", "PairColumns", "columns_for", "is_narrow", "unrolls"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -96,10 +96,11 @@ class Columns(ABC):
 
     @abstractmethod
     def multiply(self, sums: Any, first: int, weights: Any, tile: Expr, buffer: Any) -> None:
-        """Add a tile's products to ``sums[first:first + TILE]``, filter by filter.
+        """Add a tile's products to sums that lie ``[position][TILE filters]``.
 
         Args:
             sums: Local int32 buffer.
+            first: Which of the four filters the tile begins with.
             weights: What ``pack`` made.
             tile: Number of the tile of filters.
         """
@@ -148,7 +149,8 @@ class PairColumns(Columns):
 
     def multiply(self, sums: Any, first: int, weights: Any, tile: Expr, buffer: Any) -> None:
         at = bind(tile * (self.slots * self.filters))
-        self.routines[0].call(sums, first, T.address_of(weights[at]), T.address_of(buffer[0]))
+        places = (T.address_of(place) for place in (sums[first], weights[at], buffer[0]))
+        self.routines[0].call(*places)
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ class VectorColumns(Columns):
 
     def multiply(self, sums: Any, first: int, weights: Any, tile: Expr, buffer: Any) -> None:
         at = bind(tile * (self.slots * self.filters))
-        self.routines[0].call(sums, first, T.address_of(weights[at]), T.address_of(buffer[0]))
+        places = (T.address_of(place) for place in (sums[first], weights[at], buffer[0]))
+        self.routines[0].call(*places)
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ class ByteColumns(Columns):
             for f in range(self.filters):
                 w = bind(_wide(weights[base + k * self.filters + f]))
                 for p in range(self.positions):
-                    at = first + f * self.positions + p
+                    at = p * TILE + first + f
                     T.buffer_store(sums, sums[at] + w * x[p], [at])
 
 
@@ -216,12 +219,15 @@ NARROW = "columns suit a processor without wide vectors better"
 
 def is_narrow(target: Target) -> bool:
     """Whether columns are how a processor should compute integer products."""
-    return target.arch == "thumb" or not target.vector_bits
+    return target.arch == "thumb" or target.vector_bits <= 32
 
 
-def columns_for(
-    target: Target, slots: int, positions: int, *, whole: bool, unroll: int
-) -> Columns:
+def unrolls(target: Target) -> tuple[int, ...]:
+    """Slots per iteration of inner loops that are worth a try, best first."""
+    return (1,) if target.optimize == "size" else (4, 2, 1)
+
+
+def columns_for(target: Target, slots: int, positions: int, *, whole: bool, unroll: int) -> Columns:
     """The columns that suit a processor that ``is_narrow``."""
     kind: type[Columns] = ByteColumns
     if target.arch == "thumb" and target.has("mve"):

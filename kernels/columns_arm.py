@@ -14,7 +14,9 @@ from tvm import tirx
 from effc.kernels.builder import T, bind
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["pair", "pairs", "pairs_listed", "rows", "vectors", "widened"]
+__all__ = ["pair", "pairs", "pairs_listed", "plane", "rows", "vectors", "widened"]
+
+_REGISTERS = ("w0", "w1", "l0", "l1", "x0", "x1")
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -38,7 +40,6 @@ def pair(low: Expr, high: Expr) -> Expr:
 @cache
 def pairs(positions: int, slots: int, unroll: int) -> Routine:
     """A tile's products over all slots, in order."""
-    filters = 4 // positions
     body = _slot(positions, "ldrd {x0}, {x1}, [{x}], #8")
     loops, rest = divmod(slots, unroll)
     lines = body * rest
@@ -52,8 +53,9 @@ def pairs(positions: int, slots: int, unroll: int) -> Routine:
         tuple(f"a{i}" for i in range(4)),
         ("w", "x"),
         (),
-        (*_registers(filters), *(["n"] if counted else [])),
+        (*_REGISTERS, *(["n"] if counted else [])),
         "\n".join(lines),
+        places=_places(positions),
     )
 
 
@@ -69,11 +71,13 @@ def pairs_listed() -> Routine:
     lines += ["1:", *step, *step, "subs {n}, #1", "bne 1b", "2:"]
     sums = tuple(f"a{i}" for i in range(4))
     pointers, numbers = ("w", "x", "l"), ("n",)
-    return Routine("effc_listed", sums, pointers, numbers, _registers(2), "\n".join(lines))
+    text = "\n".join(lines)
+    return Routine("effc_listed", sums, pointers, numbers, _REGISTERS, text, places=_places(2))
 
 
-def _registers(filters: int) -> tuple[str, ...]:
-    return ("w0", "w1", "l0", "l1", "x0", "x1")
+def _places(positions: int) -> tuple[int, ...]:
+    """Sums of a tile, filter by filter, lie with four filters of a position side by side."""
+    return (0, 1, 2, 3) if positions == 1 else (0, 4, 1, 5)
 
 
 def _slot(positions: int, load: str, *, listed: bool = False) -> list[str]:
@@ -123,22 +127,90 @@ def vectors(positions: int, count: int) -> Routine:
     name = f"effc_vectors{positions}_{count}"
     text = "\n".join(lines)
     return Routine(
-        name, sums, ("w", "x"), (), (*others, "n"), text, clobbers=clobbers, even=True
+        name,
+        sums,
+        ("w", "x"),
+        (),
+        (*others, "n"),
+        text,
+        places=_places(positions),
+        clobbers=clobbers,
+        even=True,
     )
+
+
+@cache
+def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right: int) -> Routine:
+    """Rows of outputs of one channel of a depthwise kernel, three taps wide, requantized.
+
+    Operands: the first input (rows of pairs of 16 bits), the first output (a byte in every
+    fourth), and the words bias, multiplier, half and zero point together, rows (counted
+    down) and one that it uses itself; then, per row of the kernel, its taps as the pairs ``0, 1``
+    and ``1, 2``.
+
+    Args:
+        height: Rows of the kernel.
+        strides: Of rows, and of columns: 1 or 2.
+        pitch: Bytes from one row of inputs to the next.
+        outputs: Of a row.
+        right: Shift of the Requantize.
+    """
+    pairs, odd = divmod(outputs, 2)
+    down, stride = strides
+    step = 4 * stride
+    lines = ["0:"]
+    if pairs:
+        lines += [f"add {{x0}}, {{y}}, #{8 * pairs}", "str {x0}, [{c}, #16]", "1:"]
+        lines += ["ldr {a0}, [{c}]", "mov {a1}, {a0}"]
+        lines += _taps(height, stride, pitch, 2)
+        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *_requantized("a0", right)]
+        lines += _requantized("a1", right)
+        lines += [f"add {{x}}, #{step}", "ldr {x0}, [{c}, #16]", "cmp {y}, {x0}", "bne 1b"]
+    if odd:
+        lines += ["ldr {a0}, [{c}]", *_taps(height, stride, pitch, 1)]
+        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *_requantized("a0", right)]
+    skip = down * pitch - pairs * step
+    move = "add" if skip >= 0 else "sub"
+    lines += [f"{move} {{x}}, {{x}}, #{abs(skip)}", "ldr {x0}, [{c}, #12]", "subs {x0}, #1"]
+    lines += ["str {x0}, [{c}, #12]", "bne 0b"]
+    return Routine(
+        f"effc_plane{height}_{down}_{stride}_{pitch}_{outputs}_{right}",
+        (),
+        ("x", "y", "c"),
+        (),
+        ("a0", "a1", "x0", "x1"),
+        "\n".join(lines),
+        inputs=tuple(f"w{i}" for i in range(2 * height)),
+    )
+
+
+def _requantized(total: str, right: int) -> list[str]:
+    return [
+        f"smmla {{{total}}}, {{{total}}}, {{x0}}, {{x1}}",
+        f"ssat {{{total}}}, #8, {{{total}}}, asr #{right}",
+        f"strb {{{total}}}, [{{y}}], #4",
+    ]
 
 
 @cache
 def rows(height: int, stride: int, pitch: int) -> Routine:
     """Two neighbouring outputs of a depthwise kernel, three taps wide.
 
-    Operands: the first input (a word of two neighbours), per row of the kernel its taps as the
-    words ``0, 1`` and ``1, 2``.
+    Operands: the first input (a word of two neighbours), per row of the kernel its taps as
+    ``plane`` has them.
 
     Args:
-        height: Rows of the kernel.
-        stride: 1 or 2.
-        pitch: Bytes from one row to the next.
+        height, pitch: As ``plane``.
+        stride: Of columns.
     """
+    weights = tuple(f"w{i}" for i in range(2 * height))
+    name = f"effc_rows{height}_{stride}_{pitch}"
+    text = "\n".join(_taps(height, stride, pitch, 2))
+    return Routine(name, ("a0", "a1"), ("x",), (), ("x0", "x1"), text, weights)
+
+
+def _taps(height: int, stride: int, pitch: int, outputs: int) -> list[str]:
+    """Products of one output, or of two neighbours, over all rows of the kernel."""
     lines = []
     for row in range(height):
         first, second = f"{{w{2 * row}}}", f"{{w{2 * row + 1}}}"
@@ -147,18 +219,15 @@ def rows(height: int, stride: int, pitch: int) -> Routine:
             f"smlad {{a0}}, {{x0}}, {first}, {{a0}}",
             f"smlabt {{a0}}, {{x1}}, {second}, {{a0}}",
         ]
-        if stride == 1:
+        if outputs == 2 and stride == 1:
             lines += [
                 f"smlatb {{a1}}, {{x0}}, {first}, {{a1}}",
                 f"smlad {{a1}}, {{x1}}, {second}, {{a1}}",
             ]
-        else:
+        elif outputs == 2:
             lines += [
                 f"ldr {{x0}}, [{{x}}, #{row * pitch + 8}]",
                 f"smlad {{a1}}, {{x1}}, {first}, {{a1}}",
                 f"smlabt {{a1}}, {{x0}}, {second}, {{a1}}",
             ]
-    weights = tuple(f"w{i}" for i in range(2 * height))
-    name = f"effc_rows{height}_{stride}_{pitch}"
-    text = "\n".join(lines)
-    return Routine(name, ("a0", "a1"), ("x",), (), ("x0", "x1"), text, weights)
+    return lines

@@ -30,7 +30,9 @@ from effc.kernels.builder import Param, T, bind, local, loop, stage_func, unrave
 from effc.kernels.columns import is_narrow
 from effc.kernels.depthwise_integer import Shape, depthwise_refusal, folded_bias, shape_of
 from effc.kernels.epilogue import Epilogue
+from effc.kernels.fixed_point import ROOM, Scaling
 from effc.kernels.inline_assembly import Routine, importing
+from effc.kernels.overlap import Shifts, ascending, overlap, quad_bytes
 from effc.kernels.region import Op, Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 
@@ -38,7 +40,9 @@ __all__ = ["DepthwiseBands"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
-_BAND_BYTES = 3 * 1024
+_BAND_BYTES = 900
+_LEAST_ROWS = 4
+"""Output rows of a band, even if they need more than ``_BAND_BYTES``: some rows are moved."""
 
 
 class DepthwiseBands(Template):
@@ -74,7 +78,7 @@ class DepthwiseBands(Template):
         assert weight is not None
         assert weight.const is not None
         shape = shape_of(op)
-        method = _method(shape, target)
+        method = _method(shape, region, target)
         epilogue = _epilogue(region, op)
         weights = {"w": method.pack(weight.const), "b": folded_bias(op), **epilogue.weights}
         dtype, elements = method.buffer
@@ -97,10 +101,9 @@ class DepthwiseBands(Template):
 
         nbytes = elements * np.dtype(dtype).itemsize
         stage = Stage(stage_func(params, body), args, shape.batch * shape.quads, nbytes)
-        inplace = epilogue.inplace
-        if data.type == region.outputs[0].type and shape.y.before < shape.y.reach:
-            inplace = (*inplace, (data.name, region.outputs[0].name))
-        return Kernel((stage,), weights, inplace=inplace)
+        shifts = method.shifts(quad_bytes(region.outputs[0]), target.serial)
+        overlaps = overlap(region, data, shifts)
+        return Kernel((stage,), weights, {}, epilogue.inplace, overlaps)
 
 
 def _epilogue(region: Region, op: Op) -> Epilogue:
@@ -108,14 +111,24 @@ def _epilogue(region: Region, op: Op) -> Epilogue:
     return Epilogue(region, op.outputs[0], (batch, quads, prod(sizes), 4))
 
 
-def _method(shape: Shape, target: Target) -> _Method:
+def _method(shape: Shape, region: Region, target: Target) -> _Method:
     """The way that suits the processor and the kernel."""
     y, x = shape.y, shape.x
     thumb = target.arch == "thumb" and target.has("dsp") and not target.has("mve")
     small = y.kernel <= 3 and x.kernel <= 3 and y.dilation == x.dilation == 1
-    if thumb and small and x.stride <= 2 and PairRows(shape).near:
-        return PairRows(shape)
-    return QuadLanes(shape)
+    if not thumb or not small or x.stride > 2:
+        return QuadLanes(shape)
+    pairs = PairRows(shape, _plain_scaling(region))
+    return pairs if pairs.near else QuadLanes(shape)
+
+
+def _plain_scaling(region: Region) -> Scaling | None:
+    """The Requantize that is all of an epilogue, if it clamps to nothing but eight bits."""
+    if [op.op_type for op in region.epilogue] != ["Requantize"]:
+        return None
+    scaling = Scaling.of(region.epilogue[0].attrs)
+    plain = scaling.left == scaling.x_zero == 0 and scaling.right <= ROOM
+    return scaling if plain and (scaling.low, scaling.high) == (-128, 127) else None
 
 
 @dataclass(frozen=True)
@@ -131,7 +144,11 @@ class _Method(ABC):
     per_source: ClassVar[int]
     """Element type that inputs are read as, and how many bytes it has."""
     element: ClassVar[str]
-    routines: ClassVar[tuple[Routine, ...]] = ()
+
+    @property
+    def routines(self) -> tuple[Routine, ...]:
+        """Assembly that ``compute`` calls."""
+        return ()
 
     @property
     @abstractmethod
@@ -144,7 +161,7 @@ class _Method(ABC):
         y = self.shape.y
         row = 4 * self.width * np.dtype(self.element).itemsize
         fit = (_BAND_BYTES // row - y.reach) // y.stride + 1
-        return min(max(fit, 1), y.out)
+        return min(max(fit, _LEAST_ROWS), y.out)
 
     @property
     def rows(self) -> int:
@@ -165,6 +182,26 @@ class _Method(ABC):
     def buffer(self) -> tuple[str, int]:
         """Element type and elements of the band."""
         return self.element, 4 * self.rows * self.width
+
+    def shifts(self, result: int, serial: bool) -> Shifts:
+        """Where the result may lie over the input.
+
+        Args:
+            result: Bytes of four channels of a position.
+            serial: Whether units run one after another.
+        """
+        y, planes = self.shape.y, self.shape.batch * self.shape.quads
+        sizes = 4 * y.size * self.shape.x.size, result * y.out * self.shape.x.out
+        if not serial:
+            return ((0, 0),) if sizes[0] == sizes[1] else ()
+        start = np.arange(0, y.out, self.band)
+        loaded = np.where(start > 0, self.kept, 0)  # the rows before come from the last band
+        read = np.clip(start * y.stride + loaded - y.before, 0, y.size) * (sizes[0] // y.size)
+        written = np.minimum(start + self.band, y.out) * (sizes[1] // y.out)
+        number = np.arange(planes)[:, None]
+        first, last = number * sizes[0] + read, number * sizes[1] + written
+        whole = planes * sizes[0], planes * sizes[1]
+        return ascending(first.reshape(-1), last.reshape(-1), whole)
 
     @abstractmethod
     def pack(self, weights: np.ndarray) -> np.ndarray:
@@ -192,8 +229,13 @@ class _Method(ABC):
 
 @dataclass(frozen=True)
 class PairRows(_Method):
-    """Channels apart: ``[channel][row][column]`` of int16."""
+    """Channels apart: ``[channel][row][column]`` of int16.
 
+    Attributes:
+        scaling: The epilogue, if it is nothing but a Requantize to eight bits.
+    """
+
+    scaling: Scaling | None
     source: ClassVar[str] = "int32"
     per_source: ClassVar[int] = 4
     element: ClassVar[str] = "int16"
@@ -208,13 +250,18 @@ class PairRows(_Method):
 
     @property
     def near(self) -> bool:
-        """Whether the rows of a window are within reach of a load's offset."""
-        return (self.shape.y.kernel - 1) * 2 * self.width + 8 < 1020
+        """Whether the rows of a window are within reach of an instruction's offsets."""
+        y = self.shape.y
+        return (y.kernel - 1) * 2 * self.width + 8 < 1020 and y.stride * 2 * self.width < 4096
 
     @property
-    def routines(self) -> tuple[Routine, ...]:  # type: ignore[override]
+    def routines(self) -> tuple[Routine, ...]:
         y, x = self.shape.y, self.shape.x
-        return (columns_arm.rows(y.kernel, x.stride, 2 * self.width),)
+        pitch = 2 * self.width
+        if self.scaling is None:
+            return (columns_arm.rows(y.kernel, x.stride, pitch),)
+        strides, right = (y.stride, x.stride), self.scaling.right
+        return (columns_arm.plane(y.kernel, strides, pitch, x.out, right),)
 
     def pack(self, weights: np.ndarray) -> np.ndarray:
         channels = weights.shape[0]
@@ -246,22 +293,57 @@ class PairRows(_Method):
                 wide = [bind(T.Cast("int32", tap)) for tap in taps]
                 words += [_cell(columns_arm.pair(wide[i], wide[i + 1])) for i in (0, 1)]
             bias = _cell(code.b[channel])
-            with loop(count) as row:
-                start = bind(lane * (self.rows * self.width) + row * (y.stride * self.width))
-                with loop(-(-x.out // 2)) as pair:
-                    sums = local(2, "int32")
-                    for i in range(2):
-                        vstore(sums, i, bias, 1)
-                    place = code.scratch[start + pair * (2 * x.stride)]
-                    self.routines[0].call(sums, 0, T.address_of(place), *words)
-                    at = bind((first + row) * x.out + pair * 2)
-                    values = [code.finish(n, quad, at + i, lane, sums[i]) for i in range(2)]
-                    code.store(n, quad, at, lane, values[0])
-                    if x.out % 2 == 0:
-                        code.store(n, quad, at + 1, lane, values[1])
-                    else:
-                        with T.If(pair < x.out // 2), T.Then():
-                            code.store(n, quad, at + 1, lane, values[1])
+            start = bind(lane * (self.rows * self.width))
+            if self.scaling is not None:
+                at = bind(code.plane(n, quad) + first * (4 * x.out) + lane)
+                self._whole(code, (start, at), [bias, code.multiplier(n, quad, lane)], words, count)
+            else:
+                self._by_pairs(code, (n, quad, first, lane), start, bias, words, count)
+
+    def _whole(
+        self,
+        code: _Code,
+        places: tuple[Expr, Expr],
+        factors: list[Expr],
+        words: list[Expr],
+        count: Expr,
+    ) -> None:
+        """All rows in assembly."""
+        scaling = self.scaling
+        assert scaling is not None
+        half = (1 << (scaling.right - 1)) + (scaling.zero << scaling.right)
+        given = local(5, "int32")
+        for i, value in enumerate([*factors, tirx.const(half, "int32"), count]):
+            vstore(given, i, value, 1)
+        start, at = places
+        operands = (code.scratch[start], code.y[at], given[0])
+        self.routines[0].call(*(T.address_of(place) for place in operands), *words)
+
+    def _by_pairs(
+        self,
+        code: _Code,
+        where: tuple[Expr, Expr, Expr, Expr],
+        start: Expr,
+        bias: Expr,
+        words: list[Expr],
+        count: Expr,
+    ) -> None:
+        """Two outputs at a time, with any epilogue."""
+        y, x = self.shape.y, self.shape.x
+        n, quad, first, lane = where
+        with loop(count) as row, loop(-(-x.out // 2)) as pair:
+            sums = local(2, "int32")
+            for i in range(2):
+                vstore(sums, i, bias, 1)
+            place = code.scratch[start + row * (y.stride * self.width) + pair * (2 * x.stride)]
+            self.routines[0].call(T.address_of(sums[0]), T.address_of(place), *words)
+            at = bind((first + row) * x.out + pair * 2)
+            code.store(n, quad, at, lane, code.finish(n, quad, at, lane, sums[0]))
+            if x.out % 2 == 0:
+                code.store(n, quad, at + 1, lane, code.finish(n, quad, at + 1, lane, sums[1]))
+            else:
+                with T.If(pair < x.out // 2), T.Then():
+                    code.store(n, quad, at + 1, lane, code.finish(n, quad, at + 1, lane, sums[1]))
 
 
 def _cell(value: Expr) -> Expr:
@@ -397,8 +479,16 @@ class _Code:
         self, n: Expr, quad: Expr, position: Expr, lane: Expr, value: Expr, lanes: int = 1
     ) -> None:
         """Store a result of ``finish``."""
+        vstore(self.y, self.plane(n, quad) + position * 4 + lane, value, lanes)
+
+    def plane(self, n: Expr, quad: Expr) -> Expr:
+        """Where the results of a quad begin."""
         _, quads, plane, _ = self.epilogue.view
-        vstore(self.y, ((n * quads + quad) * plane + position) * 4 + lane, value, lanes)
+        return (n * quads + quad) * (4 * plane)
+
+    def multiplier(self, n: Expr, quad: Expr, lane: Expr) -> Expr:
+        """Of an epilogue that is a Requantize."""
+        return self.epilogue.operand(1, (n, quad, T.int32(0), lane), self.operands)
 
 
 def _bytes(zero: int) -> Expr:

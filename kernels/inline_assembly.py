@@ -36,6 +36,7 @@ class Routine:
         inputs: Names of int32 operands that the text only reads.
         temporaries: Names of further registers.
         text: Instructions, one per line, with ``{name}`` for a register; labels are numbers.
+        places: Where the accumulators lie behind each other in the caller's buffer.
         clobbers: Registers beside the named ones (LLVM names).
         even: Whether accumulators need registers of even number.
     """
@@ -47,18 +48,18 @@ class Routine:
     temporaries: tuple[str, ...]
     text: str
     inputs: tuple[str, ...] = ()
+    places: tuple[int, ...] = (0, 1, 2, 3)
     clobbers: tuple[str, ...] = ()
     even: bool = False
 
-    def call(self, sums: Any, first: int, *operands: Expr) -> None:
+    def call(self, *operands: Expr) -> None:
         """Emit a call.
 
         Args:
-            sums: Local int32 buffer with the accumulators, from element ``first`` on.
-            operands: Addresses (``T.address_of``) and int32 numbers, in order.
+            operands: The address (``T.address_of``) of accumulators, if there are any; then those
+                of pointers, int32 numbers and inputs, in order.
         """
-        place = T.address_of(sums[first])
-        T.evaluate(tirx.call_extern("void", self.name, place, *operands))
+        T.evaluate(tirx.call_extern("void", self.name, *operands))
 
     @property
     def ir(self) -> str:
@@ -78,20 +79,21 @@ class Routine:
         constraints += [str(i) for i in range(len(tied))] + ["r"] * len(self.inputs)
         constraints += [f"~{{{name}}}" for name in (*self.clobbers, "cc", "memory")]
         given = operands[len(self.sums) :]
-        parameters = ", ".join(["ptr %sums", *(f"{kind} %{name}" for kind, name in given)])
+        head = ["ptr %sums"] if self.sums else []
+        parameters = ", ".join([*head, *(f"{kind} %{name}" for kind, name in given)])
         result = "{" + ", ".join(kinds) + "}"
         arguments = ", ".join(f"{kind} %{name}" for kind, name in operands)
         body = []
         for i, name in enumerate(self.sums):
-            body.append(f"%p{i} = getelementptr i32, ptr %sums, i32 {i}")
+            body.append(f"%p{i} = getelementptr i32, ptr %sums, i32 {self.places[i]}")
             body.append(f"%{name} = load i32, ptr %p{i}")
         asm = f'asm sideeffect "{text}", "{",".join(constraints)}"'
         body.append(f"%r = call {result} {asm}({arguments})")
         for i in range(len(self.sums)):
             body.append(f"%r{i} = extractvalue {result} %r, {i}")
             body.append(f"store i32 %r{i}, ptr %p{i}")
-        head = f"define internal void @{self.name}({parameters}) alwaysinline {{"
-        return "\n".join([head, *body, "ret void", "}"])
+        signature = f"define internal void @{self.name}({parameters}) alwaysinline {{"
+        return "\n".join([signature, *body, "ret void", "}"])
 
 
 @contextmanager

@@ -91,8 +91,6 @@ def _has_mve() -> bool:
     return "+mve" in [str(f) for f in tvm.target.Target.current().attrs.get("mattr", ())]
 
 
-
-
 _ROOM = 21  # half and zero point fit beside the high word if shifted by no more than this
 
 

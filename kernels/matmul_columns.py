@@ -14,13 +14,14 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import Param, T, bind, local, loop, stage_func
-from effc.kernels.columns import TILE, Columns, columns_for, is_narrow
+from effc.kernels.columns import TILE, Columns, columns_for, is_narrow, unrolls
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.inline_assembly import importing
 from effc.kernels.matmul_problem import Problem, problem_of
+from effc.kernels.overlap import Shifts, ascending, overlap
 from effc.kernels.quads import operand
-from effc.kernels.region import DOMAIN, Op, Region
-from effc.kernels.template import Config, Kernel, Stage, Template
+from effc.kernels.region import DOMAIN, Op, Region, Value
+from effc.kernels.template import Config, Kernel, Overlap, Stage, Template
 
 __all__ = ["ColumnMatMul"]
 
@@ -57,7 +58,7 @@ class ColumnMatMul(Template):
         """See :meth:`Template.candidates`."""
         p = problem_of(region.ops[0], collapse=True)
         macs = float(p.m * p.n * p.k)
-        return [({"unroll": unroll}, macs * (1.1 + 0.125 / unroll)) for unroll in (4, 2, 1)]
+        return [({"unroll": unroll}, macs * (1.1 + 0.125 / unroll)) for unroll in unrolls(target)]
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         """See :meth:`Template.build`."""
@@ -68,7 +69,17 @@ class ColumnMatMul(Template):
         columns = columns_for(target, slots, positions, whole=False, unroll=unroll)
         weights, bias = _constants(op, p)
         plan = _Plan(p, columns, _epilogue(region, op, p))
-        return plan.kernel(region, operand(op, 0).name, {"w": columns.pack(weights), "bias": bias})
+        shifts = _shifts(p, positions, region.outputs[0]) if target.serial else ()
+        packed = {"w": columns.pack(weights), "bias": bias}
+        return plan.kernel(region, packed, overlap(region, operand(op, 0), shifts))
+
+
+def _shifts(p: Problem, rows: int, result: Value) -> Shifts:
+    """Where the result may lie over the left operand: a tile reads its rows before it writes."""
+    first = np.arange(0, p.m, rows)
+    row = result.type.nbytes // p.m
+    last = np.minimum(first + rows, p.m) * row
+    return ascending(np.minimum(first, p.m - 1) * p.k, last, (p.m * p.k, p.m * row))
 
 
 def _epilogue(region: Region, op: Op, problem: Problem) -> Epilogue:
@@ -98,7 +109,9 @@ class _Plan:
     columns: Columns
     epilogue: Epilogue
 
-    def kernel(self, region: Region, data: str, weights: dict[str, np.ndarray]) -> Kernel:
+    def kernel(
+        self, region: Region, weights: dict[str, np.ndarray], overlaps: tuple[Overlap, ...]
+    ) -> Kernel:
         problem, epilogue = self.problem, self.epilogue
         dtype, elements = self.columns.buffer
         params: list[Param] = [
@@ -116,11 +129,11 @@ class _Plan:
             with importing(self.columns.routines), loop(begin, end) as tile:
                 self._tile(tile, buffers)
 
-        args = (data, "w:w", "w:bias", *epilogue.args, region.outputs[0].name, "scratch")
+        args = (problem.a.name, "w:w", "w:bias", *epilogue.args, region.outputs[0].name, "scratch")
         nbytes = elements * np.dtype(dtype).itemsize
         stage = Stage(stage_func(params, body), args, tiles, nbytes)
         inplace = epilogue.inplace if problem.m % self.columns.positions == 0 else ()
-        return Kernel((stage,), weights | epilogue.weights, inplace=inplace)
+        return Kernel((stage,), weights | epilogue.weights, {}, inplace, overlaps)
 
     def _tile(self, tile: Expr, buffers: list[Any]) -> None:
         problem, columns, n = self.problem, self.columns, self.problem.n
@@ -139,7 +152,9 @@ class _Plan:
         if n % TILE:
             self._columns(T.int32(n // TILE), n % TILE, rows, rest)
 
-    def _columns(self, number: Expr, count: int, rows: list[Expr], buffers: tuple[Any, ...]) -> None:
+    def _columns(
+        self, number: Expr, count: int, rows: list[Expr], buffers: tuple[Any, ...]
+    ) -> None:
         """Columns from ``TILE * number`` on, of which ``count`` exist."""
         w, bias, operands, y, scratch = buffers
         columns, n = self.columns, self.problem.n
@@ -148,13 +163,15 @@ class _Plan:
         for f in range(TILE):
             start = bind(bias[number * TILE + f])
             for p in range(positions):
-                T.buffer_store(sums, start, [f * positions + p])
+                T.buffer_store(sums, start, [p * TILE + f])
         for part in range(positions):
-            columns.multiply(sums, part * TILE, w, bind(number * positions + part), scratch)
+            columns.multiply(
+                sums, part * columns.filters, w, bind(number * positions + part), scratch
+            )
         for p, row in enumerate(rows):
             for f in range(count):
                 column = bind(number * TILE + f)
                 value = self.epilogue.apply(
-                    bind(sums[f * positions + p]), [row, column], operands, axis=1, lanes=1
+                    bind(sums[p * TILE + f]), [row, column], operands, axis=1, lanes=1
                 )
                 T.buffer_store(y, value, [row * n + column])

@@ -90,19 +90,30 @@ class QuadRows(Epilogue):
         return _merged(rows) if self.merged else bind(interleave(rows, lanes))
 
     def finish_each(
-        self, sums: Sequence[Expr], coords: Sequence[Expr], buffers: Sequence[Any]
+        self,
+        sums: Sequence[Expr],
+        coords: Sequence[Expr],
+        buffers: Sequence[Any],
+        rows: Sequence[Expr],
     ) -> Rows:
-        """As ``finish``, of a single position: four scalars of ``out_dtype``, bound."""
-        operands = _Operands(self, coords, buffers, 1, 1)
+        """As ``finish``, of some channels of a position: scalars, bound.
+
+        Args:
+            rows: Which channels, of a quad: ints, or expressions.
+        """
+        operands = _Operands(self, coords, buffers, 1, 1, rows)
         if self._stays_wide:
             last = self._ops[-1]
-            rows = _unbounded(last, self._wide_inputs(list(sums), operands), self._target)
-            return [bind(vm.cast(_clamped(row, last), self.out_dtype)) for row in rows]
+            found = _unbounded(last, self._wide_inputs(list(sums), operands), self._target)
+            return [bind(vm.cast(_clamped(row, last), self.out_dtype)) for row in found]
         if not self._ops:
             return list(sums)
-        return [bind(self._finish_row(row, value, operands)) for row, value in enumerate(sums)]
+        return [
+            bind(self._finish_row(row, value, operands))
+            for row, value in zip(rows, sums, strict=True)
+        ]
 
-    def _finish_row(self, row: int, value: Expr, operands: _Operands) -> Expr:
+    def _finish_row(self, row: Expr, value: Expr, operands: _Operands) -> Expr:
         def leaf(operand: Value) -> Expr:
             return operands.row(operand, row)
 
@@ -113,7 +124,8 @@ class QuadRows(Epilogue):
         last, found = self._ops[-1], self._wide_inputs(sums, operands)
         dtype = last.outputs[0].dtype
         if last.op_type == "Requantize":
-            narrowed = requantize(*found, _scaling(last), dtype, self._target)
+            values, multipliers = found
+            narrowed = requantize(values, multipliers, _scaling(last), dtype, self._target)
         else:
             rows = _unbounded(last, found, self._target)
             narrowed = narrow(rows, _scaling(last), dtype, self._target)
@@ -147,23 +159,25 @@ class _Operands:
         buffers: Sequence[Any],
         lanes: int,
         valid: int,
+        rows: Sequence[Expr] = range(4),
     ) -> None:
         self.lanes = lanes
+        self._rows = rows
         self._epilogue, self._coords, self._buffers = epilogue, coords, buffers
         self._valid = valid
         self._quads: dict[int, Expr] = {}
 
     def wide(self, value: Value) -> Rows:
-        """All four channels as int32."""
+        """All channels that are wanted as int32."""
         scalar = immediate(value)
         if scalar is not None:
-            return [bind(splat(tirx.const(int(scalar), "int32"), self.lanes))] * 4
+            return [bind(splat(tirx.const(int(scalar), "int32"), self.lanes))] * len(self._rows)
         if id(value) in self._epilogue._woven:
             quads = self._quads_of(value)
-            return [bind(_byte(quads, row, value.dtype)) for row in range(4)]
-        return [bind(vm.cast(self.row(value, row), "int32")) for row in range(4)]
+            return [bind(_byte(quads, row, value.dtype)) for row in self._rows]
+        return [bind(vm.cast(self.row(value, row), "int32")) for row in self._rows]
 
-    def row(self, value: Value, row: int) -> Expr:
+    def row(self, value: Value, row: Expr) -> Expr:
         """One channel, of the operand's dtype."""
         if id(value) in self._epilogue._woven:
             return vm.cast(_byte(self._quads_of(value), row, value.dtype), value.dtype)
@@ -196,12 +210,17 @@ def _dot(coords: Sequence[Expr], strides: Sequence[int]) -> Expr:
     return sum(terms[1:], terms[0]) if terms else 0
 
 
-def _byte(quads: Expr, row: int, dtype: str) -> Expr:
-    """Byte ``row`` of every 32-bit element, as int32."""
+def _byte(quads: Expr, row: Expr, dtype: str) -> Expr:
+    """Byte ``row`` (an int, or for scalars an expression) of every 32-bit element, as int32."""
+    fixed = isinstance(row, int)
+
+    def amount(value: Expr) -> Expr:
+        return vm.const(value, quads) if fixed else value
+
     if dtype == "uint8":
-        moved = tirx.shift_right(quads, vm.const(8 * row, quads)) if row else quads
+        moved = tirx.shift_right(quads, amount(8 * row))
         return tirx.bitwise_and(moved, vm.const(255, quads))
-    moved = tirx.shift_left(quads, vm.const(24 - 8 * row, quads)) if row < 3 else quads
+    moved = tirx.shift_left(quads, amount(24 - 8 * row))
     return tirx.shift_right(moved, vm.const(24, quads))
 
 

@@ -20,7 +20,7 @@ __all__ = ["accepts", "accepts_fused", "choices", "refusals", "templates"]
 def templates() -> tuple[Template, ...]:
     """All templates, the fallback last."""
     from effc.kernels.conv import DirectConv
-    from effc.kernels.conv_columns import ColumnConv
+    from effc.kernels.conv_columns import ColumnConv, SparseColumnConv
     from effc.kernels.conv_transpose import ConvTranspose
     from effc.kernels.depthwise import DepthwiseConv
     from effc.kernels.depthwise_bands import DepthwiseBands
@@ -52,6 +52,7 @@ def templates() -> tuple[Template, ...]:
         DirectConv(),
         SparseConv(),
         ColumnConv(),
+        SparseColumnConv(),
         DepthwiseConv(),
         DepthwiseInteger(),
         DepthwiseBands(),
