@@ -39,9 +39,7 @@ def test_the_firmware_computes_the_features_that_were_trained_on(
 ) -> None:
     library = tmp_path / "features.so"
     strict = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run(
-        ["gcc", *strict, "-o", str(library), str(FIRMWARE / "features.c")], check=True
-    )
+    subprocess.run(["gcc", *strict, "-o", str(library), str(FIRMWARE / "features.c")], check=True)
     compute = ctypes.CDLL(str(library)).compute_features
     for word in WORDS:
         found = np.zeros((features.FRAMES, features.BANDS), np.float32)
@@ -79,9 +77,9 @@ def test_keywords_are_heard(target: str, features: ModuleType, tmp_path: Path) -
         )
     )
     for word in WORDS:
+        places = {"MODEL": artifact.path, "BUILD": tmp_path, "SOUND": HERE / f"words/{word}.wav"}
         done = subprocess.run(
-            ["make", "-s", "run", f"MODEL={artifact.path}", f"BUILD={tmp_path}"]
-            + [f"SOUND={HERE / 'words' / word}.wav"],
+            ["make", "-s", "run", *(f"{name}={path}" for name, path in places.items())],
             cwd=FIRMWARE,
             capture_output=True,
             text=True,

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from .conftest import EXAMPLE, need, run
-from .firmware_worlds import ARDUINO_H, BARE_CORE, arduino_platform, zephyr_world
 from lxml import etree
 
 import effc
 from effc.errors import UsageError
+
+from .conftest import EXAMPLE, need, run
+from .firmware_worlds import ARDUINO_H, BARE_CORE, arduino_platform, zephyr_world
 
 FORMATS = ["arduino", "zephyr", "cmsis-pack"]
 M4 = "-mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard"
