@@ -26,9 +26,12 @@ _PACKAGES = {
     "scipy": "scipy",
     "highspy": "highspy",
 }
+# Emulator -> (Debian package, what it is for)
 EMULATED = {
-    "qemu-aarch64": "android, linux-arm64 and boards with 64-bit Arm",
-    "qemu-arm": "android-armv7, linux-armv7",
+    "qemu-aarch64": ("qemu-user", "android, linux-arm64 and boards with 64-bit Arm"),
+    "qemu-arm": ("qemu-user", "android-armv7, linux-armv7"),
+    "qemu-system-arm": ("qemu-system-arm", "Cortex-M microcontrollers"),
+    "qemu-system-riscv32": ("qemu-system-misc", "RISC-V microcontrollers"),
 }
 _FREE_BYTES = 2 << 30
 
@@ -60,7 +63,7 @@ def diagnose() -> list[Check]:
         _compiler(),
         _cache(),
         _free_space(),
-        *(_emulator(name, use) for name, use in EMULATED.items()),
+        *(_emulator(name, *about) for name, about in EMULATED.items()),
         _java(),
         _client("adb", "adb", "--device adb"),
         _client("ssh", "openssh-client", "--device ssh"),
@@ -125,15 +128,15 @@ def _free_space() -> Check:
     return Check("temporary space", ok, False, f"{free / 1e9:.1f} GB", hint)
 
 
-def _emulator(name: str, use: str) -> Check:
+def _emulator(name: str, package: str, use: str) -> Check:
     path = shutil.which(name)
     if path is None:
-        hint = f"apt-get install qemu-user (to verify artifacts for {use})"
+        hint = f"apt-get install {package} (to verify artifacts for {use})"
         return Check(name, False, False, "missing", hint)
     try:
         answer = subprocess.run(
             [path, "--version"], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Check(name, False, False, str(error), "reinstall qemu-user")
+        return Check(name, False, False, str(error), f"reinstall {package}")
     return Check(name, True, False, answer.stdout.splitlines()[0] if answer.stdout else path)

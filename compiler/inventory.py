@@ -71,9 +71,9 @@ def _here() -> list[Found]:
         Found("local", f"this machine ({platform.machine()})", True, target="host"),
         Found(
             "qemu",
-            "user-mode emulation of " + (", ".join(emulators) or "Arm processors"),
+            "emulation by " + (", ".join(emulators) or "QEMU, of Arm and RISC-V processors"),
             bool(emulators),
-            "" if emulators else "apt-get install qemu-user",
+            "" if emulators else "apt-get install qemu-user qemu-system-arm qemu-system-misc",
         ),
     ]
 

@@ -162,6 +162,7 @@ def _check_options(target: Target, options: CompileOptions) -> None:
         "--optimize": options.optimize != "balanced" and not target.bare,
         "--weights file": options.weights == "file" and target.bare,
         "--threads": options.threads > 1 and target.bare,
+        "--abi": len(options.abis) > 1 and target.bare,
     }
     for where, wrong in refused.items():
         if wrong:

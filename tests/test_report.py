@@ -65,6 +65,8 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "code_bytes": 5000,
         "runtime_bytes": 3000,
         "library_bytes": 16000,
+        "flash_bytes": 0,
+        "stack_bytes": 0,
         "needed_libraries": ["libc.so"],
         "undefined_symbols": ["memcpy"],
         "segment_alignment": 16384,

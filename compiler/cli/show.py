@@ -54,6 +54,11 @@ def _show_artifact(console: Console, facts: Mapping[str, Any]) -> None:
         f"arena {human_bytes(arena)}{over}; scratch per thread "
         f"{human_bytes(facts['scratch_bytes_per_thread'])}; {human_count(facts['macs'])} MACs"
     )
+    if facts["flash_bytes"]:
+        console.say(
+            f"flash {human_bytes(facts['flash_bytes'])}, stack at most "
+            f"{human_bytes(facts['stack_bytes'])}"
+        )
     if facts["weights_file"]:
         console.say(f"weights in {facts['weights_file']}, for all libraries")
     for entry in facts["further_abis"]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -177,14 +178,15 @@ def test_an_operator_that_needs_a_c_library_is_named(tmp_path: Path) -> None:
         ("cortex-m4", {"optimize": "small"}),
         ("cortex-m4", {"threads": 2}),
         ("cortex-m4", {"weights": "file"}),
+        ("cortex-m4", {"abi": ["cortex-m4", "cortex-m7"]}),
         ("nucleo-l4r5", {}),
     ],
 )
 def test_options_that_mean_nothing(
-    target: str, options: dict[str, str], quantized: onnx.ModelProto, tmp_path: Path
+    target: str, options: dict[str, Any], quantized: onnx.ModelProto, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError):
-        effc.compile(quantized, target=target, output=tmp_path / "m", **options)  # type: ignore[arg-type]
+        effc.compile(quantized, target=target, output=tmp_path / "m", **options)
 
 
 @pytest.mark.parametrize(
