@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from effc.artifact import Artifact
-from effc.bare.board import BoardExecutor
+from effc.bare.board import BoardExecutor, SerialExecutor
 from effc.c_source.hosted import hosted_library
 from effc.devices.address import Address, parse_device
 from effc.devices.catalog import get_target
@@ -157,7 +157,7 @@ def open_library(
     machine = manifest["machine"]
     _check_variant(manifest, address, variant)
     if machine["os"] == "none":
-        return BoardExecutor(library, manifest)
+        return _open_board(library, manifest, address)
     if address.kind == "local" and machine["os"] == "linux":
         _check_processor(machine)
         return LocalExecutor(library, manifest, threads, variant)
@@ -218,7 +218,7 @@ def open_tracer(artifact: Artifact, device: str | None, variant: str | None = No
     address = _checked_device(device, manifest)
     _check_variant(manifest, address, variant)
     if manifest["machine"]["os"] == "none":
-        return BoardExecutor(library, manifest)
+        return _open_board(library, manifest, address)
     return _open_loader(library, manifest, address, 1, variant)
 
 
@@ -228,8 +228,15 @@ def open_board(artifact: Artifact, device: str | None) -> BoardExecutor:
     Raises:
         EffcError: As :func:`open_executor`.
     """
-    _checked_device(device, artifact.manifest)
-    return BoardExecutor(artifact.library, artifact.manifest)
+    address = _checked_device(device, artifact.manifest)
+    return _open_board(artifact.library, artifact.manifest, address)
+
+
+def _open_board(library: Path, manifest: Mapping[str, Any], address: Address) -> BoardExecutor:
+    """An emulated board, or the one at a serial port."""
+    if address.kind == "serial":
+        return SerialExecutor(address, manifest)
+    return BoardExecutor(library, manifest)
 
 
 def open_program(
@@ -276,9 +283,16 @@ def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> Address:
             hint="compile for linux-arm64 to check the same kernels under QEMU",
         )
     address = parse_device(device or default_device(manifest))
-    if manifest["machine"]["os"] == "none" and address.kind != "qemu":
+    on_board = manifest["machine"]["os"] == "none"
+    if address.kind == "serial" and not on_board:
         raise UsageError(
-            f"firmware does not run on device '{device}'", where="--device", expected="qemu"
+            "only artifacts for microcontrollers run at a serial port", where=f"--device {address}"
+        )
+    if on_board and address.kind not in ("qemu", "serial"):
+        raise UsageError(
+            f"firmware does not run on device '{device}'",
+            where="--device",
+            expected="qemu or serial:PORT",
         )
     return address
 

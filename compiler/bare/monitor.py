@@ -26,14 +26,17 @@ __all__ = ["link_monitor"]
 _GUARD_BYTES = 64
 _STACK_BYTES = 128 << 10
 _EMULATIONS = {"thumb": "armelf", "riscv32": "elf32lriscv"}
-_SOURCES = {
-    "thumb": ("monitor.c", "semihosting.c", "arm_m.c"),
-    "riscv32": ("monitor.c", "semihosting.c", "riscv.c"),
-}
+_START = {"thumb": "arm_m.c", "riscv32": "riscv.c"}
 _HEADERS = ("monitor.h", "port.h")
 
 
-def link_monitor(library: Path, manifest: Mapping[str, Any], target: Target, out: Path) -> Board:
+def link_monitor(
+    library: Path,
+    manifest: Mapping[str, Any],
+    target: Target,
+    out: Path,
+    wire: str = "semihosting.c",
+) -> Board:
     """Link the program for the board that emulates a target.
 
     Args:
@@ -41,6 +44,7 @@ def link_monitor(library: Path, manifest: Mapping[str, Any], target: Target, out
         manifest: Its manifest.
         target: What it is for.
         out: Executable to write.
+        wire: Source of the board's end of the wire.
 
     Returns:
         The board.
@@ -52,7 +56,7 @@ def link_monitor(library: Path, manifest: Mapping[str, Any], target: Target, out
     if not target.machine:
         raise DeviceError("nothing here emulates this processor", where=target.name)
     board = get_board(target.machine)
-    runtime = _runtime_objects(target, board)
+    runtime = _runtime_objects(target, board, wire)
     with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
         work = Path(folder)
         (work / "model.c").write_text(_model_source(manifest))
@@ -92,9 +96,9 @@ def _folder() -> Path:
     return Path(str(resources.files("effc.runtimes"))) / "bare"
 
 
-def _runtime_objects(target: Target, board: Board) -> list[Path]:
+def _runtime_objects(target: Target, board: Board, wire: str) -> list[Path]:
     """Start-up code and monitor, compiled once per kind of processor."""
-    names = _SOURCES[target.arch]
+    names = ("monitor.c", wire, _START[target.arch])
     texts = {name: (_folder() / name).read_text("utf-8") for name in (*names, *_HEADERS)}
     flags = ["-DEFFC_STRICT_ALIGNMENT"] if board.strict else []
 
