@@ -104,7 +104,7 @@ def test_a_port_without_the_monitor_ends_in_an_error(artifact: Artifact, noise: 
         thread = threading.Thread(target=chatter)
         thread.start()
         address = Address("serial", path=os.ttyname(user), baud=115200)
-        with pytest.raises(DeviceError, match="does not answer|answered nonsense"):
+        with pytest.raises(DeviceError, match=r"does not answer|answered nonsense"):
             SerialExecutor(address, artifact.manifest, timeout_s=1.0)
     finally:
         done.set()
