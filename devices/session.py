@@ -26,7 +26,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Self
 
-from effc.devices.links import ConnectionLost, Link, command_line
+from effc.devices.links import BROKEN, UNKNOWN, ConnectionLost, Link, command_line
 from effc.devices.process import Finished, TimedOut, converse, kill
 from effc.errors import DeviceError, InternalError, UsageError
 
@@ -252,19 +252,18 @@ class Session:
             raise ConnectionLost("the device does not answer", where=self.link.device) from None
         output, found, code = done.out.rpartition(b"\n" + last)
         if not found or not code.strip().isdigit() or not code.endswith(b"\n"):
-            error = self.link.explain(done)
-            lost = isinstance(error, ConnectionLost) or error.what != "a command failed"
-            raise (
-                error
-                if lost
-                else ConnectionLost(
-                    "the connection broke", where=self.link.device, got=done.message or None
-                )
-            )
+            raise self._unfinished(done)
         done = Finished(int(code), output, done.err)
         if accept is not None and done.code not in (0, *accept):
             raise self.link.explain(done)
         return done
+
+    def _unfinished(self, done: Finished) -> DeviceError:
+        """Why a script's output has no last line: a known complaint, or the connection."""
+        error = self.link.explain(done)
+        if error.what != UNKNOWN:
+            return error
+        return ConnectionLost(BROKEN, where=self.link.device, got=done.message or None)
 
     def _transfer(self, copy: Callable[[], Finished]) -> None:
         try:

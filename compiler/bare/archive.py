@@ -38,7 +38,8 @@ _HELPERS = {
     "thumb": re.compile(r"__aeabi_\w+|__gnu_thumb1_case_\w+"),
     "riscv32": re.compile(r"__(u?div|u?mod|mul|ashl|ashr|lshr|clz|ctz)[ds]i[23]|__\w+[sd]f\w*"),
 }
-_ALLOC, _EXECUTABLE = 2, 4
+_WRITABLE, _ALLOC, _EXECUTABLE = 1, 2, 4
+_LOADED = ("SHT_PROGBITS", "SHT_NOBITS", "SHT_ARM_EXIDX")
 
 
 def link_bare(program: Program, objects: Sequence[bytes], target: Target, out: Path) -> LinkReport:
@@ -161,9 +162,9 @@ def loaded_bytes(contents: Sequence[bytes]) -> tuple[int, int]:
     for data in contents:
         for section in ELFFile(io.BytesIO(data)).iter_sections():
             flags = section["sh_flags"]
-            if not flags & _ALLOC or section["sh_type"] not in ("SHT_PROGBITS", "SHT_NOBITS"):
+            if not flags & _ALLOC or section["sh_type"] not in _LOADED:
                 continue
-            if flags & 1 and section["sh_size"]:
+            if flags & _WRITABLE and section["sh_size"]:
                 raise InternalError("the library has variables", where=section.name)
             if flags & _EXECUTABLE:
                 code += section["sh_size"]

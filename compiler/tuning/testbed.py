@@ -259,8 +259,17 @@ def open_testbed(address: Address, target: Target) -> AnyTestbed:
     """The machine at an address; what is natural for the target if it is not another one.
 
     Raises:
-        DeviceError: It cannot be reached.
+        DeviceError: It cannot be reached, or does not run code for the target.
     """
     if not address.remote:
         return testbed_of(target)
-    return RemoteTestbed(Device(address), facts_of(address))
+    testbed = RemoteTestbed(Device(address), facts_of(address))
+    reason = testbed.refusal(target)
+    if reason is not None:
+        raise DeviceError(
+            f"the device cannot measure kernels for {target.name}",
+            where=f"--device {address}",
+            got=reason,
+            hint="'effc devices' names its target",
+        )
+    return testbed

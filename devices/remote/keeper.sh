@@ -7,7 +7,7 @@
 # cache. NAME: of the session. Says "NAME ready FOLDER" and, after the removal, "NAME closed".
 
 umask 077
-trap '' HUP INT
+trap '' HUP INT PIPE # there may be nobody left to complain to
 base=${1:+$1-$(id -u)}
 base=${base:-${XDG_CACHE_HOME:-$HOME/.cache}/effc/device}
 name=$2

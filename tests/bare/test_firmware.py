@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -212,3 +213,33 @@ def test_a_dead_emulator_is_reported(
     assert done.returncode == code
     assert "qemu-system-arm" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@needs_qemu
+def test_commands(artifact: Artifact, quantized: onnx.ModelProto, tmp_path: Path) -> None:
+    """``run`` and ``verify`` with several samples, ``bench`` with layers."""
+    x = np.random.default_rng(3).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    onnx.save(quantized, tmp_path / "m.onnx")
+
+    def effc_json(*words: object) -> dict[str, Any]:
+        command = [sys.executable, "-c", "from effc.cli import main; main()", *map(str, words)]
+        done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    assert effc_json("run", artifact.path, "--input", "x.npz", "-o", "y.npz")["samples"] == 3
+    assert np.load(tmp_path / "y.npz")["y"].shape == (3, 5)
+    words = ("--model", "m.onnx", "--input", "x.npz")
+    verified = effc_json("verify", artifact.path, *words)
+    assert verified["ok"]
+    assert verified["samples"] == 3
+    assert effc_json("verify", artifact.path)["against"] == "golden outputs"
+    bench = effc_json("bench", artifact.path, "--profile", "--device", "qemu")
+    assert bench["simulated"] is True
+    assert bench["instructions"] == bench["cycles"] > 0
+    ms = bench["instructions"] / (bench["clock_mhz"] * 1e3)
+    assert bench["latency_ms"]["median"] == pytest.approx(ms)
+    assert 0 < bench["stack_bytes"] <= artifact.manifest["stack_bytes"] + 112
+    assert 0.9 < sum(row["share"] for row in bench["per_layer"]) <= 1.0

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from adb_double import Fault, Phone, cut_after, full_after, hang, processes
-from places import Place, make_phone
+from adb_double import Fault, Phone, cut_after, full_after, hang
+from places import Place, make_phone, processes
 from proxy import Proxy, Trouble
 from sshd import HOST, Sshd, free_port
 
 from effc.devices import session as session_module
+from effc.devices import transport as transport_module
 from effc.devices.process import Finished
 from effc.devices.session import Session
 from effc.devices.transport import open_device
@@ -32,6 +33,9 @@ from effc.errors import DeviceError
 LIMIT_S = 60.0
 SECONDS = 2.0
 """Limits of single steps in these tests; ssh on a busy machine needs about half."""
+
+AWAY_S = 0.3
+"""How long a phone is away that comes back before the second try."""
 
 BIG = random.Random(1).randbytes(300_000)
 PROGRAM = b"""#!/bin/sh
@@ -100,7 +104,7 @@ def transient(name: str) -> Callable[[Scene], None]:
 
     def set_up(scene: Scene) -> None:
         scene.phone.state = name
-        threading.Timer(0.7, lambda: setattr(scene.phone, "state", "device")).start()
+        threading.Timer(AWAY_S, lambda: setattr(scene.phone, "state", "device")).start()
 
     return set_up
 
@@ -152,7 +156,7 @@ def rebooted(scene: Scene) -> None:
         scene.phone.state = "offline"
         for pid in processes(f"{scene.phone.root}/"):
             os.kill(pid, signal.SIGKILL)
-        threading.Timer(0.7, lambda: setattr(scene.phone, "state", "device")).start()
+        threading.Timer(AWAY_S, lambda: setattr(scene.phone, "state", "device")).start()
 
     scene.during = during
 
@@ -267,6 +271,7 @@ def scene(
     """The device of the case, with short limits."""
     for name in ("_OPEN_S", "_CLOSE_S", "_SCRIPT_S"):
         monkeypatch.setattr(session_module, name, SECONDS * (2 if name == "_OPEN_S" else 1))
+    monkeypatch.setattr(transport_module, "_PAUSE_S", AWAY_S + 0.1)
     kind = request.param
     if kind == "ssh":
         server, proxy = request.getfixturevalue("faulty_sshd")

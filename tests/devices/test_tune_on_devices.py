@@ -71,6 +71,15 @@ def test_measured_there(host: Target, place: Place, testbed: RemoteTestbed, tmp_
     assert context["details"]["device"] == testbed.facts.identity
 
 
+def test_another_processor(arm_adb_place: Place) -> None:
+    address = parse_device(arm_adb_place.device)
+    with pytest.raises(DeviceError, match="x86_64 does not run on aarch64"):
+        open_testbed(address, get_target("linux-x86_64"))
+    with pytest.raises(DeviceError, match="lacks bf16, i8mm"):
+        open_testbed(address, get_target("pixel-8"))
+    assert isinstance(open_testbed(address, get_target("android")), RemoteTestbed)
+
+
 @pytest.mark.parametrize("place", ["adb"], indirect=True)
 def test_crash_of_a_candidate(host: Target, testbed: RemoteTestbed, tmp_path: Path) -> None:
     region = scale_region(2, 16, 40)
