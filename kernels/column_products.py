@@ -16,7 +16,7 @@ import numpy as np
 
 from effc.kernels import columns_arm
 from effc.kernels.builder import T, bind
-from effc.kernels.columns import Columns, PairColumns
+from effc.kernels.columns import TILE, Columns, PairColumns
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.inline_assembly import Routine
 from effc.kernels.sparse_pack import pack_tiles
@@ -34,22 +34,40 @@ class Products(ABC):
 
     Attributes:
         weights: Constants of the stage, by name.
+        quads: Quads of filters whose tiles share what ``begin`` finds.
     """
 
     weights: dict[str, np.ndarray]
+    quads: int = 1
 
     @property
     @abstractmethod
     def routines(self) -> tuple[Routine, ...]:
         """Assembly that ``multiply`` calls."""
 
+    def begin(self, block: Expr, constants: list[Any]) -> list[Expr]:
+        """What the tiles of block number ``block`` of ``quads`` share, bound.
+
+        Args:
+            constants: Buffers of ``weights``, in order.
+        """
+        return [block]
+
     @abstractmethod
     def multiply(
-        self, sums: Any, first: int, tile: Expr, constants: list[Any], columns: Any
+        self,
+        sums: Any,
+        first: int,
+        tile: Expr,
+        shared: list[Expr],
+        constants: list[Any],
+        columns: Any,
     ) -> None:
         """Add a tile's products to its sums, see ``Columns.multiply``.
 
         Args:
+            tile: Number of the tile in its block.
+            shared: What ``begin`` found.
             constants: Buffers of ``weights``, in order.
             columns: Buffer of the columns.
         """
@@ -71,9 +89,16 @@ class AllProducts(Products):
         return self.columns.routines
 
     def multiply(
-        self, sums: Any, first: int, tile: Expr, constants: list[Any], columns: Any
+        self,
+        sums: Any,
+        first: int,
+        tile: Expr,
+        shared: list[Expr],
+        constants: list[Any],
+        columns: Any,
     ) -> None:
-        self.columns.multiply(sums, first, constants[0], tile, columns)
+        number = bind(shared[0] * self.columns.positions + tile)
+        self.columns.multiply(sums, first, constants[0], number, columns)
 
 
 class KeptProducts(Products):
@@ -83,11 +108,12 @@ class KeptProducts(Products):
         columns: The columns.
         shape: In quads; a single group.
         quads: Weights, int32 ``[cout, cin, *kernel]``.
-        rows: Filters that share a list: 2, or a multiple of 4.
+        rows: Filters that share a list, a multiple of 4.
+        unroll: Slots per iteration of the inner loop, 1 or 2.
     """
 
     def __init__(
-        self, columns: PairColumns, shape: ConvShape, quads: np.ndarray, rows: int
+        self, columns: PairColumns, shape: ConvShape, quads: np.ndarray, rows: int, unroll: int
     ) -> None:
         filters = quads.reshape(1, shape.cout, shape.cin, prod(shape.kernel))
         packed = pack_tiles(filters, rows, 1)
@@ -101,7 +127,7 @@ class KeptProducts(Products):
             lists.append(np.diff(kept, prepend=0) * _SLOT)
             values.append(pairs.reshape(-1, rows // 2, 2).swapaxes(0, 1).reshape(-1))
             starts.append(starts[-1] + len(kept))
-        self._pairs = rows // 2
+        self._pairs, self._unroll, self.quads = rows // 2, unroll, rows // TILE
         self.weights = {
             "w": np.concatenate(values),
             "list": np.concatenate(lists).astype(np.int16),
@@ -110,15 +136,25 @@ class KeptProducts(Products):
 
     @property
     def routines(self) -> tuple[Routine, ...]:
-        return (columns_arm.pairs_listed(),)
+        return (columns_arm.pairs_listed(self._unroll),)
+
+    def begin(self, block: Expr, constants: list[Any]) -> list[Expr]:
+        """Where the list begins, how long it is, and where its weights begin."""
+        starts = constants[2]
+        first = bind(starts[block])
+        return [first, bind(starts[block + 1] - first), bind(first * (2 * self._pairs))]
 
     def multiply(
-        self, sums: Any, first: int, tile: Expr, constants: list[Any], columns: Any
+        self,
+        sums: Any,
+        first: int,
+        tile: Expr,
+        shared: list[Expr],
+        constants: list[Any],
+        columns: Any,
     ) -> None:
-        w, steps, starts = constants
-        number = bind(tile // self._pairs)
-        begin = bind(starts[number])
-        count = bind(starts[number + 1] - begin)
-        kept = bind(begin * (2 * self._pairs) + (tile - number * self._pairs) * count * 2)
+        w, steps, _ = constants
+        begin, count, weights = shared
+        kept = bind(weights + tile * count * 2)
         places = (sums[first], w[kept], columns[0], steps[begin])
         self.routines[0].call(*(T.address_of(place) for place in places), count)

@@ -112,12 +112,38 @@ class ColumnStage:
                 if shape.positions % 2:
                     last = tirx.Min(last, T.int32(shape.positions - 1))
                 places.append(bind(last))
-            with loop(shape.cout // TILE) as number:
-                quad = bind(group * (shape.cout // TILE) + number)
-                self._quad(image, quad, places, (constants, bias, operands, y, scratch))
+            self._filters(image, group, places, (constants, bias, operands, y, scratch))
 
-    def _quad(self, image: Expr, quad: Expr, places: list[Expr], buffers: tuple[Any, ...]) -> None:
-        """Four filters at the positions of a tile."""
+    def _filters(
+        self, image: Expr, group: Expr, places: list[Expr], buffers: tuple[Any, ...]
+    ) -> None:
+        """All filters of a group at the positions of a tile."""
+        total, shared = self.shape.cout // TILE, self.products.quads
+        if shared == 1:
+            with loop(total) as number:
+                quad = bind(group * total + number)
+                found = self.products.begin(quad, buffers[0])
+                self._quad(image, quad, T.int32(0), found, places, buffers)
+            return
+        with loop(-(-total // shared)) as block:
+            found = self.products.begin(block, buffers[0])
+            count: Expr = shared
+            if total % shared:
+                count = bind(tirx.Min(T.int32(shared), total - block * shared))
+            with loop(count) as number:
+                quad = bind(block * shared + number)
+                self._quad(image, quad, number, found, places, buffers)
+
+    def _quad(
+        self,
+        image: Expr,
+        quad: Expr,
+        number: Expr,
+        shared: list[Expr],
+        places: list[Expr],
+        buffers: tuple[Any, ...],
+    ) -> None:
+        """Four filters at the positions of a tile: quad ``number`` of a block of products."""
         constants, bias, operands, y, scratch = buffers
         columns, shape = self.columns, self.shape
         positions = columns.positions
@@ -130,8 +156,8 @@ class ColumnStage:
                 start = bind(bias[quad * TILE + part * columns.filters + i])
                 for p in range(positions):
                     T.buffer_store(sums, start, [p * TILE + first + i])
-            number = bind(quad * positions + part)
-            self.products.multiply(sums, first, number, constants, scratch)
+            index = bind(number * positions + part)
+            self.products.multiply(sums, first, index, shared, constants, scratch)
 
         def finish(rows: Sequence[Expr], first: int) -> None:
             ready = [

@@ -60,19 +60,24 @@ def pairs(positions: int, slots: int, unroll: int) -> Routine:
 
 
 @cache
-def pairs_listed() -> Routine:
+def pairs_listed(unroll: int) -> Routine:
     """Products over listed slots, of two positions by two filters.
 
     Operands: weights of the kept slots, the buffer's beginning, the list (int16: bytes to go on
     from one slot's words to the next one's), the number of slots, at least 1.
+
+    Args:
+        unroll: Slots per iteration, 1 or 2.
     """
     step = ["ldrsh {x0}, [{l}], #2", "add {x}, {x0}", *_slot(2, "", listed=True)]
-    lines = ["lsrs {n}, {n}, #1", "bcc 1f", *step, "cmp {n}, #0", "beq 2f"]
-    lines += ["1:", *step, *step, "subs {n}, #1", "bne 1b", "2:"]
+    lines = []
+    if unroll == 2:
+        lines = ["lsrs {n}, {n}, #1", "bcc 1f", *step, "cmp {n}, #0", "beq 2f"]
+    lines += ["1:", *step * unroll, "subs {n}, #1", "bne 1b", "2:"]
     sums = tuple(f"a{i}" for i in range(4))
-    pointers, numbers = ("w", "x", "l"), ("n",)
-    text = "\n".join(lines)
-    return Routine("effc_listed", sums, pointers, numbers, _REGISTERS, text, places=_places(2))
+    pointers, numbers, text = ("w", "x", "l"), ("n",), "\n".join(lines)
+    name = f"effc_listed_{unroll}"
+    return Routine(name, sums, pointers, numbers, _REGISTERS, text, places=_places(2))
 
 
 def _places(positions: int) -> tuple[int, ...]:

@@ -122,9 +122,9 @@ class SparseColumnConv(ColumnConv):
         macs = 4.0 * ConvShape.of(op).macs
         split = target.optimize != "size"
         found: list[tuple[Config, float]] = [
-            ({"unroll": 1, "split": split, "rows": rows}, macs * share * _LISTED_STEP)
+            ({"unroll": 1 + split, "split": split, "rows": rows}, macs * share * _LISTED_STEP)
             for (rows, depth), share in op.zeros.units
-            if depth == 4 and rows > 1
+            if depth == 4 and rows % 4 == 0
         ]
         return sorted(found, key=lambda item: (item[1], -int(item[0]["rows"])))
 
@@ -135,7 +135,8 @@ class SparseColumnConv(ColumnConv):
         self, problem: ConvProblem, columns: Columns, channels: int, config: Config
     ) -> Products:
         assert isinstance(columns, PairColumns)
-        return KeptProducts(columns, problem.shape, problem.weight, int(config["rows"]))
+        rows, unroll = int(config["rows"]), int(config["unroll"])
+        return KeptProducts(columns, problem.shape, problem.weight, rows, unroll)
 
 
 def _shifts(region: Region, shape: ConvShape) -> Shifts:
