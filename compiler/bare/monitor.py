@@ -21,7 +21,7 @@ from effc.errors import DeviceError, ToolError
 from effc.memory_plan import align_up
 from effc.musl import compiler_rt
 
-__all__ = ["link_monitor"]
+__all__ = ["link_monitor", "linker_script", "model_source", "monitor_sources"]
 
 _GUARD_BYTES = 64
 _STACK_BYTES = 128 << 10
@@ -59,11 +59,11 @@ def link_monitor(
     runtime = _runtime_objects(target, board, wire)
     with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
         work = Path(folder)
-        (work / "model.c").write_text(_model_source(manifest))
+        (work / "model.c").write_text(model_source(manifest))
         includes = [f"-I{_folder()}"]
         compile_source(work / "model.c", target, work / "model.o", includes, "-Os")
         script = work / "board.ld"
-        script.write_text(_linker_script(board))
+        script.write_text(linker_script(board))
         try:
             zig.lld(
                 [
@@ -96,10 +96,16 @@ def _folder() -> Path:
     return Path(str(resources.files("effc.runtimes"))) / "bare"
 
 
+def monitor_sources(target: Target, wire: str) -> dict[str, str]:
+    """Start-up code and monitor for a processor, text by file name."""
+    names = ("monitor.c", wire, _START[target.arch], *_HEADERS)
+    return {name: (_folder() / name).read_text("utf-8") for name in names}
+
+
 def _runtime_objects(target: Target, board: Board, wire: str) -> list[Path]:
     """Start-up code and monitor, compiled once per kind of processor."""
-    names = ("monitor.c", wire, _START[target.arch])
-    texts = {name: (_folder() / name).read_text("utf-8") for name in (*names, *_HEADERS)}
+    texts = monitor_sources(target, wire)
+    names = [name for name in texts if name.endswith(".c")]
     flags = ["-DEFFC_STRICT_ALIGNMENT"] if board.strict else []
 
     def build(folder: Path) -> None:
@@ -113,7 +119,7 @@ def _runtime_objects(target: Target, board: Board, wire: str) -> list[Path]:
     return [folder / f"{Path(name).stem}.o" for name in names]
 
 
-def _model_source(manifest: Mapping[str, Any]) -> str:
+def model_source(manifest: Mapping[str, Any]) -> str:
     """C source of ``monitor_the_model``, see monitor.h."""
     name = manifest["name"]
     ports = [int(port["bytes"]) for port in (*manifest["inputs"], *manifest["outputs"])]
@@ -142,7 +148,7 @@ def _blocks(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
     return blocks, at
 
 
-def _linker_script(board: Board) -> str:
+def linker_script(board: Board) -> str:
     """Stack lowest, so that what overflows it faults instead of damaging anything."""
     return f"""\
 MEMORY {{

@@ -20,6 +20,7 @@ FORMATS: Mapping[str, str] = {
     "cmake": "effc.packages.cmake",
     "cmsis-pack": "effc.packages.cmsis_pack",
     "maven": "effc.packages.maven",
+    "monitor": "effc.packages.monitor",
     "wheel": "effc.packages.wheel",
     "xcframework": "effc.packages.xcframework",
     "zephyr": "effc.packages.zephyr",

@@ -19,9 +19,7 @@ from small_net import images, small_net
 import effc
 from effc.artifact import Artifact
 from effc.bare.board import SerialExecutor
-from effc.bare.monitor import link_monitor
 from effc.devices.address import Address, parse_device
-from effc.devices.catalog import get_target
 from effc.errors import DeviceError, UsageError
 from effc.execute import open_executor
 
@@ -40,9 +38,12 @@ def port(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     emulator = shutil.which("qemu-system-arm")
     if emulator is None:
         pytest.skip("qemu-system-arm is not installed (tools/install-system-packages.sh)")
-    program = tmp_path_factory.mktemp("uart") / "monitor.elf"
-    target = get_target("cortex-m4")
-    link_monitor(artifact.library, artifact.manifest, target, program, wire="uart_cmsdk.c")
+    if shutil.which("arm-none-eabi-gcc") is None:
+        pytest.skip("arm-none-eabi-gcc is not installed (tools/install-system-packages.sh)")
+    project = tmp_path_factory.mktemp("monitor")
+    effc.export(artifact, "monitor", project)
+    subprocess.run(["make", "-s", "-C", str(project)], check=True)
+    program = project / "monitor.elf"
     command = [emulator, "-M", "mps2-an386", "-display", "none", "-monitor", "none"]
     command += ["-serial", "pty", "-icount", "shift=7", "-kernel", str(program)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -136,6 +137,12 @@ def test_addresses() -> None:
     assert str(parse_device("serial:/dev/ttyACM0")) == "serial:/dev/ttyACM0"
     assert parse_device("serial:/dev/ttyACM0@921600").baud == 921600
     assert str(parse_device("serial:/dev/ttyACM0@921600")) == "serial:/dev/ttyACM0@921600"
+
+
+def test_the_monitor_is_for_cortex_m(tmp_path: Path) -> None:
+    artifact = effc.compile(small_net(), target="c", output=tmp_path / "c", verify=False)
+    with pytest.raises(UsageError, match="for Cortex-M boards"):
+        effc.export(artifact, "monitor", tmp_path / "out")
 
 
 def test_only_firmware_runs_there(tmp_path: Path) -> None:
