@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from effc.bare.archive import link_bare
-from effc.bare.budget import check_flash, check_ram
+from effc.bare.budget import check_flash, check_ram, ram_missing
 from effc.compiled import Block, CompiledModel, PassRecord
 from effc.devices.address import parse_device
 from effc.devices.catalog import get_target, targets_of
@@ -138,6 +138,8 @@ def compile_models(
             )
     path = Path(source) if isinstance(source, (str, Path)) else None
     parts = [_program(options.model_name(path), s, clock) for s in selected]
+    if targets[0].bare:
+        selected, parts = _fitted(selected[0], parts[0], clock)
     programs = [program for program, _ in parts]
     if options.weights == "file":
         share_weights(programs)
@@ -191,8 +193,40 @@ def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Fu
         )
         program.variants = code_variants(built, selected.target)
         program.scratch_bytes = max(program.scratch_bytes, align_up(built.scratch_bytes, 64))
-        check_ram(program, selected.target, selected.options)
     return program, built
+
+
+def _fitted(
+    selected: _Selected, whole: tuple[Program, Functions], clock: _Clock
+) -> tuple[list[_Selected], list[tuple[Program, Functions]]]:
+    """The first stages in strips of rows, if the model does not fit a microcontroller otherwise.
+
+    Raises:
+        QualityError: It does not fit in strips either.
+    """
+    from effc.fit import StripChoice, fit_in_strips
+
+    target, options = selected.target, selected.options
+    missing = ram_missing(whole[0], target, options)
+    if missing <= 0:
+        return [selected], [whole]
+
+    def plan(
+        model: ir.Model, choice: StripChoice
+    ) -> tuple[tuple[_Selected, tuple[Program, Functions]], int]:
+        done = PassRecord("split_into_strips", (str(choice),))
+        passes = (*selected.imported.passes, done)
+        imported = replace(selected.imported, model=model, passes=passes)
+        chosen = _choose(imported, target, options, clock)
+        part = _program(whole[0].name, chosen, clock)
+        return (chosen, part), part[0].arena_bytes
+
+    limit = whole[0].arena_bytes - missing
+    found, choice = fit_in_strips(selected.imported.model, limit, plan)
+    if found is None:
+        check_ram(whole[0], target, options, strips="no cut" if choice is None else str(choice))
+        return [selected], [whole]  # without room for the stack, whose size linking will tell
+    return [found[0]], [found[1]]
 
 
 def _compiled(
@@ -339,8 +373,6 @@ def _select(
     testbed: AnyTestbed | None = None,
 ) -> _Selected:
     """From the model to the choices per distinct region."""
-    from effc.storage import plan_views
-
     with clock.phase("import"):
         imported = import_and_simplify(source, options)
         if options.precision == "f16":
@@ -353,6 +385,20 @@ def _select(
                 lambda done, total, detail: clock.report("calibrate", done, total, detail),
             )
             imported = replace(imported, passes=(*imported.passes, done))
+    return _choose(imported, target, options, clock, hints, testbed)
+
+
+def _choose(
+    imported: Imported,
+    target: Target,
+    options: CompileOptions,
+    clock: _Clock,
+    hints: Hints | None = None,
+    testbed: AnyTestbed | None = None,
+) -> _Selected:
+    """From the simplified model to the choices per distinct region."""
+    from effc.storage import plan_views
+
     with clock.phase("regions"):
         graph = _partition(imported.model, target)
         views = plan_views(graph.regions, graph.inputs, graph.outputs)
