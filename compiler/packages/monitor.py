@@ -1,7 +1,8 @@
-"""Firmware that runs a model for ``effc ... --device serial:PORT``: sources, library and a Makefile.
+"""Firmware that runs a model for ``effc ... --device serial:PORT``: sources, library, Makefile.
 
-As it is, it is for the MPS2 boards (QEMU emulates one). For another board replace ``uart_cmsdk.c`` (the
-serial port), the addresses in ``board.ld`` and, if it needs clocks set up, ``arm_m.c``.
+As it is, it is for the MPS2 boards (QEMU emulates one). For another board replace
+``uart_cmsdk.c`` (the serial port), the addresses in ``board.ld`` and, if it needs clocks set up,
+``arm_m.c``.
 """
 
 from __future__ import annotations
