@@ -20,6 +20,7 @@ from effc.devices.target import Target
 from effc.errors import DeviceError, ToolError
 from effc.memory_plan import align_up
 from effc.musl import compiler_rt
+from effc.samples import numpy_dtype
 
 __all__ = ["link_monitor", "linker_script", "model_source", "monitor_sources"]
 
@@ -122,8 +123,9 @@ def _runtime_objects(target: Target, board: Board, wire: str) -> list[Path]:
 def model_source(manifest: Mapping[str, Any]) -> str:
     """C source of ``monitor_the_model``, see monitor.h."""
     name = manifest["name"]
-    ports = [int(port["bytes"]) for port in (*manifest["inputs"], *manifest["outputs"])]
-    blocks, total = _blocks([*ports, int(manifest["arena_bytes"])])
+    ports = (*manifest["inputs"], *manifest["outputs"])
+    sizes = [(int(port["bytes"]), numpy_dtype(port["dtype"]).itemsize) for port in ports]
+    blocks, total = _blocks([*sizes, (int(manifest["arena_bytes"]), ALIGNMENT)])
     arguments = "const void *const *, void *const *, void *"
     entries = ", ".join(f"{{{offset}, {size}}}" for offset, size in blocks)
     return f"""\
@@ -139,13 +141,19 @@ const monitor_model monitor_the_model = {{
 """
 
 
-def _blocks(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
-    """Offset and bytes of each block, guards around them, and the bytes of all of it."""
-    blocks, at = [], _GUARD_BYTES
-    for size in sizes:
-        blocks.append((at, size))
-        at = align_up(at + size, ALIGNMENT) + _GUARD_BYTES
-    return blocks, at
+def _blocks(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
+    """Offset and bytes of each block, and the bytes of all of it with the guards.
+
+    Args:
+        sizes: Bytes and alignment of each block. None is aligned to more than that, so that
+            code which counts on more faults or gives wrong results.
+    """
+    blocks, end = [], 0
+    for size, alignment in sizes:
+        offset = align_up(end + _GUARD_BYTES, 2 * alignment) + alignment
+        blocks.append((offset, size))
+        end = offset + size
+    return blocks, end + _GUARD_BYTES
 
 
 def linker_script(board: Board) -> str:
