@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from effc.devices.execution import Execution, OnDevice, Piece, Process, execute, run_program
-from effc.runtimes.loader import BenchStats, LayerTime, Runner
+from effc.runtimes.loader import BenchStats, Runner
 from effc.samples import Arrays, Tensor
 
 __all__ = ["Executor", "LoaderExecutor", "LocalExecutor", "Tracer", "weights_beside"]
@@ -32,8 +32,6 @@ class Executor(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays: ...
 
     def bench(self, runs: int, warmup: int) -> BenchStats: ...
-
-    def profile(self, runs: int, warmup: int) -> tuple[LayerTime, ...]: ...
 
     def close(self) -> None: ...
 
@@ -76,9 +74,6 @@ class LocalExecutor:
     def bench(self, runs: int, warmup: int) -> BenchStats:
         return self._runner.bench(runs=runs, warmup=warmup)
 
-    def profile(self, runs: int, warmup: int) -> tuple[LayerTime, ...]:
-        return self._runner.profile(runs=runs, warmup=warmup)
-
     def close(self) -> None:
         self._runner.close()
 
@@ -110,7 +105,6 @@ class LoaderExecutor:
         self.threads = threads
         self.variant = variant or ""
         self._asked = variant
-        self._manifest = manifest
         self._place = place
         self._ports = _Ports(
             tuple(Tensor.of(entry) for entry in manifest["inputs"]),
@@ -130,14 +124,6 @@ class LoaderExecutor:
     def bench(self, runs: int, warmup: int) -> BenchStats:
         times = self._execute([], runs=runs, warmup=warmup).times_ns
         return BenchStats.from_nanoseconds(times, warmup=warmup, threads=self.threads)
-
-    def profile(self, runs: int, warmup: int) -> tuple[LayerTime, ...]:
-        steps = self._execute([], runs=runs, warmup=warmup, profile=True).steps_ns or ()
-        nodes = {layer["name"]: tuple(layer["nodes"]) for layer in self._manifest["layers"]}
-        total: dict[str, int] = {}
-        for name, nanoseconds in zip(self._manifest["steps"], steps, strict=True):
-            total[name] = total.get(name, 0) + nanoseconds
-        return tuple(LayerTime(name, nodes.get(name, ()), ns / 1e6) for name, ns in total.items())
 
     def _execute(self, samples: Sequence[Mapping[str, np.ndarray]], **options: Any) -> Execution:
         done = execute(

@@ -41,6 +41,13 @@ def test_throttling(after: Machine) -> None:
     assert "--cool-down" in found[0].hint
 
 
+def test_throttled_cores_are_named() -> None:
+    slow = with_cpus(limit_khz=1_200_000, throttled=2)
+    cpus = (*machine().cpus[:3], *slow.cpus[3:])
+    (found,) = findings([measurement(after=machine(cpus=cpus))], QUIET)
+    assert "CPUs 3-7 limited to 60%, CPUs 3-7 slowed down for heat" in found.text
+
+
 def test_earlier_throttling_is_no_matter() -> None:
     """Sticky bits of the firmware and counters that do not move."""
     assert codes([measurement(after=machine(throttle_bits=0x50000))]) == []
