@@ -5,14 +5,15 @@
 
 Per uniform sparsity: the network is pruned by Optimal Brain Surgeon with that sparsity in all
 inner layers, compiled and measured; then levels are chosen for the same latency, with the same
-calibration images (of the training part) and the same pruning method. Both networks and the dense
-one are measured in one run, and classify the test images in ONNX Runtime.
+calibration samples and the same pruning method. Both networks and the dense
+one are measured in one run, and classify the test samples in ONNX Runtime. CIFAR-10 networks are
+calibrated with images of the training part, others with one half of the labelled samples and judged
+by the other.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from accuracy import CLASSIFIERS
-from PIL import Image
+from pruning_accuracy import folds_of
 
 from effc.compression.options import CompressOptions
 from effc.compression.workflow import compress_model
@@ -33,20 +33,6 @@ from effc.tuning.database import Database, default_path
 from effc.tuning.tuner import context_of
 
 BATCH = 250
-
-
-def training_images(folder: Path, count: int) -> np.ndarray:
-    """The first training images, as the network wants them."""
-    packed = np.load(folder / "data/cifar10_train20k_webp.npz")
-    data, offsets = packed["data"].tobytes(), packed["offsets"]
-    pixels = [
-        np.asarray(Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]])).convert("RGB"))
-        for i in range(count)
-    ]
-    mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
-    std = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
-    scaled = np.stack(pixels).transpose(0, 3, 1, 2) / np.float32(255)
-    return np.ascontiguousarray((scaled - mean) / std, np.float32)
 
 
 def top1(model: onnx.ModelProto | Path, images: np.ndarray, labels: np.ndarray) -> float:
@@ -75,23 +61,23 @@ def main() -> None:
     parser.add_argument("--tuning-db", type=Path, default=None)
     args = parser.parse_args()
     path = args.folder / "models" / f"{args.model}.onnx"
-    shape = {"input": (1, 3, 32, 32)}
-    timing = CompileOptions(shapes=shape, tune=args.tune, tuning_db=args.tuning_db)
+    fold = folds_of(args.model, args.folder)[0]
+    shapes = {onnx.load(path).graph.input[0].name: (1, *fold.x.shape[1:])}
+    timing = CompileOptions(shapes=shapes, tune=args.tune, tuning_db=args.tuning_db)
     base = CompressOptions(
         prune=args.prune,
         sparsity=args.sparsity[0],
         block=args.block,
-        calibration={"x": training_images(args.folder, args.samples)},
+        calibration={"x": fold.calibration[: args.samples]},
         timing=timing,
     )
-    images, labels = CLASSIFIERS[args.model](args.folder, 10_000)
     regions = regions_of(import_and_simplify(path, timing).model, get_target("host"))
     context = context_of(regions, get_target("host"), 1)
     store = Database(args.tuning_db or default_path())
     dense = compile_model(path, timing)
     (seconds,) = network_seconds([dense], store, context)
     print(f"{args.model}, {args.prune} {args.block or ''}: dense {1e3 * seconds:.4f} ms, ", end="")
-    print(f"top-1 {top1(path, images, labels):.2f} %")
+    print(f"top-1 {top1(path, fold.x, fold.y):.2f} %")
     print("uniform      ms   top-1 | levels      ms   top-1 |  gain, points   (seconds to choose)")
     for sparsity in args.sparsity:
         uniform = compress_model(path, replace(base, sparsity=sparsity))
@@ -105,7 +91,7 @@ def main() -> None:
         assert levels.levels is not None
         other = compile_model(levels.model, timing, None, levels.levels.hints)
         _, same, own = network_seconds([dense, one, other], store, context)
-        accuracy = top1(uniform.model, images, labels), top1(levels.model, images, labels)
+        accuracy = [top1(result.model, fold.x, fold.y) for result in (uniform, levels)]
         print(
             f"{sparsity:6.0%} {1e3 * same:8.4f} {accuracy[0]:7.2f} | {seconds / own:5.2f}x "
             f"{1e3 * own:8.4f} {accuracy[1]:7.2f} | {accuracy[1] - accuracy[0]:+6.2f}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from effc.artifact import Artifact, load_artifact, staging, with_libraries, write_manifest
 from effc.compression.options import CompressOptions
 from effc.errors import QualityError
-from effc.options import CompileOptions, ProgressCallback
+from effc.options import CompileOptions, ProgressCallback, byte_count
 
 if TYPE_CHECKING:
     import onnx
@@ -52,6 +52,9 @@ def compile(
     precision: str = "f32",
     abi: Sequence[str] | None = None,
     weights: str = "embedded",
+    ram: int | str | None = None,
+    flash: int | str | None = None,
+    optimize: str = "balanced",
     prune: str | None = None,
     sparsity: float | None = None,
     speedup: float | None = None,
@@ -94,6 +97,9 @@ def compile(
             samples show.
         abi: ABIs to make a library for, ``["arm64-v8a", "x86_64"]``; the target's own if ``None``.
         weights: ``embedded`` in the library, or in a ``file`` beside it.
+        ram, flash: Bytes that the model may use on a microcontroller, also as ``"64k"``; the
+            board's if ``None``.
+        optimize: What its code is chosen for: ``balanced``, ``size`` or ``speed``.
         prune, sparsity, speedup, latency_ms, block, method, calibration, samples, correct,
             regroup, quantize, ranges, rounding, equalize, refine, max_drop, widen, group, recipe,
             work: As for :func:`compress`. A missed ``latency_ms`` is an error.
@@ -119,6 +125,9 @@ def compile(
         samples=samples,
         abis=tuple(abi or ()),
         weights=weights,
+        ram=None if ram is None else byte_count(ram, "ram"),
+        flash=None if flash is None else byte_count(flash, "flash"),
+        optimize=optimize,
     )
     compression = CompressOptions(
         prune=prune,
@@ -354,16 +363,19 @@ def _write(
     _require_space(folder, first.program.weights.nbytes * len(every))
     manifests = []
     with phase("link"):
+        headers = dict(first.headers)
         for compiled in every:
             library = folder / library_path(compiled)
             library.parent.mkdir(parents=True)
-            manifests.append(build_manifest(compiled, compiled.link_library(library), None))
+            linked = compiled.link_library(library)
+            headers |= linked.headers
+            manifests.append(build_manifest(compiled, linked, None))
         weights = weights_path(first)
         if weights is not None:
             write_weights(first.program, folder / weights)
     include = folder / "include"
     include.mkdir()
-    for file, text in first.headers.items():
+    for file, text in headers.items():
         (include / file).write_text(text, encoding="utf-8")
     if first.options.verify and first.target.os != "apple":  # nothing here runs Apple's code
         with phase("verify"):

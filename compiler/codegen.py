@@ -266,27 +266,11 @@ def _thunk_body(program: Program, call: Call, thunk: str, symbol: str) -> Iterab
 
 def _pointer(program: Program, call: Call, pointer: Pointer) -> str:
     """C expression of a pointer argument, checked against its storage."""
-    index, offset = pointer.index, pointer.offset
+    offset = program.checked_offset(call, pointer)
     if pointer.storage in (StorageClass.INPUT, StorageClass.OUTPUT):
-        is_input = pointer.storage is StorageClass.INPUT
-        ports = program.inputs if is_input else program.outputs
-        limit = ports[index].type.nbytes if index < len(ports) else -1
-        text = f"{'IN' if is_input else 'OUT'}({index}, {offset})"
-    else:
-        limit = {
-            StorageClass.ARENA: program.arena_bytes,
-            StorageClass.WEIGHTS: program.weights.nbytes,
-            StorageClass.SCRATCH: program.scratch_bytes,
-        }[pointer.storage]
-        text = f"{pointer.storage.name}({offset})"
-    if not 0 <= offset <= limit:
-        raise InternalError(
-            "pointer leaves its storage",
-            where=f"region {call.region}",
-            expected=f"an offset up to {limit}",
-            got=pointer,
-        )
-    return text
+        macro = "IN" if pointer.storage is StorageClass.INPUT else "OUT"
+        return f"{macro}({pointer.index}, {offset})"
+    return f"{pointer.storage.name}({offset})"
 
 
 def _bounds_of(call: Call) -> tuple[int, ...] | None:

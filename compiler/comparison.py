@@ -25,7 +25,7 @@ import numpy as np
 from effc.artifact import Artifact
 from effc.devices.execution import Piece
 from effc.errors import ModelError
-from effc.execute import LoaderExecutor, open_tracer
+from effc.execute import Tracer, open_tracer
 from effc.float_model import FloatModel, open_float_model
 from effc.metrics import MAX_SNR_DB
 from effc.options import ProgressCallback
@@ -213,9 +213,7 @@ def compare_artifact(
 class _Run:
     """A comparison that is going on."""
 
-    def __init__(
-        self, manifest: Mapping[str, Any], reference: FloatModel, tracer: LoaderExecutor
-    ) -> None:
+    def __init__(self, manifest: Mapping[str, Any], reference: FloatModel, tracer: Tracer) -> None:
         self.reference = reference
         self.tracer = tracer
         self.values = {value["name"]: value for value in manifest["values"]}

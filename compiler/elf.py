@@ -23,7 +23,13 @@ from effc.errors import InternalError
 __all__ = ["ElfReport", "check_library", "check_object", "loaded_bytes", "object_symbols"]
 
 PAGE_BYTES = 16384
-_MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64", "arm": "EM_ARM"}
+_MACHINES = {
+    "x86_64": "EM_X86_64",
+    "aarch64": "EM_AARCH64",
+    "arm": "EM_ARM",
+    "thumb": "EM_ARM",
+    "riscv32": "EM_RISCV",
+}
 _SHF_ALLOC, _SHF_EXECINSTR = 2, 4
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from effc import zig
 from effc.devices.target import Target
 from effc.link import EMULATIONS, STACK_BYTES, abi_symbols
-from effc.musl import static_libc
+from effc.musl import runner_objects, static_libc
 
 __all__ = ["loader_program"]
 
@@ -23,7 +23,7 @@ def loader_program(target: Target) -> Path:
     Raises:
         ToolError: The toolchain is missing or failed.
     """
-    libc = static_libc(target)
+    libc, program = static_libc(target), runner_objects(target)
     runtimes = Path(str(resources.files("effc.runtimes")))
     source = runtimes / "runner" / "load.c"
     table = _function_table()
@@ -39,7 +39,7 @@ def loader_program(target: Target) -> Path:
                     *("-c", str(file), "-o", str(folder / f"{file.stem}.o")),
                 ]
             )
-        objects = [folder / "load.o", folder / "functions.o", libc / "crt1.o", libc / "main.o"]
+        objects = [folder / "load.o", folder / "functions.o", libc / "crt1.o", *program]
         zig.lld(
             [
                 *("-m", EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-all"),
@@ -50,7 +50,8 @@ def loader_program(target: Target) -> Path:
             folder / "loader",
         )
 
-    key = ("loader", str(STACK_BYTES), target.runner_target, str(libc), source.read_text(), table)
+    parts = (str(libc), *map(str, program), source.read_text(), table)
+    key = ("loader", str(STACK_BYTES), target.runner_target, *parts)
     return zig.cached(key, build) / "loader"
 
 

@@ -16,20 +16,28 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from effc.artifact import Artifact
+from effc.bare.board import BoardExecutor
+from effc.devices.address import Address, parse_device
 from effc.devices.catalog import get_target
-from effc.devices.execution import Execution, Piece, execute
+from effc.devices.cpu import missing_features
+from effc.devices.execution import Execution, OnDevice, Piece, Process, execute, run_program
+from effc.devices.probe import facts_of
 from effc.devices.qemu import not_emulated, qemu_command
 from effc.devices.target import BASE
+from effc.devices.transport import Device
 from effc.errors import DeviceError, UsageError
 from effc.runtimes.loader import BenchStats, LayerTime, Runner
 from effc.samples import Arrays, Tensor
 
 __all__ = [
     "Executor",
+    "Tracer",
     "default_device",
+    "open_board",
     "open_executor",
     "open_library",
     "open_local",
+    "open_program",
     "open_tracer",
     "variant_names",
     "variant_refusal",
@@ -62,6 +70,15 @@ class Executor(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
+class Tracer(Executor, Protocol):
+    """An executor that can look at the tensors of an artifact."""
+
+    def trace(
+        self, inputs: Mapping[str, np.ndarray], pieces: Sequence[Piece]
+    ) -> tuple[Arrays, Arrays]:
+        """Run once: the outputs, and tensors by name as they are after their steps."""
+
+
 def default_device(manifest: Mapping[str, Any]) -> str:
     """``local`` where this process can load the library, otherwise ``qemu``."""
     machine = manifest["machine"]
@@ -76,15 +93,23 @@ def variant_names(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def variant_refusal(manifest: Mapping[str, Any], device: str | None, variant: str) -> str | None:
-    """Why a device cannot run a version of the code beyond the base, or ``None``."""
-    from effc.devices.host import missing_features
+    """Why a device cannot run a version of the code beyond the base, or ``None``.
 
+    Raises:
+        DeviceError: It cannot be asked.
+    """
     features = [
         f"+{f}" for v in manifest["variants"] if v["name"] == variant for f in v["features"]
     ]
-    local = (device or default_device(manifest)) == "local"
-    missing = missing_features(features) if local else not_emulated(features)
-    who = "this machine's processor lacks" if local else "QEMU does not emulate"
+    address = parse_device(device or default_device(manifest))
+    if not features:
+        return None
+    if address.kind == "qemu":
+        who, missing = "QEMU does not emulate", not_emulated(features)
+    elif address.remote:
+        who, missing = "the device's processor lacks", facts_of(address).missing_features(features)
+    else:
+        who, missing = "this machine's processor lacks", missing_features(features)
     return f"{who} {', '.join(missing)}" if missing else None
 
 
@@ -95,7 +120,7 @@ def open_executor(
 
     Args:
         artifact: What to run.
-        device: ``local`` or ``qemu``; the natural one if ``None``.
+        device: What ``--device`` takes; the natural one if ``None``.
         threads: The artifact's own number if ``None``.
         variant: Version of the code; the best for the processor if ``None``. An emulated
             processor is the weakest one that the version asks for.
@@ -116,59 +141,116 @@ def open_library(
     variant: str | None = None,
 ) -> Executor:
     """Like :func:`open_executor`, for a library that is not in an artifact yet."""
-    device = _checked_device(device, manifest)
+    address = _checked_device(device, manifest)
     threads = int(manifest["threads"]) if threads is None else threads
     machine = manifest["machine"]
-    _check_variant(manifest, device, variant)
-    if device == "local" and machine["os"] == "linux":
+    _check_variant(manifest, address, variant)
+    if machine["os"] == "none":
+        return BoardExecutor(library, manifest)
+    if address.kind == "local" and machine["os"] == "linux":
         _check_processor(machine)
         return LocalExecutor(library, manifest, threads, variant)
-    return _open_loader(library, manifest, device, threads, variant)
+    return _open_loader(library, manifest, address, threads, variant)
 
 
 def _open_loader(
-    library: Path, manifest: Mapping[str, Any], device: str, threads: int, variant: str | None
+    library: Path, manifest: Mapping[str, Any], address: Address, threads: int, variant: str | None
 ) -> LoaderExecutor:
-    if device == "local":
-        _check_processor(manifest["machine"])
-        return LoaderExecutor(library, manifest, threads, "local", [], variant)
-    command = qemu_command(get_target(manifest["target"]).version(variant or BASE))
-    return LoaderExecutor(library, manifest, threads, "qemu", command, variant)
+    place: Process | OnDevice
+    if address.remote:
+        _check_remote(address, manifest["machine"])
+        place = _on_device(address, library, manifest)
+    else:
+        command = [str(_loader(manifest))]
+        if address.kind == "local":
+            _check_processor(manifest["machine"])
+        else:
+            version = get_target(manifest["target"]).version(variant or BASE)
+            command = [*qemu_command(version), *command]
+        place = Process(command, _loader_environment(library, manifest))
+    return LoaderExecutor(place, manifest, threads, str(address), variant)
 
 
-def open_tracer(
-    artifact: Artifact, device: str | None, variant: str | None = None
-) -> LoaderExecutor:
+def _loader(manifest: Mapping[str, Any]) -> Path:
+    from effc.emulate import loader_program
+
+    return loader_program(get_target(manifest["target"]))
+
+
+def _loader_environment(library: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What tells the loader which files to load."""
+    environment = {"EFFC_LIBRARY": str(library.absolute()), "EFFC_NAME": str(manifest["name"])}
+    weights = _weights_beside(library, manifest)
+    if weights is not None:
+        environment["EFFC_WEIGHTS"] = str(weights.absolute())
+    return environment
+
+
+def _on_device(address: Address, library: Path, manifest: Mapping[str, Any]) -> OnDevice:
+    """The loader with its files, under fixed names."""
+    files = {"loader": _loader(manifest), "model.so": library}
+    environment = {"EFFC_LIBRARY": "model.so", "EFFC_NAME": str(manifest["name"])}
+    weights = _weights_beside(library, manifest)
+    if weights is not None:
+        files["weights.bin"] = weights
+        environment["EFFC_WEIGHTS"] = "weights.bin"
+    return OnDevice(Device(address), files, "loader", environment)
+
+
+def open_tracer(artifact: Artifact, device: str | None, variant: str | None = None) -> Tracer:
     """Open an artifact where its tensors can be looked at: one thread, a process of its own.
 
     Raises:
         EffcError: As :func:`open_executor`.
     """
     manifest = artifact.manifest
-    device = _checked_device(device, manifest)
-    _check_variant(manifest, device, variant)
-    return _open_loader(artifact.library, manifest, device, 1, variant)
+    address = _checked_device(device, manifest)
+    _check_variant(manifest, address, variant)
+    if manifest["machine"]["os"] == "none":
+        return BoardExecutor(artifact.library, manifest)
+    return _open_loader(artifact.library, manifest, address, 1, variant)
 
 
-def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> str:
+def open_board(artifact: Artifact, device: str | None) -> BoardExecutor:
+    """Open an artifact for a microcontroller on the board that counts its instructions.
+
+    Raises:
+        EffcError: As :func:`open_executor`.
+    """
+    _checked_device(device, artifact.manifest)
+    return BoardExecutor(artifact.library, artifact.manifest)
+
+
+def open_program(
+    artifact: Artifact, device: str | None, variant: str | None = None
+) -> LoaderExecutor:
+    """Open an artifact in the benchmark program: one process per measurement.
+
+    Raises:
+        EffcError: As :func:`open_executor`.
+    """
+    manifest = artifact.manifest
+    address = _checked_device(device, manifest)
+    _check_variant(manifest, address, variant)
+    return _open_loader(artifact.library, manifest, address, int(manifest["threads"]), variant)
+
+
+def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> Address:
     if manifest["machine"]["os"] == "apple":
         raise DeviceError(
             "nothing here runs code for Apple's systems",
             where=str(manifest["target"]),
             hint="compile for linux-arm64 to check the same kernels under QEMU",
         )
-    device = device or default_device(manifest)
-    if device not in ("local", "qemu"):
+    address = parse_device(device or default_device(manifest))
+    if manifest["machine"]["os"] == "none" and address.kind != "qemu":
         raise UsageError(
-            f"unknown device '{device}'",
-            where="--device",
-            expected="local or qemu",
-            hint="this version runs artifacts on this machine and in QEMU only",
+            f"firmware does not run on device '{device}'", where="--device", expected="qemu"
         )
-    return device
+    return address
 
 
-def _check_variant(manifest: Mapping[str, Any], device: str, variant: str | None) -> None:
+def _check_variant(manifest: Mapping[str, Any], address: Address, variant: str | None) -> None:
     """Refuse a version of the code that is not there, or not for the processor."""
     names = variant_names(manifest)
     if variant is not None and variant not in names:
@@ -177,7 +259,7 @@ def _check_variant(manifest: Mapping[str, Any], device: str, variant: str | None
             where="--variant",
             expected=", ".join(names),
         )
-    refusal = None if variant is None else variant_refusal(manifest, device, variant)
+    refusal = None if variant is None else variant_refusal(manifest, str(address), variant)
     if refusal is not None:
         raise DeviceError(
             f"the device cannot run variant {variant}", where="--variant", got=refusal
@@ -186,8 +268,6 @@ def _check_variant(manifest: Mapping[str, Any], device: str, variant: str | None
 
 def _check_processor(machine: Mapping[str, Any]) -> None:
     """Refuse what would end in an illegal instruction."""
-    from effc.devices.host import missing_features
-
     same = machine["arch"] == platform.machine()
     missing = missing_features(machine["features"]) if same else []
     if not same or missing:
@@ -198,6 +278,21 @@ def _check_processor(machine: Mapping[str, Any]) -> None:
             expected=f"{machine['arch']} {machine['cpu']}".strip(),
             got=f"{platform.machine()}{lacking}",
             hint="use --device qemu, or compile for this machine with --target host",
+        )
+
+
+def _check_remote(address: Address, machine: Mapping[str, Any]) -> None:
+    """Refuse what would end in an illegal instruction, or not even start."""
+    facts = facts_of(address)
+    missing = facts.missing_features(machine["features"])
+    if not facts.runs(machine["arch"]) or missing:
+        lacking = f" without {', '.join(missing)}" if missing else ""
+        raise DeviceError(
+            "the device cannot run the artifact",
+            where=f"--device {address}",
+            expected=f"{machine['arch']} {machine['cpu']}".strip(),
+            got=f"{facts.arch}{lacking}",
+            hint="compile for this device ('effc devices' names its target)",
         )
 
 
@@ -212,7 +307,7 @@ def open_local(
     """
     machine = artifact.manifest["machine"]
     _check_processor(machine)
-    _check_variant(artifact.manifest, "local", variant)
+    _check_variant(artifact.manifest, Address("local"), variant)
     if machine["os"] != "linux":
         raise DeviceError(
             "this process cannot load the artifact",
@@ -275,32 +370,22 @@ class _Ports:
 
 
 class LoaderExecutor:
-    """The library in the static loader, behind an emulator or not; one process per call."""
+    """The library in the static loader, on any device; one process per call."""
 
     def __init__(
         self,
-        library: Path,
+        place: Process | OnDevice,
         manifest: Mapping[str, Any],
         threads: int,
         device: str,
-        prefix: Sequence[str],
         variant: str | None,
     ) -> None:
-        from effc.emulate import loader_program
-
         self.device = device
         self.threads = threads
         self.variant = variant or ""
         self._asked = variant
         self._manifest = manifest
-        self._command = [*prefix, str(loader_program(get_target(manifest["target"])))]
-        self._environment = {
-            "EFFC_LIBRARY": str(library.absolute()),
-            "EFFC_NAME": str(manifest["name"]),
-        }
-        weights = _weights_beside(library, manifest)
-        if weights is not None:
-            self._environment["EFFC_WEIGHTS"] = str(weights.absolute())
+        self._place = place
         self._ports = _Ports(
             tuple(Tensor.of(entry) for entry in manifest["inputs"]),
             tuple(Tensor.of(entry) for entry in manifest["outputs"]),
@@ -326,26 +411,33 @@ class LoaderExecutor:
         total: dict[str, int] = {}
         for name, nanoseconds in zip(self._manifest["steps"], steps, strict=True):
             total[name] = total.get(name, 0) + nanoseconds
-        return tuple(
-            LayerTime(name, nodes.get(name, ()), ns / runs / 1e6) for name, ns in total.items()
-        )
+        return tuple(LayerTime(name, nodes.get(name, ()), ns / 1e6) for name, ns in total.items())
 
     def _execute(self, samples: Sequence[Mapping[str, np.ndarray]], **options: Any) -> Execution:
         done = execute(
-            self._command,
+            self._place,
             samples,
             self._ports.inputs,
             self._ports.outputs,
             threads=self.threads,
             variant=self._asked,
-            environment=self._environment,
             **options,
         )
         self.variant = done.variant
         return done
 
+    def ask(self, arguments: Sequence[str], timeout_s: float = 3600.0) -> dict[str, Any]:
+        """Run the program with arguments of ``runtimes/runner/main.c``; what it printed.
+
+        Raises:
+            DeviceError: It could not be started, died, hung or answered nonsense.
+        """
+        return run_program(self._place, arguments, timeout_s)
+
     def close(self) -> None:
-        """Nothing is held open."""
+        """End the session on another machine."""
+        if isinstance(self._place, OnDevice):
+            self._place.device.close()
 
     def __enter__(self) -> Self:
         return self

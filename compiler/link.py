@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import tempfile
 import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ from effc import elf, zig
 from effc.codegen import exported_symbols, generate_c, weights_file, weights_header
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
-from effc.musl import compiler_rt, static_libc
+from effc.musl import compiler_rt, runner_objects, static_libc
 from effc.program import Program
 
 __all__ = [
@@ -77,6 +77,9 @@ class LinkReport:
         needed: Libraries it depends on.
         undefined: Functions it takes from them.
         page_bytes: Alignment of its segments.
+        flash_bytes: Read-only memory that it takes on a microcontroller, else 0.
+        stack_bytes: Stack of one inference there, at most.
+        headers: Headers that say such sizes, text by file name.
     """
 
     path: Path
@@ -87,6 +90,9 @@ class LinkReport:
     needed: tuple[str, ...]
     undefined: tuple[str, ...]
     page_bytes: int
+    flash_bytes: int = 0
+    stack_bytes: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def library_headers(programs: Sequence[Program]) -> dict[str, str]:
@@ -203,8 +209,8 @@ def link_runner(
             [
                 *("-m", EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-debug"),
                 *("--build-id=none", "-z", "noexecstack", "-z", f"stack-size={STACK_BYTES}"),
-                *(str(libc / "crt1.o"), str(libc / "main.o")),
-                *map(str, (*parts, *_runtime_objects(program, target))),
+                *map(str, (libc / "crt1.o", *runner_objects(target), *parts)),
+                *map(str, _runtime_objects(program, target)),
                 *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
             ],
             out,

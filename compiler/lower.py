@@ -24,6 +24,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from effc.bare.toolchain import assemble_ir
 from effc.devices.target import Target
 from effc.errors import InternalError
 
@@ -94,6 +95,8 @@ def lower(functions: Mapping[str, tirx.PrimFunc], target: Target) -> bytes:
         InternalError: TVM or LLVM refuses a function.
     """
     built = lower_to_module(functions, target)
+    if target.bare:
+        return assemble_ir(built.inspect_source("ll"), target)
     # TVM writes files only; one in memory needs no space and no clean-up after a kill.
     with open(os.memfd_create("effc-object"), "rb") as file:
         built.write_to_file(f"/proc/self/fd/{file.fileno()}", "o")

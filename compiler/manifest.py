@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from effc.bare.codegen import arena_bytes, bare_symbols
 from effc.codegen import exported_symbols
 from effc.layers import LayerRecord
 from effc.program import Port
@@ -28,7 +29,7 @@ _TOOLS = ("apache-tvm", "ziglang", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
 def library_path(compiled: CompiledModel) -> str:
     """Where the library lies in the artifact."""
-    suffix = "a" if compiled.target.os == "apple" else "so"
+    suffix = "a" if compiled.target.os in ("apple", "none") else "so"
     return f"lib/{compiled.target.abi}/lib{compiled.program.name}.{suffix}"
 
 
@@ -71,16 +72,18 @@ def build_manifest(
         "library": library_path(compiled),
         "weights_file": weights_path(compiled),
         "entry": f"{program.name}_run",
-        "symbols": list(exported_symbols(program)),
+        "symbols": list(bare_symbols(program) if target.bare else exported_symbols(program)),
         "inputs": [_port(port) for port in program.inputs],
         "outputs": [_port(port) for port in program.outputs],
-        "arena_bytes": program.arena_bytes,
+        "arena_bytes": arena_bytes(program) if target.bare else program.arena_bytes,
         "arena_lower_bound_bytes": program.arena_lower_bound_bytes,
-        "scratch_bytes_per_thread": program.scratch_bytes,
+        "scratch_bytes_per_thread": 0 if target.bare else program.scratch_bytes,
         "weights_bytes": linked.weights_bytes,
         "code_bytes": linked.code_bytes,
         "runtime_bytes": linked.runtime_bytes,
         "library_bytes": linked.library_bytes,
+        "flash_bytes": linked.flash_bytes,
+        "stack_bytes": linked.stack_bytes,
         "needed_libraries": list(linked.needed),
         "undefined_symbols": list(linked.undefined),
         "segment_alignment": linked.page_bytes,
@@ -134,8 +137,8 @@ def _port(port: Port) -> dict[str, Any]:
         "shape": list(shape),
         "layout": "row-major",
         "bytes": port.type.nbytes,
-        "scale": None,
-        "zero_point": None,
+        "scale": port.scale,
+        "zero_point": port.zero_point,
     }
 
 

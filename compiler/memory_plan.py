@@ -21,7 +21,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Buffer", "MemoryPlan", "Part", "align_up", "plan"]
+__all__ = ["Buffer", "MemoryPlan", "Part", "align_up", "plan", "union_bytes"]
 
 _SEARCH_PLACEMENTS = 120_000  # single placements tried by the local search, about one second
 _SEARCH_TRIALS = 2_000  # orders tried by the local search
@@ -108,7 +108,7 @@ def _pad(buffer: Buffer, alignment: int) -> Buffer:
     return Buffer(buffer.name, align_up(buffer.nbytes, alignment), buffer.first, buffer.last)
 
 
-def _union_bytes(parts: Iterable[Part]) -> int:
+def union_bytes(parts: Iterable[Part]) -> int:
     """Number of bytes covered by at least one part."""
     total = end = 0
     for part in sorted(parts, key=lambda p: p.offset):
@@ -126,7 +126,7 @@ def _lower_bound(buffers: Sequence[Buffer]) -> int:
         steps = sorted({s for p in buffer.pieces for s in (p.first, p.last + 1)})
         before = 0
         for step in steps:
-            now = _union_bytes(p for p in buffer.pieces if p.first <= step <= p.last)
+            now = union_bytes(p for p in buffer.pieces if p.first <= step <= p.last)
             changes[step] = changes.get(step, 0) + now - before
             before = now
     live = peak = 0

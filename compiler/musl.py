@@ -7,7 +7,7 @@ result is kept in the user's cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from effc import zig
 from effc.devices.target import Target
 from effc.errors import ToolError
 
-__all__ = ["compiler_rt", "static_libc"]
+__all__ = ["compiler_rt", "runner_objects", "static_libc"]
 
 _FLAGS = (
     "-std=c99",
@@ -33,30 +33,26 @@ _FLAGS = (
     "-w",
 )
 _ARCH_FLAGS = {"aarch64": ("-mno-outline-atomics",), "arm": ("-march=armv7-a", "-mfpu=vfpv3-d16")}
+_RUNNER = ("main.c", "samples.c", "timing.c", "machine.c")
 
 
 def static_libc(target: Target) -> Path:
-    """A folder with ``libc.a``, ``crt1.o`` and the runner's ``main.o`` for a target.
+    """A folder with ``libc.a`` and ``crt1.o`` for a target.
 
     Raises:
         ToolError: The toolchain is missing, failed, or holds other sources than expected.
     """
-    runtimes = Path(str(resources.files("effc.runtimes")))
-    own = [runtimes / "runner" / f for f in ("main.c", "runner.h")]
-    own += [runtimes / "core" / "effc.h", runtimes / "abi" / "musl.txt"]
-    texts = [file.read_text("utf-8") for file in own]
-    names = [line for line in texts[-1].splitlines() if line and not line.startswith("#")]
+    text = (_runtimes() / "abi" / "musl.txt").read_text("utf-8")
+    names = [line for line in text.splitlines() if line and not line.startswith("#")]
     rt = compiler_rt(target)
-    flags = [f"--target={target.runner_target}", *_FLAGS, *_ARCH_FLAGS.get(target.arch, ())]
+    flags = _flags(target)
 
     def build(folder: Path) -> None:
-        musl = zig.zig_path().parent / "lib" / "libc" / "musl"
+        musl = _musl()
         sources = list(_sources(musl, names, target.arch))
         inner = [musl / "src" / "include", musl / "src" / "internal"]
         crt1 = musl / "crt" / "crt1.c"
         zig.clang_each(flags + _includes(musl, inner, target), [*sources, crt1], folder)
-        outer = [runtimes / "runner", runtimes / "core"]
-        zig.clang_each(flags + _includes(musl, outer, target), [own[0]], folder)
         zigc = folder / "zigc.o"
         zig.build_object("c.zig", target.runner_target, zigc, "-lc", "-O", "ReleaseFast")
         members = [*(folder / f"{source.stem}.o" for source in sources), zigc, rt]
@@ -65,17 +61,50 @@ def static_libc(target: Target) -> Path:
         for member in members[:-1]:
             member.unlink()
 
-    return zig.cached(("musl", target.runner_target, *flags, *texts), build)
+    return zig.cached(("musl", target.runner_target, *flags, text), build)
 
 
-def compiler_rt(target: Target) -> Path:
-    """LLVM's helper functions for a target as one object, position-independent."""
+def runner_objects(target: Target) -> list[Path]:
+    """The benchmark program of ``runtimes/runner/``, but for the model, to be linked with it.
+
+    Raises:
+        ToolError: The toolchain is missing or failed.
+    """
+    folders = [_runtimes() / "runner", _runtimes() / "core"]
+    sources = [folders[0] / name for name in _RUNNER]
+    headers = [folders[0] / "runner.h", folders[1] / "effc.h"]
+    warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-command-line-argument")
+    unwanted = ("-w", "-frounding-math")  # for musl, and for its mathematics
+    flags = [*(flag for flag in _flags(target) if flag not in unwanted), *warnings]
 
     def build(folder: Path) -> None:
-        flags = ("-O", "ReleaseFast", "-fPIC")
-        zig.build_object("compiler_rt.zig", target.runner_target, folder / "compiler_rt.o", *flags)
+        zig.clang_each(flags + _includes(_musl(), folders, target), sources, folder)
 
-    folder = zig.cached(("compiler-rt", "no-builtin", target.runner_target), build)
+    texts = [file.read_text("utf-8") for file in (*sources, *headers)]
+    folder = zig.cached(("runner", target.runner_target, *flags, *texts), build)
+    return [folder / f"{source.stem}.o" for source in sources]
+
+
+def _flags(target: Target) -> list[str]:
+    return [f"--target={target.runner_target}", *_FLAGS, *_ARCH_FLAGS.get(target.arch, ())]
+
+
+def _musl() -> Path:
+    return zig.zig_path().parent / "lib" / "libc" / "musl"
+
+
+def _runtimes() -> Path:
+    return Path(str(resources.files("effc.runtimes")))
+
+
+def compiler_rt(target: Target, flags: Sequence[str] = ("-fPIC",)) -> Path:
+    """LLVM's helper functions for a target as one object."""
+
+    def build(folder: Path) -> None:
+        out = folder / "compiler_rt.o"
+        zig.build_object("compiler_rt.zig", target.runner_target, out, "-O", "ReleaseFast", *flags)
+
+    folder = zig.cached(("compiler-rt", "no-builtin", target.runner_target, *flags), build)
     return folder / "compiler_rt.o"
 
 

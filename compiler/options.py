@@ -15,16 +15,19 @@ from typing import Any, Protocol
 from effc.errors import UsageError
 
 __all__ = [
+    "OPTIMIZE",
     "PRECISIONS",
     "TUNE_MODES",
     "WEIGHT_PLACES",
     "CompileOptions",
     "ProgressCallback",
+    "byte_count",
     "c_identifier",
 ]
 
 TUNE_MODES = ("none", "quick", "full")
 WEIGHT_PLACES = ("embedded", "file")
+OPTIMIZE = ("balanced", "size", "speed")
 
 PRECISIONS = ("f32", "f16")
 
@@ -65,6 +68,21 @@ def c_identifier(text: str) -> str:
     return name
 
 
+def byte_count(text: str | int, where: str) -> int:
+    """``64k``, ``1M`` or a number of bytes; k and M are 1,024 and 1,048,576.
+
+    Raises:
+        UsageError: It is none of these, or not positive.
+    """
+    match = re.fullmatch(r"(\d+)([kKmM]?)", str(text).strip(), re.ASCII)
+    count = int(match[1]) << {"": 0, "k": 10, "m": 20}[match[2].lower()] if match else 0
+    if not 0 < count < 2**32:
+        raise UsageError(
+            "cannot read a size", where=where, expected="bytes, as in 64k, 2M or 65536", got=text
+        )
+    return count
+
+
 @dataclass(frozen=True)
 class CompileOptions:
     """Options of one compilation; the fields mirror the flags of ``effc compile``.
@@ -86,6 +104,8 @@ class CompileOptions:
         abis: One library for each of these, the first one's figures first; the target's own if
             empty. Other ABIs than the target's get the generic family of its system.
         weights: ``embedded`` in the library, or in a ``file`` beside it that all libraries share.
+        ram, flash: Bytes that the model may use on a microcontroller; the board's if ``None``.
+        optimize: What its code is chosen for: ``balanced``, ``size`` or ``speed``.
     """
 
     target: str = "host"
@@ -102,6 +122,9 @@ class CompileOptions:
     samples: int | None = None
     abis: tuple[str, ...] = ()
     weights: str = "embedded"
+    ram: int | None = None
+    flash: int | None = None
+    optimize: str = "balanced"
 
     def __post_init__(self) -> None:
         for where, precision in (("--precision", self.precision), *self.layer_precision):
@@ -148,6 +171,13 @@ class CompileOptions:
                 where="--weights",
                 expected=" or ".join(WEIGHT_PLACES),
                 got=repr(self.weights),
+            )
+        if self.optimize not in OPTIMIZE:
+            raise UsageError(
+                "unknown goal of optimization",
+                where="--optimize",
+                expected=" or ".join(OPTIMIZE),
+                got=repr(self.optimize),
             )
         if len(set(self.abis)) < len(self.abis):
             raise UsageError("an ABI is given twice", where="--abi", got=",".join(self.abis))

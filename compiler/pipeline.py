@@ -16,24 +16,26 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from effc.bare.archive import link_bare
+from effc.bare.budget import check_flash, check_ram
 from effc.compiled import Block, CompiledModel, PassRecord
 from effc.devices.catalog import get_target, targets_of
 from effc.devices.target import Target
-from effc.errors import UnsupportedError
+from effc.errors import UnsupportedError, UsageError
 from effc.functions import Functions, build_functions, code_variants, lower_functions
 from effc.kernels import registry
 from effc.kernels.region import Region
 from effc.kernels.template import Choice
 from effc.kernels.versions import versions_of
 from effc.layers import LayerRecord, record
-from effc.link import WEIGHTS_LIMIT, library_headers, link_library, link_runner
+from effc.link import WEIGHTS_LIMIT, LinkReport, library_headers, link_library, link_runner
 from effc.memory_plan import align_up
 from effc.options import CompileOptions, ProgressCallback
-from effc.program import Program
+from effc.program import Program, StorageClass
 from effc.regions import Graph, partition
 from effc.sharing import align_packings, share_weights
 from effc.static_link import link_archive
-from effc.traces import stored_values
+from effc.traces import graded_ports, stored_values
 
 if TYPE_CHECKING:
     import onnx
@@ -108,7 +110,12 @@ def compile_models(
 ) -> tuple[CompiledModel, ...]:
     """Compile a model for every ABI of ``options``; otherwise as :func:`compile_model`."""
     clock = _Clock(progress)
-    targets = targets_of(options.target, options.abis)
+    targets = tuple(
+        replace(target, optimize=options.optimize)
+        for target in targets_of(options.target, options.abis)
+    )
+    for target in targets:
+        _check_options(target, options)
     selected = [
         _select(
             source,
@@ -131,11 +138,30 @@ def compile_models(
         share_weights(programs)
         for program in programs:
             program.weights_in_file = True
-    headers = library_headers(programs)
+    headers = {} if targets[0].bare else library_headers(programs)
     return tuple(
         _compiled(chosen, program, built, options, headers, clock)
         for chosen, (program, built) in zip(selected, parts, strict=True)
     )
+
+
+def _check_options(target: Target, options: CompileOptions) -> None:
+    """Refuse options that mean nothing for a target.
+
+    Raises:
+        UsageError: One of them is given.
+    """
+    refused = {
+        "--ram": options.ram is not None and not target.bare,
+        "--flash": options.flash is not None and not target.bare,
+        "--optimize": options.optimize != "balanced" and not target.bare,
+        "--weights file": options.weights == "file" and target.bare,
+        "--threads": options.threads > 1 and target.bare,
+    }
+    for where, wrong in refused.items():
+        if wrong:
+            kind = "a microcontroller" if target.bare else "a target with an operating system"
+            raise UsageError(f"this option does not go with {kind}", where=where, got=target.name)
 
 
 def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Functions]:
@@ -155,9 +181,11 @@ def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Fu
             built.kernels,
             built.symbols,
             views,
+            selected.target.serial,
         )
         program.variants = code_variants(built, selected.target)
         program.scratch_bytes = max(program.scratch_bytes, align_up(built.scratch_bytes, 64))
+        check_ram(program, selected.target, selected.options)
     return program, built
 
 
@@ -171,16 +199,26 @@ def _compiled(
 ) -> CompiledModel:
     """Object code, and the records."""
     imported, target = selected.imported, selected.target
+    ordered = cast("tuple[Region, ...]", program.metadata["regions"])
+    views = replace(selected.views, regions=ordered)
     with clock.phase("lower"):
         objects = lower_functions(built, target)
-    link = link_archive if target.os == "apple" else link_library
+    values = stored_values(selected.graph, views, program, imported.reference)
+    program.inputs = graded_ports(program.inputs, StorageClass.INPUT, values)
+    program.outputs = graded_ports(program.outputs, StorageClass.OUTPUT, values)
+    links = {"apple": link_archive, "none": link_bare}
     return CompiledModel(
         program=program,
         target=target,
         options=options,
-        layers=_layers(selected.graph, selected.views, selected.ranked, target),
+        layers=_layers(selected.graph, views, selected.ranked, target),
         headers=headers,
-        link_library=lambda out: link(program, objects, target, out),
+        link_library=lambda out: _within_budget(
+            program,
+            target,
+            options,
+            links.get(target.os, link_library)(program, objects, target, out),
+        ),
         link_runner=lambda out: link_runner(program, objects, target, out),
         reference=imported.reference,
         passes=imported.passes,
@@ -189,8 +227,21 @@ def _compiled(
         source_sha256=imported.sha256,
         tuning=selected.tuning,
         opset=imported.opset,
-        values=stored_values(selected.graph, selected.views, program, imported.reference),
+        values=values,
     )
+
+
+def _within_budget(
+    program: Program, target: Target, options: CompileOptions, linked: LinkReport
+) -> LinkReport:
+    """Refuse a library that does not fit a microcontroller.
+
+    Raises:
+        QualityError: It does not; with what takes the memory.
+    """
+    check_ram(program, target, options, linked.stack_bytes)
+    check_flash(program, linked.code_bytes, linked.flash_bytes, target, options)
+    return linked
 
 
 def tune_model(
@@ -211,7 +262,7 @@ def tune_model(
     Raises:
         EffcError: As :func:`compile_model`.
     """
-    target = get_target(options.target)
+    target = replace(get_target(options.target), optimize=options.optimize)
     chosen = _select(source, target, options, _Clock(progress))
     return _layers(chosen.graph, chosen.views, chosen.ranked, target), chosen.tuning
 
@@ -240,9 +291,11 @@ class _Selected:
         graph, views: Its regions, before and after views are planned.
         ranked: All configurations per distinct region, the chosen one first.
         tuning: What the tuner did.
+        options: As given.
     """
 
     target: Target
+    options: CompileOptions
     imported: Imported
     graph: Graph
     views: ViewPlan
@@ -278,7 +331,7 @@ def _select(
         _require_kernels(views.regions, target)
     with clock.phase("tune"):
         ranked, tuning = _rank(views.regions, target, options, clock, hints)
-    return _Selected(target, imported, graph, views, ranked, tuning)
+    return _Selected(target, options, imported, graph, views, ranked, tuning)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from enum import Enum
 
 import numpy as np
 
+from effc.errors import InternalError
 from effc.kernels.region import TensorType
 
 __all__ = ["Call", "CodeVariant", "Pointer", "Port", "Program", "StorageClass"]
@@ -60,10 +61,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Port:
-    """A model input or output."""
+    """A model input or output.
+
+    Attributes:
+        name, type: Of the tensor.
+        scale, zero_point: Of a quantized one: a byte ``q`` stands for ``scale * (q - zero_point)``.
+    """
 
     name: str
     type: TensorType
+    scale: float | None = None
+    zero_point: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,3 +118,28 @@ class Program:
     variants: tuple[CodeVariant, ...] = ()
     weight_blocks: tuple[tuple[int, int], ...] = ()
     weights_in_file: bool = False
+
+    def checked_offset(self, call: Call, pointer: Pointer) -> int:
+        """The byte offset of a pointer argument.
+
+        Raises:
+            InternalError: It leaves its storage.
+        """
+        index, storage = pointer.index, pointer.storage
+        if storage in (StorageClass.INPUT, StorageClass.OUTPUT):
+            ports = self.inputs if storage is StorageClass.INPUT else self.outputs
+            limit = ports[index].type.nbytes if index < len(ports) else -1
+        else:
+            limit = {
+                StorageClass.ARENA: self.arena_bytes,
+                StorageClass.WEIGHTS: self.weights.nbytes,
+                StorageClass.SCRATCH: self.scratch_bytes,
+            }[storage]
+        if not 0 <= pointer.offset <= limit:
+            raise InternalError(
+                "pointer leaves its storage",
+                where=f"region {call.region}",
+                expected=f"an offset up to {limit}",
+                got=pointer,
+            )
+        return pointer.offset

@@ -9,12 +9,12 @@ from __future__ import annotations
 import colorsys
 import hashlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-from effc.cli.console import human_bytes, human_count, human_time
+from effc.cli.console import human_bytes
 from effc.report_compare import compare_section
 from effc.report_levels import levels_section
+from effc.report_page import render_page
 
 __all__ = ["render_report"]
 
@@ -29,24 +29,8 @@ def render_report(manifest: Mapping[str, Any], compare: Mapping[str, Any] | None
         manifest: As ``build_manifest`` makes it, verification included.
         compare: Result of ``effc compare``, if there is one to show.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        loader=jinja2.FunctionLoader(_template),
-    )
-    environment.filters |= {
-        "bytes": human_bytes,
-        "count": human_count,
-        "shape": lambda shape: "x".join(map(str, shape)) or "scalar",
-        "time": human_time,
-        "config": _config_text,
-        "percent": lambda share: f"{100 * share:.1f} %",
-    }
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         m=manifest,
         sizes=_sizes(manifest),
         layers=_layer_rows(manifest),
@@ -56,14 +40,6 @@ def render_report(manifest: Mapping[str, Any], compare: Mapping[str, Any] | None
         levels=levels_section(manifest["levels"]),
         compare=compare_section(compare),
     )
-
-
-def _template(name: str) -> str:
-    return resources.files("effc").joinpath(f"templates/{name}").read_text("utf-8")
-
-
-def _config_text(config: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in config.items())
 
 
 def _sizes(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -98,6 +98,8 @@ _MANIFEST: dict[str, Any] = {
     "code_bytes": int,
     "runtime_bytes": int,
     "library_bytes": int,
+    "flash_bytes": int,
+    "stack_bytes": int,
     "needed_libraries": [str],
     "segment_alignment": int,
     "macs": int,

@@ -17,8 +17,8 @@ tensors; it gets its kernel like any other region.
 
 Every value belongs to a *root*: a model input, a model output, a tensor of the
 weights or a buffer of the arena, at a byte offset in it. Roots in the arena
-start at multiples of 64; a value inside a root has only the alignment of its
-elements.
+start at multiples of 64 (of 16 on microcontrollers); a value inside a root has
+only the alignment of its elements.
 """
 
 from __future__ import annotations
@@ -32,15 +32,18 @@ import numpy as np
 from effc.errors import InternalError
 from effc.kernels.region import Op, Region, TensorType, Value
 from effc.kernels.template import Kernel
-from effc.lifetime import is_copy, plan_arena
+from effc.lifetime import ArenaPlan, plan_arena
 from effc.memory_plan import align_up
-from effc.order import order_regions
+from effc.merging import is_copy
+from effc.order import Order, order_regions
+from effc.packed_weights import PackedWeights
 from effc.program import Call, Pointer, Port, Program, StorageClass
 from effc.views import VIEW_OPS, concat_offsets, view_offsets
 
 __all__ = ["Root", "Slot", "ViewPlan", "build_program", "plan_views"]
 
 _ALIGNMENT = 64
+_SERIAL_ALIGNMENT = 16  # of microcontrollers, whose vectors are at most that long
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,20 @@ class ViewPlan:
     slots: dict[str, Slot] = field(default_factory=dict)
     roots: dict[str, Root] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def places(self) -> dict[str, tuple[str, int]]:
+        """(root, byte offset) of every runtime value."""
+        return {name: (slot.root, slot.offset) for name, slot in self.slots.items()}
+
+    @property
+    def arena_roots(self) -> dict[str, int]:
+        """Bytes of every root that lies in the arena."""
+        return {
+            name: root.nbytes
+            for name, root in self.roots.items()
+            if root.storage is StorageClass.ARENA
+        }
 
 
 def plan_views(
@@ -148,15 +165,11 @@ class _ViewPlanner:
         self.plan.regions = tuple(
             order_regions(
                 [region for _, region in kept],
-                {name: (slot.root, slot.offset) for name, slot in self.plan.slots.items()},
-                self._arena_roots(),
-            )
+                self.plan.places,
+                set(self.plan.arena_roots),
+            ).regions
         )
         return self.plan
-
-    def _arena_roots(self) -> set[str]:
-        roots = self.plan.roots.items()
-        return {name for name, root in roots if root.storage is StorageClass.ARENA}
 
     def _add_root(self, value: Value, root: Root) -> None:
         self.values[value.name] = value
@@ -294,38 +307,41 @@ def build_program(
     kernels: Mapping[str, Kernel],
     symbols: Mapping[tuple[str, int], str],
     view_plan: ViewPlan,
+    serial: bool = False,
 ) -> Program:
-    """Give every pointer of every stage its address.
+    """Order the regions for their kernels, and give every pointer of every stage its address.
 
     Args:
         name: C identifier prefix of the model.
         inputs, outputs: Model inputs and outputs, as given to :func:`plan_views`.
-        regions: ``view_plan.regions``, or a permutation of them that is a valid order.
+        regions: ``view_plan.regions``, or a permutation of them that is a valid order; reordered
+            if the kernels' workspaces and results in place make another order smaller.
         kernels: Kernel of each region by region name.
         symbols: C symbol of each stage by (region name, number of the stage).
         view_plan: Result of :func:`plan_views`.
+        serial: One worker runs everything (microcontrollers): scratch is part of the arena, and
+            results may lie over inputs that later units still read from.
 
     Returns:
-        The program. For reports, ``metadata`` holds ``memory`` (pieces of the arena:
-        name, offset, bytes, first and last call), ``views`` (what became of view
-        operators, and why copies exist) and ``inplace`` (region, input, output); for traces
-        ``places`` (pointer of every runtime value) and ``ends`` (number of calls up to the end of
-        each region).
+        The program. For reports, ``metadata`` holds ``regions`` (in execution order), ``peak`` (the
+        step that needs most, see ``effc.arena_bound``, and what is proven), ``memory`` (pieces of
+        the arena: name, offset, bytes, first and last call), ``views`` (what became of view
+        operators, and why copies exist) and ``inplace`` (region, input, output that share memory);
+        for traces ``places`` (pointer of every runtime value) and ``ends`` (number of calls up to
+        the end of each region).
     """
-    weights = _Weights()
+    weights = PackedWeights()
     placed: dict[str, Pointer] = {}
     for root_name, root in view_plan.roots.items():
         if root.const is not None:
             placed[root_name] = Pointer(StorageClass.WEIGHTS, 0, weights.add(root.const))
         elif root.storage is not StorageClass.ARENA:
             placed[root_name] = Pointer(root.storage, root.index)
-    arena_roots = {
-        root_name: root.nbytes
-        for root_name, root in view_plan.roots.items()
-        if root.storage is StorageClass.ARENA
-    }
-    slots = {value: (slot.root, slot.offset) for value, slot in view_plan.slots.items()}
-    arena = plan_arena(regions, kernels, slots, arena_roots)
+    slots, arena_roots = view_plan.places, view_plan.arena_roots
+    order = order_regions(regions, slots, set(arena_roots), kernels, serial)
+    regions = order.regions
+    alignment = _SERIAL_ALIGNMENT if serial else _ALIGNMENT
+    arena = plan_arena(regions, kernels, slots, arena_roots, serial, alignment)
     calls: list[Call] = []
     ends: dict[str, int] = {}
     for region in regions:
@@ -334,7 +350,10 @@ def build_program(
         for number, stage in enumerate(kernel.stages):
             pointers = []
             for ref in stage.args:
-                if ref == "scratch":
+                if ref == "scratch" and serial:
+                    at = arena.workspaces[region.name, f"scratch:{number}"]
+                    pointer = Pointer(StorageClass.ARENA, 0, at)
+                elif ref == "scratch":
                     pointer = Pointer(StorageClass.SCRATCH)
                 elif ref.startswith("w:"):
                     pointer = Pointer(StorageClass.WEIGHTS, 0, packed[ref[2:]])
@@ -356,7 +375,7 @@ def build_program(
                     )
                 )
         ends[region.name] = len(calls)
-    scratch = max((s.scratch for k in kernels.values() for s in k.stages), default=0)
+    scratch = [0 if serial else s.scratch for k in kernels.values() for s in k.stages]
     return Program(
         name,
         tuple(Port(v.name, v.type) for v in inputs),
@@ -364,9 +383,11 @@ def build_program(
         tuple(calls),
         weights.blob(),
         arena.size,
-        arena.lower_bound,
-        align_up(scratch, _ALIGNMENT),
+        arena.bound.nbytes,
+        align_up(max(scratch, default=0), _ALIGNMENT),
         {
+            "regions": tuple(regions),
+            "peak": _peak(arena, order),
             "memory": arena.picture,
             "views": list(view_plan.notes),
             "inplace": [list(pair) for pair in arena.inplace],
@@ -377,6 +398,19 @@ def build_program(
     )
 
 
+def _peak(arena: ArenaPlan, order: Order) -> dict[str, object]:
+    """What the manifest says about the largest step and about proofs."""
+    return {
+        "region": arena.bound.region,
+        "step": arena.bound.step,
+        "live": [{"name": name, "bytes": nbytes} for name, nbytes in arena.bound.live],
+        "shared_bytes": arena.bound.shared,
+        "order_bound_bytes": order.peak if order.proven else None,
+        "order_proven": order.proven,
+        "plan_proven": arena.proven,
+    }
+
+
 def _pointer(
     slot: tuple[str, int], placed: Mapping[str, Pointer], arena: Mapping[str, int]
 ) -> Pointer:
@@ -385,34 +419,3 @@ def _pointer(
         base = placed[root]
         return Pointer(base.storage, base.index, base.offset + offset)
     return Pointer(StorageClass.ARENA, 0, arena[root] + offset)
-
-
-class _Weights:
-    """Packs arrays into one blob; equal contents are stored once."""
-
-    def __init__(self) -> None:
-        self.arrays: list[tuple[int, np.ndarray]] = []  # offset, bytes
-        self.size = 0
-        self.alike: dict[tuple[int, bytes, bytes], list[tuple[int, np.ndarray]]] = {}
-
-    def add(self, array: np.ndarray) -> int:
-        """Byte offset of the array's contents in the blob, a multiple of 64."""
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        # Size and both ends tell nearly all arrays apart: no need to hash gigabytes.
-        key = (data.size, data[:_ALIGNMENT].tobytes(), data[-_ALIGNMENT:].tobytes())
-        alike = self.alike.setdefault(key, [])
-        for offset, other in alike:
-            if np.array_equal(data, other):
-                return offset
-        entry = (self.size, data)
-        alike.append(entry)
-        self.arrays.append(entry)
-        self.size += align_up(data.size, _ALIGNMENT)
-        return entry[0]
-
-    def blob(self) -> np.ndarray:
-        """All contents as uint8."""
-        packed = np.zeros(self.size, np.uint8)
-        for offset, data in self.arrays:
-            packed[offset : offset + data.size] = data
-        return packed

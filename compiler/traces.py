@@ -9,14 +9,14 @@ stand for: ``scale * (q - zero_point)``, in quads or row by row (docs/QUANTIZATI
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from effc.kernels.region import Value
 from effc.passes.origin import origin_of
-from effc.program import Pointer, Program, StorageClass
+from effc.program import Pointer, Port, Program, StorageClass
 
 if TYPE_CHECKING:
     import onnx
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from effc.regions import Graph
     from effc.storage import ViewPlan
 
-__all__ = ["Grid", "StoredValue", "stored_values"]
+__all__ = ["Grid", "StoredValue", "graded_ports", "stored_values"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,22 @@ def stored_values(
                 continue
         found.append(known.stored(value, place, step))
     return tuple(sorted(found, key=lambda v: v.step))
+
+
+def graded_ports(
+    ports: Sequence[Port], storage: StorageClass, values: Sequence[StoredValue]
+) -> tuple[Port, ...]:
+    """Inputs or outputs with scale and zero point where they are quantized."""
+    known = {
+        (value.place.index, value.dtype): value
+        for value in values
+        if value.place.storage is storage and value.place.offset == 0 and value.scale is not None
+    }
+    found = [known.get((number, port.type.dtype)) for number, port in enumerate(ports)]
+    return tuple(
+        port if v is None else replace(port, scale=v.scale, zero_point=v.zero_point)
+        for port, v in zip(ports, found, strict=True)
+    )
 
 
 def _complete(value: Value, views: ViewPlan, program: Program) -> int:

@@ -21,7 +21,7 @@ from effc.errors import InternalError, UsageError
 __all__ = ["Cluster", "Entry", "get_target", "list_targets", "targets_of"]
 
 _DESCRIPTIVE = frozenset({"base", "summary", "soc", "clusters", "detect"})
-_FIELDS = frozenset(f.name for f in fields(Target)) - {"name", "shared"}
+_FIELDS = frozenset(f.name for f in fields(Target)) - {"name", "shared", "optimize"}
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ nothing but Python: it is also part of wheels of compiled models.
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["cpu_features", "missing_features"]
+__all__ = ["cpu_features", "features_of", "missing_features", "processor_name"]
 
 # /proc/cpuinfo flag -> LLVM feature, where code generation for dense kernels can use it.
 _X86_FEATURES = {
@@ -65,7 +66,7 @@ def cpu_features() -> tuple[str, ...]:
 
     Features that code generation has no use for are not listed.
     """
-    return _features(Path("/proc/cpuinfo"), platform.machine())
+    return features_of(Path("/proc/cpuinfo").read_text("utf-8"), platform.machine())
 
 
 def missing_features(features: Iterable[str]) -> list[str]:
@@ -77,13 +78,31 @@ def missing_features(features: Iterable[str]) -> list[str]:
     return sorted(f[1:] for f in set(features) & absent)
 
 
-def _features(cpuinfo: Path, machine: str) -> tuple[str, ...]:
-    """Features in the order of the machine's table."""
-    table = _X86_FEATURES if machine == "x86_64" else _ARM_FEATURES
-    flags: set[str] = set()
-    for line in cpuinfo.read_text("utf-8").splitlines():
+def features_of(cpuinfo: str, machine: str) -> tuple[str, ...]:
+    """Features that all processors of a text of ``/proc/cpuinfo`` have (``+``) or some lack.
+
+    They are in the order of the machine's table; none if the text does not tell.
+    """
+    x86 = machine == "x86_64"
+    table = _X86_FEATURES if x86 else _ARM_FEATURES if machine == "aarch64" else {}
+    found = []
+    for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            flags = set(value.split())
-            break
+        if key.strip() == ("flags" if x86 else "Features"):
+            found.append(set(value.split()))
+    if not found:
+        return ()
+    flags = set.intersection(*found)
     return tuple(("+" if flag in flags else "-") + feature for flag, feature in table.items())
+
+
+def processor_name(cpuinfo: str) -> str:
+    """Processors of a text of ``/proc/cpuinfo`` as they name themselves, each kind once."""
+    names = ("vendor_id", "cpu family", "model", "model name", "stepping")
+    arm = ("CPU implementer", "CPU part", "CPU revision")
+    kinds = []
+    for block in re.split(r"\n\s*\n", cpuinfo):
+        fields = [[piece.strip() for piece in line.split(":", 1)] for line in block.splitlines()]
+        values = {pair[0]: pair[1] for pair in fields if len(pair) == 2}
+        kinds.append(", ".join(values[name] for name in (*names, *arm) if name in values))
+    return "; ".join(dict.fromkeys(filter(None, kinds)))

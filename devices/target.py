@@ -57,6 +57,10 @@ class Target:
         android_api: Minimum API level, 0 when not Android.
         variants: Processors worth code of their own, best first.
         common: The version that most devices run: configurations are ranked for it.
+        ram_bytes, flash_bytes: Memory of a microcontroller, 0 where it is not known.
+        clock_mhz: Its clock, 0 where it is not known.
+        machine: What emulates it, a key of ``effc.devices.boards``; empty if nothing does.
+        optimize: What code is chosen for: ``speed``, ``size``, or ``balanced``.
         shared: Features that weights may be packed for, if they are fewer than ``features``:
             those of all versions of the target that this is one of (``version``).
     """
@@ -78,12 +82,32 @@ class Target:
     android_api: int = 0
     variants: tuple[Variant, ...] = ()
     common: str = BASE
+    ram_bytes: int = 0
+    flash_bytes: int = 0
+    clock_mhz: int = 0
+    machine: str = ""
+    optimize: str = "balanced"
     shared: tuple[str, ...] | None = None
+
+    @property
+    def bare(self) -> bool:
+        """Whether code runs without an operating system: a microcontroller."""
+        return self.os == "none"
+
+    @property
+    def float_unit(self) -> bool:
+        """Whether the processor computes in float32; others call a library for each operation."""
+        return not self.bare or self.has("fpregs") or self.has("f")
 
     @property
     def lanes(self) -> int:
         """float32 elements per vector register (1 if there is no vector unit)."""
         return max(self.vector_bits // 32, 1)
+
+    @property
+    def serial(self) -> bool:
+        """Whether one worker runs everything: there are no threads without an operating system."""
+        return self.bare
 
     @property
     def half_arithmetic(self) -> bool:
@@ -136,4 +160,6 @@ class Target:
             spec["mcpu"] = self.cpu
         if self.features:
             spec["mattr"] = list(self.features)
+        if self.bare:  # it leaves optimization to clang, see effc.bare.toolchain
+            spec |= {"opt-level": 0, "vector-width": 128}
         return spec

@@ -29,8 +29,9 @@ from effc.kernels.conv_pack import copy_stage, pack_weights, panel_slack
 from effc.kernels.conv_problem import ConvProblem, arithmetic_of, problem_refusal
 from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source, source_layout
+from effc.kernels.overlap import Shifts, overlap, plane_multiples
 from effc.kernels.quad_pairs import pack_pairs, paired
-from effc.kernels.region import Op, Region
+from effc.kernels.region import Op, Region, Value
 from effc.kernels.template import Config, Kernel, Stage, Template
 
 __all__ = ["CopiedSource", "DirectConv"]
@@ -95,6 +96,8 @@ class DirectConv(Template):
         problem = ConvProblem.of(region, target)
         shape, epilogue = problem.shape, problem.results.epilogue
         assert region.anchor is not None
+        data = region.anchor.inputs[0]
+        assert data is not None
         problem = replace(problem, arithmetic=_arithmetic(region.anchor, shape, target))
         source = source_layout(shape)
         knobs = ProductConfig.of(config)
@@ -113,8 +116,24 @@ class DirectConv(Template):
         stage = Stage(product.function(), tuple(args), product.units, product.scratch_bytes)
         inplace = tuple(pair for pair in epilogue.inplace if pair[0] != problem.data)
         return Kernel(
-            (*copied.stages, stage), weights | epilogue.weights, copied.workspaces, inplace
+            (*copied.stages, stage),
+            weights | epilogue.weights,
+            copied.workspaces,
+            inplace,
+            overlap(region, data, _shifts(product, data, region.outputs[0])),
         )
+
+
+def _shifts(product: Product, data: Value, result: Value) -> Shifts:
+    """Where a 1x1 convolution may write over its input: a unit packs all channels of its
+    positions before it writes them."""
+    shape = product.shape
+    alone = product.splits == product.passes == shape.groups == shape.batch == 1
+    if product.source.copied or not product.knobs.pack or not alone:
+        return ()
+    planes = (data.shape[1], result.shape[1])
+    plane, other = data.type.nbytes // planes[0], result.type.nbytes // planes[1]
+    return plane_multiples(plane, *planes) if plane == other else ()
 
 
 def _arithmetic(op: Op, shape: ConvShape, target: Target) -> Arithmetic:

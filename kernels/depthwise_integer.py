@@ -30,6 +30,7 @@ from effc.kernels.depthwise_taps import (
 )
 from effc.kernels.dot_product import DOT_FEATURES
 from effc.kernels.lanes import repeated, uses_lanes
+from effc.kernels.overlap import Shifts, overlap, plane_by_plane, quad_bytes
 from effc.kernels.plane import Plane
 from effc.kernels.quad_epilogue import QuadEpilogue, QuadOutput
 from effc.kernels.region import DOMAIN, Op, Region
@@ -125,7 +126,9 @@ class DepthwiseInteger(Template):
             code.emit(begin, end)
 
         stage = Stage(stage_func(params, body), args, tiling.units, 4 * tiling.scratch)
-        return Kernel((stage,), weights, inplace=epilogue.inplace)
+        elements = quad_bytes(data), quad_bytes(region.outputs[0])
+        overlaps = overlap(region, data, tiling.shifts(target.serial, elements))
+        return Kernel((stage,), weights, inplace=epilogue.inplace, overlaps=overlaps)
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,15 @@ class _Tiling:
     @property
     def units(self) -> int:
         return self.shape.batch * self.shape.quads * self.bands
+
+    def shifts(self, serial: bool, elements: tuple[int, int]) -> Shifts:
+        """Where the result may lie over the input: a unit copies its band before it writes."""
+        y, x, planes = self.shape.y, self.shape.x, self.shape.batch * self.shape.quads
+        if serial:
+            rows = min(self.tiles_per_band * self.rows, y.out)
+            return plane_by_plane((y, x), planes, elements, rows)
+        alike = y.size * x.size * elements[0] == y.out * x.out * elements[1]
+        return ((0, 0),) if alike and self.bands == 1 else ()
 
     @cached_property
     def plane(self) -> Plane:

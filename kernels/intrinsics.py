@@ -5,7 +5,7 @@ ordinary TIR for the target at hand:
 
 ``tirx.effc_maximum(x, bound)``, ``tirx.effc_minimum(x, bound)``
     Float extremes that keep a NaN in ``x``: one instruction on x86 (compare and
-    select in the order of ``maxps``) as well as on Arm (``llvm.maximum``).
+    select in the order of ``maxps``) as well as on Arm with NEON (``llvm.maximum``).
 
 ``tirx.effc_widen(x)``
     float16 to float32: the processor's conversion, or integer arithmetic where it has none.
@@ -31,15 +31,16 @@ __all__ = ["maximum", "minimum", "rescale", "widen"]
 Expr = Any  # tvm.tirx expressions have no useful static types
 
 
-def _is_arm() -> bool:
+def _has_neon() -> bool:
+    """Whether there are instructions for extremes that keep a NaN; microcontrollers have none."""
     triple = str(tvm.target.Target.current().attrs["mtriple"])
-    return triple.startswith(("aarch64", "arm", "thumb"))
+    return triple.startswith(("aarch64", "arm"))
 
 
 def _extreme(intrinsic: str, node: Callable[[Expr, Expr], Expr]) -> Callable[[Expr], Expr]:
     def rule(call: Expr) -> Expr:
         x, bound = call.args
-        if _is_arm():
+        if _has_neon():
             return tirx.call_llvm_pure_intrin(call.ty.dtype, intrinsic, x, bound)
         return tirx.Select(node(bound, x), bound, x)
 

@@ -17,6 +17,7 @@ from effc.kernels import vectormath as vm
 from effc.kernels.builder import T, bind, local, loop, splat, stage_func, unravel, vload, vstore
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import lowest, pick
+from effc.kernels.overlap import overlap, plane_by_plane, quad_bytes
 from effc.kernels.quads import operand
 from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.taps import each_tap
@@ -98,7 +99,10 @@ class QuadPool(Template):
             (x.name, *epilogue.args, region.outputs[0].name),
             prod((*planes, *out_sizes[:-1])),
         )
-        return Kernel((stage,), epilogue.weights, inplace=epilogue.inplace)
+        elements = quad_bytes(x), quad_bytes(region.outputs[0])
+        shifts = plane_by_plane(axes, prod(planes), elements) if target.serial else ()
+        overlaps = overlap(region, x, shifts)
+        return Kernel((stage,), epilogue.weights, inplace=epilogue.inplace, overlaps=overlaps)
 
 
 def _window(

@@ -20,7 +20,7 @@ from effc.kernels.region import Region
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
-__all__ = ["Choice", "Config", "Kernel", "Stage", "Template"]
+__all__ = ["Choice", "Config", "Kernel", "Overlap", "Stage", "Template"]
 
 Config = Mapping[str, int | str | bool]
 
@@ -48,6 +48,23 @@ class Stage:
     bounds: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """How the result of a kernel may lie over an input that dies there.
+
+    Attributes:
+        source, result: Names of a region input and output.
+        shifts: Closed ranges of ``address(result) - address(source)`` in bytes at which the kernel
+            still reads every element of the input before it writes over it
+            (``effc.kernels.overlap`` computes them from the order of access). Places where
+            the two share no byte are allowed anyway.
+    """
+
+    source: str
+    result: str
+    shifts: tuple[tuple[int, int], ...]
+
+
 @dataclass
 class Kernel:
     """What a template builds for one region.
@@ -60,12 +77,22 @@ class Kernel:
             input dies here: every element of the input is read before (or by the
             same vector operation as) the output element that overwrites it, for
             any split of the work.
+        overlaps: Further pairs, at other distances. They hold for any split of the work; for
+            serial targets (``Target.serial``), where one worker runs all units in ascending
+            order, only for that.
     """
 
     stages: tuple[Stage, ...]
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     workspaces: dict[str, int] = field(default_factory=dict)
     inplace: tuple[tuple[str, str], ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+
+    @property
+    def sharing(self) -> tuple[Overlap, ...]:
+        """All pairs that may share memory."""
+        pairs = tuple(Overlap(source, result, ((0, 0),)) for source, result in self.inplace)
+        return pairs + self.overlaps
 
 
 @dataclass(frozen=True)

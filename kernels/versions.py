@@ -61,6 +61,7 @@ def require_same(base: Kernel, other: Kernel, where: str) -> None:
             "weights": {n: (w.dtype.str, w.shape) for n, w in kernel.weights.items()},
             "workspaces": kernel.workspaces,
             "inplace": kernel.inplace,
+            "overlaps": kernel.overlaps,
         }
 
     first, second = interface(base), interface(other)

@@ -85,11 +85,13 @@ class LayerTime:
         name: The layer's name.
         nodes: ONNX nodes it computes.
         ms: Median over the profiled runs.
+        instructions: Of one run, where they were counted.
     """
 
     name: str
     nodes: tuple[str, ...]
     ms: float
+    instructions: int | None = None
 
 
 class Runner:

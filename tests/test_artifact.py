@@ -41,6 +41,8 @@ def manifest() -> dict[str, Any]:
         "entry": "toy_run",
         "threads": 1,
         "library_bytes": len(LIBRARY),
+        "flash_bytes": 0,
+        "stack_bytes": 0,
         "options": {"shapes": {}, "constants": {}},
         "verification": None,
         "values": [],

@@ -46,12 +46,16 @@ def samples(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 @needs_data
-@pytest.mark.parametrize("target", ["host", "android", "android-armv7"])
+@pytest.mark.parametrize("target", ["host", "android", "android-armv7", "cortex-m4"])
 @pytest.mark.parametrize("name", ["mlperf_tiny_ic01_resnet8_int8", "mlperf_tiny_kws01_dscnn_int8"])
 def test_same_bits_everywhere(name: str, target: str, tmp_path: Path) -> None:
-    emulator = {"android": "qemu-aarch64", "android-armv7": "qemu-arm"}.get(target)
+    emulator = {
+        "android": "qemu-aarch64",
+        "android-armv7": "qemu-arm",
+        "cortex-m4": "qemu-system-arm",
+    }.get(target)
     if emulator is not None and shutil.which(emulator) is None:
-        pytest.skip(f"{emulator} is not installed (apt-get install qemu-user)")
+        pytest.skip(f"{emulator} is not installed (tools/install-system-packages.sh)")
     model = without_softmax(MODELS / f"{name}.onnx")
     feeds = samples(model)
     prepared = import_and_simplify(model, CompileOptions(target=target)).model

@@ -46,7 +46,7 @@ def test_result_of_a_later_stage_takes_the_place_of_a_packed_input() -> None:
     )
     plan = _plan([first, second], {"first": _one_stage(first), "second": packed})
     assert plan.offsets["a"] == plan.offsets["b"]
-    assert plan.size == plan.lower_bound == 5 * ITEMS
+    assert plan.size == plan.bound.nbytes == 5 * ITEMS
 
 
 def test_operands_of_a_concatenation_reserve_only_their_own_room() -> None:
@@ -62,7 +62,7 @@ def test_operands_of_a_concatenation_reserve_only_their_own_room() -> None:
     slots = {"a": ("y", 0), "b": ("y", ITEMS), "y": ("y", 0)}
     plan = _plan(regions, {r.name: _one_stage(r) for r in regions}, slots)
     assert plan.offsets["t"] == plan.offsets["y"] + ITEMS
-    assert plan.size == plan.lower_bound == 3 * ITEMS
+    assert plan.size == plan.bound.nbytes == 3 * ITEMS
 
 
 def test_slice_that_stays_alive_frees_the_rest() -> None:
@@ -74,7 +74,7 @@ def test_slice_that_stays_alive_frees_the_rest() -> None:
         _region("ry", [b, s], [y]),
     ]
     plan = _plan(regions, {r.name: _one_stage(r) for r in regions}, {"s": ("a", 3 * ITEMS)})
-    assert plan.size == plan.lower_bound == 5 * ITEMS
+    assert plan.size == plan.bound.nbytes == 5 * ITEMS
 
 
 def test_in_place_result_inside_a_concatenation() -> None:
@@ -136,7 +136,7 @@ def test_copied_half_of_a_split_stays_where_it_is() -> None:
     plan = _plan(regions, {r.name: _one_stage(r) for r in regions}, slots)
     assert plan.inplace == [("copy_part", "half", "part")]
     assert plan.offsets["z"] == plan.offsets["y"]
-    assert plan.size == plan.lower_bound == 3 * ITEMS
+    assert plan.size == plan.bound.nbytes == 3 * ITEMS
 
 
 def test_copy_is_needed_where_the_neighbours_collide() -> None:

@@ -113,14 +113,14 @@ def test_the_processor_decides(template: DotTemplate, tmp_path: Path) -> None:
     artifact = effc.compile(dot_model(TensorProto.INT8), "android", tmp_path / "dot", verify=False)
     x = {"x": np.ones((1, DEPTH), np.int8)}
     with open_executor(artifact, "qemu", None, None) as executor:
-        assert "cortex-a72" in executor._command  # type: ignore[attr-defined]
+        assert "cortex-a72" in executor._place.command  # type: ignore[attr-defined]
         executor._asked = "dotprod"  # type: ignore[attr-defined]
         with pytest.raises(DeviceError, match="no such variant"):
             executor.run(x)
     with open_executor(artifact, "qemu", None, "dotprod") as executor:
         for cpu in ("cortex-a76", "max"):
-            place = executor._command.index("-cpu") + 1  # type: ignore[attr-defined]
-            executor._command[place] = cpu  # type: ignore[attr-defined]
+            command = executor._place.command  # type: ignore[attr-defined]
+            command[command.index("-cpu") + 1] = cpu
             executor._asked = None  # type: ignore[attr-defined]
             executor.run(x)
             assert executor.variant == "dotprod"

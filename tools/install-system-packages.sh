@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the system packages that effc's demo and tests use, where it may; otherwise says
 # what to install. None is needed to compile a model: QEMU's user mode runs artifacts for Arm on
-# this machine, a JDK makes Android packages, the rest is for tests of packages.
+# this machine, its system emulators those for microcontrollers, a JDK makes Android packages, the
+# rest is for tests of packages and archives.
 set -u
 
 missing=""
@@ -10,9 +11,16 @@ need() { # program or file, Debian package
 }
 need qemu-aarch64 qemu-user
 need qemu-arm qemu-user
+need qemu-system-arm qemu-system-arm
+need qemu-system-riscv32 qemu-system-misc
+need arm-none-eabi-gcc gcc-arm-none-eabi
 need javac default-jdk-headless
 need cmake cmake
 need pkg-config pkg-config
+need adb adb
+need ssh openssh-client
+# Debian starts a server with this package, which nobody asked for on a desk.
+[ -z "${CI:-}" ] || need /usr/sbin/sshd openssh-server
 [ "$(uname -m)" = aarch64 ] ||
     need /usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1 libc6-arm64-cross
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')

@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from effc.cli import bench_flags as flags
 from effc.cli.console import Console
 from effc.cli.flags import (
     Abi,
@@ -20,6 +21,7 @@ from effc.cli.flags import (
     Correct,
     Device,
     Equalize,
+    Flash,
     GroupSize,
     Input,
     Json,
@@ -27,10 +29,12 @@ from effc.cli.flags import (
     MaxDrop,
     Method,
     Model,
+    Optimize,
     Precision,
     Prune,
     Quantize,
     Quiet,
+    Ram,
     Ranges,
     RecipeFile,
     Refine,
@@ -124,6 +128,9 @@ def compile_(
             "--weights", metavar="embedded|file", help="In the library, or in a file beside it."
         ),
     ] = "embedded",
+    ram: Ram = None,
+    flash: Flash = None,
+    optimize: Optimize = "balanced",
     prune: Prune = None,
     sparsity: Sparsity = None,
     speedup: Speedup = None,
@@ -191,6 +198,9 @@ def compile_(
         precision=precision,
         abis=tuple(part.strip() for part in abi.split(",")) if abi else (),
         weights=weights,
+        ram=ram,
+        flash=flash,
+        optimize=optimize,
         compression=compression,
     )
 
@@ -362,36 +372,50 @@ def verify(
 
 @app.command()
 def bench(
-    artifact: ArtifactPath,
+    artifacts: flags.Artifacts,
     device: Device = None,
-    runs: Annotated[
-        int, typer.Option("--runs", metavar="N", min=1, help="Measured inferences.")
-    ] = 50,
-    warmup: Annotated[
-        int, typer.Option("--warmup", metavar="N", min=0, help="Inferences before measuring.")
-    ] = 10,
-    threads: Threads = None,
+    runs: flags.Runs = None,
+    duration: flags.Duration = None,
+    warmup: flags.Warmup = None,
+    threads: flags.ThreadCounts = None,
+    cores: flags.Cores = None,
     variant: Variant = None,
     abi: Abi = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Also the time per layer.")] = False,
+    fps: flags.Fps = None,
+    sustain: flags.Sustain = None,
+    rounds: flags.Rounds = None,
+    cool_down: flags.CoolDown = 0.0,
+    profile: flags.Profile = False,
+    against: flags.Against = None,
+    report: flags.ReportFile = None,
+    program: flags.ProgramFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure the latency of an artifact."""
-    from effc.cli.execute import bench_command
+    """Measure the latency of artifacts, alternately if there are several."""
+    from effc.cli.bench import BenchFlags, bench_command, program_command
 
-    bench_command(
-        Console(as_json, quiet, verbose),
-        artifact,
-        device,
+    console = Console(as_json, quiet, verbose)
+    if program is not None:
+        program_command(console, artifacts, program, abi)
+        return
+    given = BenchFlags(
+        device=device,
         runs=runs,
+        duration=duration,
         warmup=warmup,
         threads=threads,
+        cores=tuple(cores or ()),
         variant=variant,
         abi=abi,
+        fps=fps,
+        sustain=sustain,
+        rounds=rounds,
+        cool_down=cool_down,
         profile=profile,
     )
+    bench_command(console, artifacts, given, against, report)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from effc.cli.arguments import parse_constants, parse_shapes, parse_tune
 from effc.cli.console import Console, human_bytes, human_count, human_time
 from effc.compression.options import CompressOptions
 from effc.errors import UsageError
-from effc.options import CompileOptions
+from effc.options import CompileOptions, byte_count
 
 __all__ = ["compile_command", "tune_command"]
 
@@ -31,6 +31,9 @@ def compile_command(
     precision: str,
     abis: tuple[str, ...],
     weights: str,
+    ram: str | None,
+    flash: str | None,
+    optimize: str,
     compression: CompressOptions,
 ) -> None:
     """Compile a model and say what came out."""
@@ -48,6 +51,9 @@ def compile_command(
         samples=compression.samples,
         abis=abis,
         weights=weights,
+        ram=None if ram is None else byte_count(ram, "--ram"),
+        flash=None if flash is None else byte_count(flash, "--flash"),
+        optimize=optimize,
     )
     _require_file(model)
     if output is None:
@@ -83,6 +89,8 @@ def compile_command(
             "code_bytes": manifest["code_bytes"],
             "arena_bytes": manifest["arena_bytes"],
             "arena_lower_bound_bytes": manifest["arena_lower_bound_bytes"],
+            "flash_bytes": manifest["flash_bytes"] or None,
+            "stack_bytes": manifest["stack_bytes"] or None,
             "macs": manifest["macs"],
             "layers": len(manifest["layers"]),
             "verification": manifest["verification"],
@@ -97,6 +105,11 @@ def compile_command(
         f"{human_bytes(manifest['weights_bytes'])}; arena {human_bytes(manifest['arena_bytes'])}; "
         f"{human_count(manifest['macs'])} MACs in {len(manifest['steps'])} steps"
     )
+    if manifest["flash_bytes"]:
+        console.say(
+            f"  flash {human_bytes(manifest['flash_bytes'])}, of it code "
+            f"{human_bytes(manifest['code_bytes'])}; stack {human_bytes(manifest['stack_bytes'])}"
+        )
     console.say(f"  {_verification_text(manifest['verification'])}")
     if manifest["levels"]:
         console.say(f"  {_speed_text(manifest['levels'])}")

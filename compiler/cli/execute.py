@@ -1,4 +1,4 @@
-"""``effc run``, ``effc verify`` and ``effc bench``."""
+"""``effc run`` and ``effc verify``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from effc.execute import Executor
-    from effc.runtimes.loader import LayerTime
     from effc.verify import Execute, Verification
 
-__all__ = ["bench_command", "run_command", "verify_command"]
+__all__ = ["run_command", "verify_command"]
 
 
 def run_command(
@@ -192,93 +191,3 @@ def _required(output: dict[str, Any]) -> str:
 
 def _percent(share: float | None) -> str:
     return "unknown" if share is None else f"{100 * share:.2f} %"
-
-
-def bench_command(
-    console: Console,
-    path: Path,
-    device: str | None,
-    *,
-    runs: int,
-    warmup: int,
-    threads: int | None,
-    variant: str | None,
-    abi: str | None,
-    profile: bool,
-) -> None:
-    """Measure latency, and with ``profile`` the time of each layer."""
-    from effc.artifact import load_artifact
-    from effc.execute import open_executor
-
-    artifact = load_artifact(path).of_abi(abi)
-    with open_executor(artifact, device, threads, variant) as executor:
-        console.note(f"measuring {runs} inferences after {warmup} on {executor.device} ...")
-        stats = executor.bench(runs, warmup)
-        layers = executor.profile(runs, warmup) if profile else ()
-        used, version = executor.device, executor.variant
-    payload: dict[str, Any] = {
-        "latency_ms": {
-            "median": stats.median_ms,
-            "min": stats.min_ms,
-            "p90": stats.p90_ms,
-            "p99": stats.p99_ms,
-            "mean": stats.mean_ms,
-            "std": stats.std_ms,
-        },
-        "runs": stats.runs,
-        "warmup": stats.warmup,
-        "threads": stats.threads,
-        "device": used,
-        "variant": version,
-        "emulated": used == "qemu",
-    }
-    rows = _layer_rows(artifact.manifest, layers)
-    if profile:
-        payload["per_layer"] = rows
-    console.result(payload)
-    console.say(
-        f"median {stats.median_ms:.4g} ms, min {stats.min_ms:.4g}, p90 {stats.p90_ms:.4g}, "
-        f"p99 {stats.p99_ms:.4g}, mean {stats.mean_ms:.4g}, std {stats.std_ms:.2g} "
-        f"({stats.runs} runs, {stats.threads} thread(s), {used}, code {version})"
-    )
-    if used == "qemu":
-        console.note("times under an emulator say nothing about the real device")
-    if profile:
-        console.table(
-            ["layer", "op", "kernel", "ms", "share", "GMAC/s", "nodes"],
-            [
-                [
-                    row["name"],
-                    row["op"],
-                    row["kernel"],
-                    f"{row['ms']:.4f}",
-                    f"{100 * row['share']:.1f} %",
-                    f"{row['gmacs']:.1f}" if row["gmacs"] else "",
-                    ", ".join(row["nodes"])[:60],
-                ]
-                for row in rows
-            ],
-            right=["ms", "share", "GMAC/s"],
-        )
-
-
-def _layer_rows(manifest: dict[str, Any], layers: tuple[LayerTime, ...]) -> list[dict[str, Any]]:
-    known = {layer["name"]: layer for layer in manifest["layers"]}
-    total = sum(layer.ms for layer in layers) or 1.0
-    rows = []
-    for layer in layers:
-        about = known.get(layer.name, {})
-        macs = about.get("macs", 0)
-        rows.append(
-            {
-                "name": layer.name,
-                "op": about.get("op", "copy"),
-                "kernel": about.get("kernel", ""),
-                "nodes": list(layer.nodes),
-                "macs": macs,
-                "ms": layer.ms,
-                "share": layer.ms / total,
-                "gmacs": macs / layer.ms / 1e6 if layer.ms else 0.0,
-            }
-        )
-    return rows

@@ -19,6 +19,7 @@ __all__ = [
     "Correct",
     "Device",
     "Equalize",
+    "Flash",
     "GroupSize",
     "Input",
     "Json",
@@ -26,10 +27,12 @@ __all__ = [
     "MaxDrop",
     "Method",
     "Model",
+    "Optimize",
     "Precision",
     "Prune",
     "Quantize",
     "Quiet",
+    "Ram",
     "Ranges",
     "RecipeFile",
     "Refine",
@@ -107,6 +110,26 @@ Precision = Annotated[
         "--precision",
         metavar="f32|f16",
         help="f16: half precision, computed where the target can, stored where not.",
+    ),
+]
+Ram = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--ram", metavar="BYTES", help="Most RAM on a microcontroller (64k); default: the board's."
+    ),
+]
+Flash = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--flash", metavar="BYTES", help="Most flash on a microcontroller; default: the board's."
+    ),
+]
+Optimize = Annotated[
+    str,
+    typer.Option(
+        "--optimize",
+        metavar="balanced|size|speed",
+        help="What code for a microcontroller is chosen for.",
     ),
 ]
 Prune = Annotated[

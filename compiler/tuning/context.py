@@ -10,6 +10,7 @@ from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 
+from effc.devices.cpu import processor_name
 from effc.devices.host import missing_features
 from effc.devices.target import BASE, Target
 
@@ -62,14 +63,7 @@ def device_name() -> str:
         cpuinfo = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         return platform.processor() or platform.machine()
-    fields: dict[str, str] = {}
-    for line in cpuinfo.splitlines():
-        key, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(key.strip(), value.strip())
-    names = ("vendor_id", "cpu family", "model", "model name", "stepping")
-    arm = ("CPU implementer", "CPU part", "CPU revision")
-    return ", ".join(fields[name] for name in (*names, *arm) if name in fields)
+    return processor_name(cpuinfo)
 
 
 @cache

@@ -1,9 +1,12 @@
 /* load.c - lets main.c run a shared library that was made for Android or Linux.
  *
  * A static executable has no dynamic linker, and an emulator has no bionic: so this maps the
- * library named by EFFC_LIBRARY itself (and the file of weights named by EFFC_WEIGHTS), resolves the few C functions that effc's libraries
- * may use to the ones linked in here (effc_functions), and calls the model named by
- * EFFC_NAME. What is tested is the very file that ships.
+ * library itself, resolves the few C functions that effc's libraries may use to the ones linked in
+ * here (effc_functions), and calls its model. What is tested is the very file that ships.
+ *
+ * The library is the file named by EFFC_LIBRARY, with weights in the file named by EFFC_WEIGHTS, or
+ * both lie behind this program in one file, which then ends with a `trailer`. The model is the
+ * one named by EFFC_NAME, or the only one of the library.
  *
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -52,11 +55,19 @@ typedef struct image {
     size_t symbol_count;
 } image;
 
-static void die(const char *what, const char *detail)
-{
-    fprintf(stderr, "runner: %s: %s\n", what, detail);
-    exit(1);
-}
+/* Last bytes of a program that carries its library: where in the file things are, at multiples of
+ * the largest page, little-endian. */
+typedef struct trailer {
+    char magic[8]; /* "EFFCPACK" */
+    uint64_t library, weights, weights_bytes;
+} trailer;
+
+/* Files behind a model. */
+typedef struct origin {
+    int library, weights; /* descriptors, -1: no file of weights */
+    off_t library_offset, weights_offset;
+    size_t weights_bytes;
+} origin;
 
 static uintptr_t page_down(uintptr_t value)
 {
@@ -75,20 +86,21 @@ static int protection(const ElfW(Phdr) *segment)
 }
 
 /* One segment: its pages of the file, then zeros up to its size in memory. */
-static void map_segment(uint8_t *base, int file, const ElfW(Phdr) *segment)
+static void map_segment(uint8_t *base, const origin *from, const ElfW(Phdr) *segment)
 {
     uintptr_t start = page_down(segment->p_vaddr);
     uintptr_t skipped = segment->p_vaddr - start;
     uintptr_t file_end = segment->p_vaddr + segment->p_filesz;
     if (segment->p_filesz > 0 &&
         mmap(base + start, segment->p_filesz + skipped, PROT_READ | PROT_WRITE,
-             MAP_PRIVATE | MAP_FIXED, file, (off_t)(segment->p_offset - skipped)) == MAP_FAILED)
+             MAP_PRIVATE | MAP_FIXED, from->library,
+             from->library_offset + (off_t)(segment->p_offset - skipped)) == MAP_FAILED)
         die("library", "cannot map a segment");
     if (segment->p_memsz > segment->p_filesz)
         memset(base + file_end, 0, page_up(file_end) - file_end);
 }
 
-static uint8_t *map_file(int file, const ElfW(Phdr) *segments, int count)
+static uint8_t *map_file(const origin *from, const ElfW(Phdr) *segments, int count)
 {
     uintptr_t end = 0, align = 1;
     for (int i = 0; i < count; i++) {
@@ -105,7 +117,7 @@ static uint8_t *map_file(int file, const ElfW(Phdr) *segments, int count)
     uint8_t *base = (uint8_t *)(((uintptr_t)memory + align - 1) & ~(align - 1));
     for (int i = 0; i < count; i++)
         if (segments[i].p_type == PT_LOAD)
-            map_segment(base, file, &segments[i]);
+            map_segment(base, from, &segments[i]);
     return base;
 }
 
@@ -185,20 +197,19 @@ static void protect(const image *lib, const ElfW(Phdr) *segments, int count)
     }
 }
 
-static image load(const char *path)
+static image load(const origin *from)
 {
     image lib = {0};
     ElfW(Ehdr) header;
     ElfW(Phdr) segments[16];
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0)
-        die(path, "cannot open");
-    if (pread(file, &header, sizeof header, 0) != sizeof header ||
+    int file = from->library;
+    off_t start = from->library_offset;
+    if (pread(file, &header, sizeof header, start) != sizeof header ||
         memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_phnum > 16 ||
-        pread(file, segments, header.e_phnum * sizeof *segments, (off_t)header.e_phoff) !=
-            (ssize_t)(header.e_phnum * sizeof *segments))
-        die(path, "not a library");
-    lib.base = map_file(file, segments, header.e_phnum);
+        pread(file, segments, header.e_phnum * sizeof *segments,
+              start + (off_t)header.e_phoff) != (ssize_t)(header.e_phnum * sizeof *segments))
+        die("library", "not a library");
+    lib.base = map_file(from, segments, header.e_phnum);
     for (int i = 0; i < header.e_phnum; i++)
         if (segments[i].p_type == PT_DYNAMIC)
             link_image(&lib, (const ElfW(Dyn) *)(lib.base + segments[i].p_vaddr));
@@ -207,26 +218,66 @@ static image load(const char *path)
     return lib;
 }
 
-static uintptr_t exported(const image *lib, const char *prefix, const char *suffix)
+static int open_file(const char *path)
 {
-    size_t length = strlen(prefix);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        die(path, "cannot open");
+    return file;
+}
+
+/* What this program carries. */
+static origin own_files(void)
+{
+    trailer end;
+    int file = open_file("/proc/self/exe");
+    off_t size = lseek(file, 0, SEEK_END);
+    if (pread(file, &end, sizeof end, size - (off_t)sizeof end) != sizeof end ||
+        memcmp(end.magic, "EFFCPACK", sizeof end.magic) != 0)
+        die("runner", "carries no library: set EFFC_LIBRARY");
+    int weights = end.weights_bytes > 0 ? open_file("/proc/self/exe") : -1;
+    return (origin){file, weights, (off_t)end.library, (off_t)end.weights,
+                    (size_t)end.weights_bytes};
+}
+
+static origin find_files(void)
+{
+    const char *library = getenv("EFFC_LIBRARY"), *weights = getenv("EFFC_WEIGHTS");
+    if (library == NULL)
+        return own_files();
+    origin from = {open_file(library), -1, 0, 0, 0};
+    if (weights != NULL) {
+        from.weights = open_file(weights);
+        from.weights_bytes = (size_t)lseek(from.weights, 0, SEEK_END);
+    }
+    return from;
+}
+
+/* The function whose name is a model's with a suffix; any model's if there is no name. */
+static uintptr_t exported(const image *lib, const char *model, const char *suffix)
+{
     for (uint32_t i = 1; i < lib->symbol_count; i++) {
         const char *name = lib->names + lib->symbols[i].st_name;
-        if (strncmp(name, prefix, length) == 0 && strcmp(name + length, suffix) == 0)
+        size_t length = strlen(name), end = strlen(suffix);
+        if (lib->symbols[i].st_shndx == SHN_UNDEF || length < end ||
+            strcmp(name + length - end, suffix) != 0)
+            continue;
+        if (model == NULL || (strlen(model) == length - end && memcmp(name, model, length - end) == 0))
             return address_of(lib, i);
     }
     die("library has no function", suffix);
     return 0;
 }
 
+static origin files_of_model;
+
 static const effc_entry *entry(void)
 {
     static effc_entry loaded;
     if (loaded.info == NULL) {
-        const char *path = getenv("EFFC_LIBRARY"), *name = getenv("EFFC_NAME");
-        if (path == NULL || name == NULL)
-            die("runner", "set EFFC_LIBRARY and EFFC_NAME");
-        image lib = load(path);
+        const char *name = getenv("EFFC_NAME");
+        files_of_model = find_files();
+        image lib = load(&files_of_model);
         loaded.create = (effc_status(*)(const effc_options *, effc_model **))exported(&lib, name,
                                                                                      "_create");
         loaded.run = (effc_status(*)(effc_model *, const effc_tensor *,
@@ -243,22 +294,20 @@ static const effc_model_info *info(void)
     return entry()->info();
 }
 
-/* Maps the weights file that EFFC_WEIGHTS names, if any. */
+/* Maps the file of weights, if there is one. */
 static effc_status create(const effc_options *options, effc_model **model)
 {
+    const effc_entry *functions = entry();
+    const origin *from = &files_of_model;
     effc_options all = *options;
-    const char *path = getenv("EFFC_WEIGHTS");
-    if (path != NULL) {
-        int file = open(path, O_RDONLY | O_CLOEXEC);
-        if (file < 0)
-            die(path, "cannot open");
-        all.weights_bytes = (size_t)lseek(file, 0, SEEK_END);
-        all.weights = mmap(NULL, all.weights_bytes, PROT_READ, MAP_PRIVATE, file, 0);
+    if (from->weights >= 0) {
+        all.weights_bytes = from->weights_bytes;
+        all.weights = mmap(NULL, from->weights_bytes, PROT_READ, MAP_PRIVATE, from->weights,
+                           from->weights_offset);
         if (all.weights == MAP_FAILED)
-            die(path, "cannot map");
-        close(file);
+            die("weights", "cannot map");
     }
-    return entry()->create(&all, model);
+    return functions->create(&all, model);
 }
 
 static effc_status run(effc_model *model, const effc_tensor *inputs, const effc_tensor *outputs)

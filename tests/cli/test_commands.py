@@ -154,17 +154,6 @@ def test_verify_finds_another_model(effc: Effc, artifact: Path, tmp_path: Path) 
     assert "does not match" in answer.err
 
 
-def test_bench_with_profile(effc: Effc, artifact: Path) -> None:
-    answer = effc("bench", artifact, "--runs", 5, "--warmup", 1, "--profile", "--json")
-    result = answer.json
-    assert answer.code == 0
-    assert {"median", "min", "p90", "p99", "mean", "std"} == result["latency_ms"].keys()
-    assert (result["runs"], result["warmup"], result["threads"]) == (5, 1, 1)
-    assert result["device"] == "local"
-    nodes = {node for layer in result["per_layer"] for node in layer["nodes"]}
-    assert {"conv1", "conv2", "dense", "softmax"} <= nodes
-
-
 def test_inspect_artifact(effc: Effc, artifact: Path) -> None:
     result = effc("inspect", artifact, "--json").json
     assert result["target"] == "host"

@@ -23,6 +23,12 @@ FAMILIES = {
     "ios-simulator-x86_64",
     "macos",
     "macos-x86_64",
+    "cortex-m0plus",
+    "cortex-m4",
+    "cortex-m7",
+    "cortex-m33",
+    "cortex-m55",
+    "riscv32",
 }
 
 
@@ -35,7 +41,7 @@ def test_every_entry_is_consistent(name: str) -> None:
     target = get_target(name)
     assert target.name == name
     assert all(f[0] in "+-" for f in target.features)
-    assert target.vector_bits in (128, 256, 512)
+    assert target.vector_bits in ((32, 128) if target.bare else (128, 256, 512))
     assert target.l1_bytes <= target.l2_bytes
     assert target.cores >= 1
     assert (target.android_api >= 21) == (target.os == "android")
@@ -43,6 +49,7 @@ def test_every_entry_is_consistent(name: str) -> None:
     assert target.triple.startswith(names.get(target.arch, target.arch))
     assert (target.runner_target == "") == (target.os == "apple")
     assert ("hf" in target.runner_target) == ("hf" in target.clang_target)
+    assert bool(target.machine) == bool(target.clock_mhz) == target.bare
 
 
 def test_devices_have_a_chip_with_enough_cores() -> None:
@@ -50,6 +57,14 @@ def test_devices_have_a_chip_with_enough_cores() -> None:
         if entry.base is not None:
             assert entry.soc
             assert sum(c.count for c in entry.clusters) >= get_target(entry.name).cores
+
+
+def test_boards_have_memory() -> None:
+    for entry in list_targets():
+        target = get_target(entry.name)
+        if target.bare and entry.base is not None:
+            assert 0 < target.ram_bytes <= target.flash_bytes
+            assert target.clock_mhz == round(1000 * entry.clusters[0].ghz)
 
 
 def test_device_inherits_from_its_family() -> None:

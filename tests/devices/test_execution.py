@@ -13,7 +13,7 @@ from toy_model import toy_object, toy_program, toy_reference
 
 from effc import zig
 from effc.devices.catalog import get_target
-from effc.devices.execution import Execution, Piece, execute
+from effc.devices.execution import Execution, Piece, Process, execute
 from effc.devices.qemu import qemu_command
 from effc.errors import DeviceError, ToolError, UsageError
 from effc.link import link_runner
@@ -60,7 +60,7 @@ def check(done: Execution, inputs: list[dict[str, np.ndarray]]) -> None:
 def test_native(runner: Path) -> None:
     inputs = samples(3)
     done = execute(
-        [str(runner)], inputs, INPUTS, OUTPUTS, runs=4, warmup=1, threads=2, profile=True
+        Process([str(runner)]), inputs, INPUTS, OUTPUTS, runs=4, warmup=1, threads=2, profile=True
     )
     check(done, inputs)
     assert len(done.times_ns) == 4
@@ -69,7 +69,7 @@ def test_native(runner: Path) -> None:
 
 
 def test_timing_without_samples(runner: Path) -> None:
-    done = execute([str(runner)], [], INPUTS, OUTPUTS, runs=2)
+    done = execute(Process([str(runner)]), [], INPUTS, OUTPUTS, runs=2)
     assert done.outputs == ()
     assert len(done.times_ns) == 2
     assert done.steps_ns is None
@@ -84,18 +84,18 @@ def test_emulated(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{program} is not installed")
     inputs = samples(2)
     command = [*qemu_command(target), str(build(name, tmp_path))]
-    done = execute(command, inputs, INPUTS, OUTPUTS, runs=1, threads=2)
+    done = execute(Process(command), inputs, INPUTS, OUTPUTS, runs=1, threads=2)
     check(done, inputs)
 
 
 def test_wrong_samples(runner: Path) -> None:
     with pytest.raises(UsageError, match="missing"):
-        execute([str(runner)], [{}], INPUTS, OUTPUTS)
+        execute(Process([str(runner)]), [{}], INPUTS, OUTPUTS)
     with pytest.raises(UsageError, match="expected float32"):
-        execute([str(runner)], [{X: np.zeros((UNITS, 4))}], INPUTS, OUTPUTS)
+        execute(Process([str(runner)]), [{X: np.zeros((UNITS, 4))}], INPUTS, OUTPUTS)
     other = [Tensor(X, "float32", (UNITS, 5))]
     with pytest.raises(DeviceError, match="another size"):
-        execute([str(runner)], [{X: np.zeros((UNITS, 5), np.float32)}], other, OUTPUTS)
+        execute(Process([str(runner)]), [{X: np.zeros((UNITS, 5), np.float32)}], other, OUTPUTS)
 
 
 def test_access_behind_the_end_is_caught(tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_access_behind_the_end_is_caught(tmp_path: Path) -> None:
     program.calls = (Call("far_k0", (Pointer(StorageClass.INPUT),), UNITS, "r", ()),)
     built = link_runner(program, [tmp_path / "far.o"], target, tmp_path / "far")
     with pytest.raises(DeviceError, match="SIGSEGV"):
-        execute([str(built)], samples(1), INPUTS, OUTPUTS)
-    assert execute([str(built)], [], INPUTS, OUTPUTS, runs=1).times_ns
+        execute(Process([str(built)]), samples(1), INPUTS, OUTPUTS)
+    assert execute(Process([str(built)]), [], INPUTS, OUTPUTS, runs=1).times_ns
 
 
 def script(folder: Path, text: str) -> list[str]:
@@ -132,12 +132,12 @@ def script(folder: Path, text: str) -> list[str]:
 )
 def test_failing_programs(tmp_path: Path, text: str, match: str) -> None:
     with pytest.raises(DeviceError, match=match):
-        execute(script(tmp_path, text), [], INPUTS, OUTPUTS, timeout_s=0.5)
+        execute(Process(script(tmp_path, text)), [], INPUTS, OUTPUTS, timeout_s=0.5)
 
 
 def test_missing_program(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="cannot start"):
-        execute([str(tmp_path / "none")], [], INPUTS, OUTPUTS)
+        execute(Process([str(tmp_path / "none")]), [], INPUTS, OUTPUTS)
 
 
 def test_missing_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_trace(runner: Path) -> None:
     """Tensors as they are after their steps, of every sample."""
     inputs = samples(3)
     pieces = [piece(), piece(name="part", shape=(4,), step=1, output=0, offset=16)]
-    done = execute([str(runner)], inputs, INPUTS, OUTPUTS, trace=pieces)
+    done = execute(Process([str(runner)]), inputs, INPUTS, OUTPUTS, trace=pieces)
     check(done, inputs)
     for given, traced, outputs in zip(inputs, done.traced, done.outputs, strict=True):
         np.testing.assert_array_equal(traced["part"], outputs["out"][1])
@@ -174,11 +174,11 @@ def test_trace(runner: Path) -> None:
 )
 def test_wrong_traces(runner: Path, pieces: list[Piece]) -> None:
     with pytest.raises(DeviceError, match="not a plan for this model"):
-        execute([str(runner)], samples(1), INPUTS, OUTPUTS, trace=pieces)
+        execute(Process([str(runner)]), samples(1), INPUTS, OUTPUTS, trace=pieces)
 
 
 def test_a_trace_is_not_timed(runner: Path) -> None:
     with pytest.raises(DeviceError, match="times nothing"):
-        execute([str(runner)], samples(1), INPUTS, OUTPUTS, trace=[piece()], runs=1)
+        execute(Process([str(runner)]), samples(1), INPUTS, OUTPUTS, trace=[piece()], runs=1)
     with pytest.raises(DeviceError, match="one thread"):
-        execute([str(runner)], samples(1), INPUTS, OUTPUTS, trace=[piece()], threads=2)
+        execute(Process([str(runner)]), samples(1), INPUTS, OUTPUTS, trace=[piece()], threads=2)

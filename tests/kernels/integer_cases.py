@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from single_op import Arrays, host, run_kernel
+from single_op import Arrays, compiled, host, run_kernel, sharings
 
 from effc.devices.catalog import get_target
 from effc.devices.target import Target
@@ -108,11 +108,10 @@ def check(
     assert template.refuse(region, target) is None, template.refuse(region, target)
     for config in configs or [c for c, _ in template.candidates(region, target)]:
         kernel = template.build(region, target, config)
-        runs = [None, *(pair for pair in kernel.inplace if pair[0] in inputs)]
-        for pair in runs:
-            got = run_kernel(
-                kernel, region, inputs, target, parts=(1, 3) if pair is None else (2,), inplace=pair
-            )
+        code = compiled(kernel, target)
+        for pair in (None, *sharings(kernel, inputs)):
+            parts = (1, 3) if pair is None else (2,)
+            got = run_kernel(kernel, region, inputs, target, parts=parts, inplace=pair, code=code)
             for name, want in expected.items():
                 have = got[name]
                 assert have.dtype == want.dtype

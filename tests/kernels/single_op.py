@@ -12,7 +12,8 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -159,6 +160,24 @@ def library(functions: Mapping[str, Any], target: Target) -> ctypes.CDLL:
         return ctypes.CDLL(f"{folder}/k.so")
 
 
+@dataclass(frozen=True)
+class Shared:
+    """The result ``shift`` bytes above an input."""
+
+    source: str
+    result: str
+    shift: int = 0
+
+
+def sharings(kernel: Kernel, names: Iterable[str]) -> list[Shared]:
+    """Every way in which a result may lie over an input of ``names``, ranges at both ends."""
+    found: dict[Shared, None] = {}
+    for o in kernel.sharing:
+        if o.source in names:
+            found |= {Shared(o.source, o.result, at): None for ends in o.shifts for at in ends}
+    return list(found)
+
+
 class _Guarded:
     """Memory with canaries on both sides; ``offset`` bytes away from alignment."""
 
@@ -171,12 +190,23 @@ class _Guarded:
     def data(self) -> np.ndarray:
         return self.raw[self.start : self.start + self.nbytes]
 
+    def part(self, start: int, nbytes: int) -> _Guarded:
+        """Some bytes of it."""
+        part = copy(self)
+        part.start, part.nbytes = self.start + start, nbytes
+        return part
+
     def pointer(self) -> ctypes.c_void_p:
         return ctypes.c_void_p(self.raw.ctypes.data + self.start)
 
     def intact(self) -> bool:
         around = np.r_[self.raw[: self.start], self.raw[self.start + self.nbytes :]]
         return bool((around == 0xA5).all())
+
+
+def compiled(kernel: Kernel, target: Target) -> ctypes.CDLL:
+    """The stages of a kernel, for ``run_kernel``."""
+    return library({f"k{i}": stage.func for i, stage in enumerate(kernel.stages)}, target)
 
 
 def run_kernel(
@@ -186,11 +216,14 @@ def run_kernel(
     target: Target,
     *,
     parts: Sequence[int] = (1, 3),
-    inplace: tuple[str, str] | None = None,
+    inplace: tuple[str, str] | Shared | None = None,
+    code: ctypes.CDLL | None = None,
 ) -> dict[str, np.ndarray]:
-    """Outputs of a kernel; the same for every number of ``parts`` that the work is split into."""
-    functions = {f"k{i}": stage.func for i, stage in enumerate(kernel.stages)}
-    code = library(functions, target)
+    """Outputs of a kernel; the same for every number of ``parts`` that the work is split into.
+
+    On serial targets parts run in ascending order, on others in descending order.
+    """
+    code = code or compiled(kernel, target)
     results = []
     for count in parts:
         memory: dict[str, _Guarded] = {}
@@ -202,11 +235,13 @@ def run_kernel(
             memory[name] = _filled(array, array.itemsize)
         for value in region.outputs:
             memory[value.name] = _Guarded(value.type.nbytes, np.dtype(value.dtype).itemsize)
+        guarded = dict(memory)
         if inplace is not None:
-            memory[inplace[1]] = memory[inplace[0]]
+            shared = inplace if isinstance(inplace, Shared) else Shared(*inplace)
+            guarded[shared.result] = guarded[shared.source] = _overlapped(memory, shared)
         for index, stage in enumerate(kernel.stages):
-            _run_stage(getattr(code, f"k{index}"), stage, memory, count)
-        for name, block in memory.items():
+            _run_stage(getattr(code, f"k{index}"), stage, memory, count, target.serial)
+        for name, block in guarded.items():
             assert block.intact(), f"wrote outside {name}"
         results.append(
             {
@@ -226,11 +261,25 @@ def _filled(array: np.ndarray, offset: int) -> _Guarded:
     return block
 
 
-def _run_stage(function: Any, stage: Stage, memory: dict[str, _Guarded], parts: int) -> None:
+def _overlapped(memory: dict[str, _Guarded], shared: Shared) -> _Guarded:
+    """Put a result over an input, and return the memory that holds both."""
+    source, result = memory[shared.source], memory[shared.result]
+    low = min(shared.shift, 0)
+    both = _Guarded(max(source.nbytes, shared.shift + result.nbytes) - low, source.start % 64)
+    memory[shared.source] = both.part(-low, source.nbytes)
+    memory[shared.source].data[:] = source.data
+    memory[shared.result] = both.part(shared.shift - low, result.nbytes)
+    return both
+
+
+def _run_stage(
+    function: Any, stage: Stage, memory: dict[str, _Guarded], parts: int, ascending: bool
+) -> None:
     scratch = _Guarded(stage.scratch, 0)
     pointers = [scratch.pointer() if a == "scratch" else memory[a].pointer() for a in stage.args]
     bounds = [stage.extent * i // parts for i in range(parts + 1)]
-    for begin, end in reversed(list(pairwise(bounds))):
+    ranges = list(pairwise(bounds))
+    for begin, end in ranges if ascending else reversed(ranges):
         function(*pointers, ctypes.c_int32(begin), ctypes.c_int32(end))
     assert scratch.intact(), "wrote outside the scratch"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -61,6 +62,29 @@ def test_wrong_weights_are_refused(apart: effc.Artifact, tmp_path: Path) -> None
         Runner(apart.library, {"name": "digits"})
     with pytest.raises(DeviceError, match="cannot map the file of weights"):
         Runner(apart.library, {"name": "digits"}, weights=tmp_path / "none.bin")
+
+
+def test_the_benchmark_program_carries_them(apart: effc.Artifact, tmp_path: Path) -> None:
+    """One executable, without the artifact: the same bits as with the files beside it."""
+    from effc.benchmark.carry import carrying_program
+    from effc.devices.catalog import get_target
+    from effc.emulate import loader_program
+
+    program, outputs = tmp_path / "bench", []
+    carrying_program(apart, program)
+    loader = loader_program(get_target("host"))
+    beside = {"EFFC_LIBRARY": str(apart.library), "EFFC_WEIGHTS": str(weights_of(apart))}
+    for command, environment in ((program, {}), (loader, beside)):
+        out = tmp_path / f"{command.name}.bin"
+        run([command, "--output", out, "--runs", 1], env=environment)
+        outputs.append(out.read_bytes())
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) == 8 + 8 + 8 + 10 * 4
+    truncated = tmp_path / "cut"
+    truncated.write_bytes(program.read_bytes()[:-1])
+    truncated.chmod(0o755)
+    done = subprocess.run([truncated], env={}, capture_output=True, text=True, check=False)
+    assert (done.returncode, "carries no library" in done.stderr) == (1, True)
 
 
 def test_unlisted_weights_are_a_damaged_artifact(apart: effc.Artifact, tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""Static archives for firmware: stage objects, generated C and weights, checked.
+
+Nothing is linked before the firmware is. An archive defines names with the model's prefix only and
+takes nothing from outside but copies of memory and the helper functions that every compiler for its
+processor brings along (libgcc, compiler-rt).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+
+from effc import elf, zig
+from effc.bare.codegen import (
+    MemorySizes,
+    bare_header,
+    bare_source,
+    bare_symbols,
+    weights_source,
+)
+from effc.bare.stack import frames_of, stack_bound
+from effc.bare.toolchain import compile_source
+from effc.devices.target import Target
+from effc.errors import InternalError
+from effc.link import LinkReport
+from effc.program import Program
+
+__all__ = ["link_bare", "write_bare_sources"]
+
+_MEMORY_FUNCTIONS = frozenset({"memcpy", "memset", "memmove"})
+# Run-time ABI for the Arm architecture, 4; libgcc's integer and soft-float routines elsewhere.
+_HELPERS = {
+    "thumb": re.compile(r"__aeabi_\w+|__gnu_thumb1_case_\w+"),
+    "riscv32": re.compile(r"__(u?div|u?mod|mul|ashl|ashr|lshr|clz|ctz)[ds]i[23]|__\w+[sd]f\w*"),
+}
+_ALLOC, _EXECUTABLE = 2, 4
+
+
+def link_bare(program: Program, objects: Sequence[bytes], target: Target, out: Path) -> LinkReport:
+    """Make a static archive and check it.
+
+    Args:
+        program: What ``run`` does, with the weights.
+        objects: ELF objects that define the stage functions.
+        target: A microcontroller.
+        out: File to write.
+
+    Returns:
+        Sizes, and the header, which says them.
+
+    Raises:
+        ToolError: The toolchain is missing or failed.
+        InternalError: An object is for another machine, or breaks a rule.
+    """
+    with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
+        work = Path(folder)
+        sources = write_bare_sources(program, work)
+        members = []
+        for source in sources:
+            members.append(work / f"{source.stem}.o")
+            compile_source(source, target, members[-1])
+        for number, data in enumerate(objects):
+            members.append(work / f"{program.name}_stages_{number}.o")
+            members[-1].write_bytes(data)
+        contents = [member.read_bytes() for member in members]
+        for data in contents:
+            elf.check_object(data, target)
+        undefined = _check_names(program, members, target)
+        command = [str(zig.zig_path()), "ar", "--format=gnu", "rcsD", "archive.a"]
+        zig.run_tool([*command, *(member.name for member in members)], cwd=work)
+        (work / "archive.a").replace(out)
+    code, constants = _loaded(contents)
+    sizes = MemorySizes(code, constants, _stack(program, contents))
+    return LinkReport(
+        path=out,
+        library_bytes=out.stat().st_size,
+        code_bytes=code,
+        runtime_bytes=0,
+        weights_bytes=program.weights.nbytes,
+        needed=(),
+        undefined=tuple(sorted(undefined)),
+        page_bytes=0,
+        flash_bytes=code + constants,
+        stack_bytes=sizes.stack,
+        headers={f"{program.name}.h": bare_header(program, sizes)},
+    )
+
+
+def write_bare_sources(program: Program, work: Path) -> list[Path]:
+    """Write the generated files into ``work``; those of them that are compiled.
+
+    The header has no sizes yet: code does not depend on them.
+    """
+    name, weights = program.name, f"{program.name}.weights"
+    (work / f"{name}.h").write_text(bare_header(program, MemorySizes(0, 0, 0)), "utf-8")
+    (work / weights).write_bytes(program.weights.data)
+    sources = {
+        f"{name}.c": bare_source(program),
+        f"{name}_weights.S": weights_source(program, weights),
+    }
+    for file, text in sources.items():
+        (work / file).write_text(text, "utf-8")
+    return [work / file for file in sources]
+
+
+def _check_names(program: Program, members: Sequence[Path], target: Target) -> set[str]:
+    """Check all names; the functions that the archive takes from elsewhere.
+
+    Raises:
+        InternalError: Two models could clash, or a function is not the compiler's.
+    """
+    tables = [elf.object_symbols(member) for member in members]
+    defined = set().union(*(table[0] for table in tables))
+    used = set().union(*(table[1] for table in tables)) - defined
+    helpers = _HELPERS[target.arch]
+    stray = {name for name in defined if not name.startswith(f"{program.name}_")}
+    missing = set(bare_symbols(program)) - defined
+    unknown = {n for n in used if n not in _MEMORY_FUNCTIONS and not helpers.fullmatch(n)}
+    if stray or missing or unknown:
+        raise InternalError(
+            "an archive for firmware breaks a rule",
+            where=program.name,
+            got=f"without the prefix: {sorted(stray)}; not defined: {sorted(missing)}; "
+            f"neither its own nor the compiler's: {sorted(unknown)}",
+        )
+    return used
+
+
+def _loaded(contents: Sequence[bytes]) -> tuple[int, int]:
+    """Bytes of code, and of constants with the weights.
+
+    Raises:
+        InternalError: There is writable data.
+    """
+    code = constants = 0
+    for data in contents:
+        for section in ELFFile(io.BytesIO(data)).iter_sections():
+            flags = section["sh_flags"]
+            if not flags & _ALLOC or section["sh_type"] not in ("SHT_PROGBITS", "SHT_NOBITS"):
+                continue
+            if flags & 1 and section["sh_size"]:
+                raise InternalError("the library has variables", where=section.name)
+            if flags & _EXECUTABLE:
+                code += section["sh_size"]
+            else:
+                constants += section["sh_size"]
+    return code, constants
+
+
+def _stack(program: Program, contents: Sequence[bytes]) -> int:
+    data = frozenset({f"{program.name}_weights"})
+    return stack_bound(frames_of(contents), f"{program.name}_run", data)
