@@ -99,7 +99,7 @@ class WeightStudy:
         self._replaced = {key: layer.replacements() for key, layer in self._layers.items()}
         names = {name for arrays in self._replaced.values() for name in arrays}
         self._probe = NoiseProbe(model, samples, names)
-        self._few = range(min(few, len(samples)))
+        self._few = list(range(min(few, len(samples))))
         self._share = 1.0
 
     def items(self, limit: float) -> list[Item]:
