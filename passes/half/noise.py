@@ -194,6 +194,7 @@ def _branch(nodes: Sequence[onnx.NodeProto], result: str) -> onnx.GraphProto:
 
 def _plain_session(proto: onnx.ModelProto) -> ort.InferenceSession:
     """A session that leaves casts where they are."""
+    ort.set_default_logger_severity(4)  # it warns of initializers that can be replaced
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads()

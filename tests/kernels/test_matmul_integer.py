@@ -10,7 +10,7 @@ from emulated import Case, run_emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integer_cases import Node, check, region_of
-from integer_targets import ARM, NATIVE, native
+from integer_targets import ARM, I8MM, NATIVE, native
 
 from effc.kernels.matmul_integer import MatMulInteger
 from effc.kernels.versions import require_same
@@ -119,9 +119,9 @@ def test_any_shape(m: int, k: int, n: int, constant: bool, name: str) -> None:
     judge(name, problem((m, k), (k, n), constant))
 
 
-@pytest.mark.parametrize("name", ARM)
+@pytest.mark.parametrize("name", [*ARM, "i8mm"])
 def test_on_arm(name: str) -> None:
-    target, template = ARM[name], MatMulInteger()
+    target, template = {**ARM, "i8mm": I8MM}[name], MatMulInteger()
     cases, wanted = [], []
     for epilogue, shape in [("none", SHAPES[0]), *(("channel", s) for s in SHAPES)]:
         nodes, inputs, constants = problem(*shape, "int8", epilogue=epilogue)
@@ -130,6 +130,26 @@ def test_on_arm(name: str) -> None:
         cases.append(Case(template.build(region, target, config), region, inputs))
         wanted.append(expected["y"])
     for have, want in zip(run_emulated(cases, target), wanted, strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
+@settings(max_examples=2, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(*(st.integers(*e) for e in ((2, 9), (8, 40), (2, 70)))), min_size=3, max_size=5
+    )
+)
+def test_any_shape_by_squares(shapes: list[tuple[int, int, int]]) -> None:
+    cases, wanted, template = [], [], MatMulInteger()
+    for m, k, n in shapes:
+        nodes, inputs, constants = problem((m, k), (k, n), True, "int8")
+        region, expected = region_of(nodes, inputs, constants, anchored=True)
+        for config, _ in template.candidates(region, I8MM)[::5]:
+            kernel = template.build(region, I8MM, config)
+            assert "smmla" in str(kernel.stages[-1].func)
+            cases.append(Case(kernel, region, inputs))
+            wanted.append(expected["y"])
+    for have, want in zip(run_emulated(cases, I8MM), wanted, strict=True):
         np.testing.assert_array_equal(have, want)
 
 
