@@ -37,8 +37,9 @@ from effc.kernels.builder import (
     vload,
     vstore,
 )
+from effc.kernels.dot_product import has_dot4
 from effc.kernels.matmul_integer_pack import Layout, Packing, packed_vector, packed_weights
-from effc.kernels.matmul_integer_steps import PairSteps, QuadSteps
+from effc.kernels.matmul_integer_steps import PairSteps, QuadSteps, WordSteps
 from effc.kernels.matmul_problem import Problem, problem_of
 from effc.kernels.quad_arithmetic import Quads
 from effc.kernels.quad_pairs import has_pairs
@@ -220,13 +221,21 @@ class _Builder:
         def body(*arguments: Any) -> None:
             *buffers, y, begin, end = arguments
             rows = buffers[3] if row_sums else None
-            kind = PairSteps if layout.paired else QuadSteps
-            steps = kind(layout, arithmetic, self.target, buffers[0], buffers[1])
+            steps = self._steps(arithmetic)(layout, arithmetic, self.target, *buffers[:2])
             code = _Code(self, steps, buffers[2], rows)
             code.emit((y, buffers[own:]), begin, end)
 
         args = (*refs, *epilogue.args, self.region.outputs[0].name)
         return Stage(stage_func(params, body), args, self.units)
+
+    def _steps(self, arithmetic: Quads) -> type[QuadSteps]:
+        b = operand(self.op, 1)
+        words = b.const is not None and int(b.const.min()) > (-128 if b.dtype == "int8" else 0)
+        if self.layout.paired:
+            return PairSteps
+        if words and arithmetic.signed and self.target.arch == "aarch64":
+            return QuadSteps if has_dot4(self.target, "int8", 4) else WordSteps
+        return QuadSteps
 
     @property
     def row_tiles(self) -> int:

@@ -2,6 +2,11 @@
 
 ``QuadSteps`` multiplies the quads of a row, broadcast, by vectors of quads of columns.
 
+``WordSteps`` is for Arm without dot products: bytes of two quads are multiplied to 16 bits, which
+hold the sum of two products if no weight is -128; neighbours are added to sums of 32 bits
+(``sadalp``), of which there are two per column until the end. That is half of what it takes to add
+up each quad at once.
+
 ``PairSteps`` has a matrix multiply instruction (Armv8.6 FEAT_I8MM): ``smmla`` adds the products of
 two rows and two columns over eight k to four sums. Two quads of k are such eight; within the
 reduction, rows ``2i`` and ``2i + 1`` of the tile are kept as the 2x2 squares that the instruction
@@ -16,7 +21,8 @@ from typing import Any
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels.builder import T, bind, loop, vload, vstore
+from effc.kernels import vectormath as vm
+from effc.kernels.builder import T, bind, local, loop, splat, vload, vstore
 from effc.kernels.lanes import pick, uses_lanes
 from effc.kernels.matmul_integer_pack import Layout
 from effc.kernels.quad_arithmetic import Quads
@@ -27,6 +33,7 @@ __all__ = ["PairSteps", "QuadSteps"]
 Expr = Any  # tvm.tirx expressions have no useful static types
 
 _UNROLL = 4  # quads per iteration of the loop: one register of A on Arm
+_WORD_ROWS, _WORD_VECTORS = 2, 4  # whose 16 sums and 4 factors are in registers
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,71 @@ class QuadSteps:
             four = bind(T.reinterpret("int32x4", vload(self.a, at, 16)))
             return [pick(four, [u], 4) for u in range(4)]
         return [bind(T.reinterpret("int32", vload(self.a, at + 4 * u, 4))) for u in range(count)]
+
+
+@dataclass(frozen=True)
+class WordSteps(QuadSteps):
+    """Arm without dot products, signed bytes, no -128 in B."""
+
+    def emit(self, sums: Any, lines: list[Expr], base: Expr, vectors: int) -> None:
+        """As the base class's, by parts whose sums fit the registers."""
+        for row in range(0, len(lines), _WORD_ROWS):
+            for first in range(0, vectors, _WORD_VECTORS):
+                chosen = range(first, min(first + _WORD_VECTORS, vectors))
+                self._part(sums, lines[row : row + _WORD_ROWS], row, base, chosen, vectors)
+
+    def _part(
+        self, sums: Any, lines: list[Expr], row: int, base: Expr, chosen: range, vectors: int
+    ) -> None:
+        """Rows from ``row`` on, and some vectors of columns."""
+        k, count = self.layout.k, len(chosen) * len(lines)
+        halves = local(8 * count, "int32")
+        for place in range(2 * count):
+            vstore(halves, 4 * place, splat(tirx.const(0, "int32"), 4), 4)
+        trips = k // 8
+        if trips:
+            with loop(trips) as trip:
+                at = [bind(line + trip * 8) for line in lines]
+                panel = bind(base + trip * (2 * self.layout.panel))
+                self._add(halves, [[x, x + 4] for x in at], panel, chosen)
+        offsets = [8 * trips] if k // 4 % 2 else []
+        offsets += [k - 4] if k % 4 else []
+        if offsets:
+            panel = base + 2 * trips * self.layout.panel
+            self._add(halves, [[line + o for o in offsets] for line in lines], panel, chosen)
+        for i in range(len(lines)):
+            for n, v in enumerate(chosen):
+                place = 8 * (i * len(chosen) + n)
+                both = [bind(vload(halves, place + 4 * h, 4)) for h in (0, 1)]
+                total = T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.addp.v4i32", *both)
+                where = ((row + i) * vectors + v) * 4
+                vstore(sums, where, bind(vload(sums, where, 4)) + bind(total), 4)
+
+    def _add(self, halves: Any, places: list[list[Expr]], panel: Expr, chosen: range) -> None:
+        """Add products of one or two quads: ``places`` of A's bytes, by row."""
+        rows = [[self._words(self._quads(at, 1)[0]) for at in quads] for quads in places]
+        for n, v in enumerate(chosen):
+            weights = [
+                as_bytes(vload(self.b, at + v * 4, 4))
+                for at in (panel, panel + self.layout.panel)[: len(rows[0])]
+            ]
+            for i, row in enumerate(rows):
+                for half in (0, 1):
+                    lanes = range(8 * half, 8 * half + 8)
+                    products = [
+                        vm.cast(pick(w, lanes, 16), "int16") * x
+                        for w, x in zip(weights, row, strict=True)
+                    ]
+                    words = bind(products[0] if len(products) == 1 else products[0] + products[1])
+                    pairs = T.call_llvm_pure_intrin(
+                        "int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", words
+                    )
+                    where = 8 * (i * len(chosen) + n) + 4 * half
+                    vstore(halves, where, bind(vload(halves, where, 4)) + pairs, 4)
+
+    def _words(self, quad: Expr) -> Expr:
+        """A quad twice, as 16 bits."""
+        return bind(vm.cast(T.reinterpret("int8x8", splat(quad, 2)), "int16"))
 
 
 @dataclass(frozen=True)
