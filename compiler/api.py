@@ -409,6 +409,7 @@ def _verify(
     Raises:
         QualityError: An output misses its limit.
     """
+    from effc.bare.selftest import write_selftest
     from effc.golden import write_golden
     from effc.verify import open_reference, reference_limits, verify
     from effc.verify_variants import verify_library
@@ -428,6 +429,8 @@ def _verify(
         raise quality_error(result)
     if golden is not None:
         write_golden(golden, manifest, reference, limits, data.samples[0] if data else None)
+        if compiled.target.bare:
+            write_selftest(golden, compiled.program, manifest, data.samples[0] if data else None)
     return result
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-__all__ = ["Check", "Device", "diagnose", "list_devices"]
+__all__ = ["EMULATED", "Check", "diagnose"]
 
 _PACKAGES = {
     "numpy": "numpy",
@@ -26,9 +26,12 @@ _PACKAGES = {
     "scipy": "scipy",
     "highspy": "highspy",
 }
-_EMULATED = {
-    "qemu-aarch64": "android, linux-arm64 and boards with 64-bit Arm",
-    "qemu-arm": "android-armv7, linux-armv7",
+# Emulator -> (Debian package, what it is for)
+EMULATED = {
+    "qemu-aarch64": ("qemu-user", "android, linux-arm64 and boards with 64-bit Arm"),
+    "qemu-arm": ("qemu-user", "android-armv7, linux-armv7"),
+    "qemu-system-arm": ("qemu-system-arm", "Cortex-M microcontrollers"),
+    "qemu-system-riscv32": ("qemu-system-misc", "RISC-V microcontrollers"),
 }
 _FREE_BYTES = 2 << 30
 
@@ -52,16 +55,6 @@ class Check:
     hint: str = ""
 
 
-@dataclass(frozen=True)
-class Device:
-    """A place where artifacts can run from this machine."""
-
-    name: str
-    summary: str
-    available: bool
-    hint: str = ""
-
-
 def diagnose() -> list[Check]:
     """All checks, required ones first."""
     return [
@@ -70,24 +63,11 @@ def diagnose() -> list[Check]:
         _compiler(),
         _cache(),
         _free_space(),
-        *(_emulator(name, use) for name, use in _EMULATED.items()),
+        *(_emulator(name, *about) for name, about in EMULATED.items()),
         _java(),
+        _client("adb", "adb", "--device adb"),
+        _client("ssh", "openssh-client", "--device ssh"),
     ]
-
-
-def list_devices() -> list[Device]:
-    """Every kind of device, available or not."""
-    devices = [Device("local", f"this machine ({platform.machine()})", True)]
-    emulators = [name for name in _EMULATED if shutil.which(name)]
-    devices.append(
-        Device(
-            "qemu",
-            "user-mode emulation of " + (", ".join(emulators) or "Arm processors"),
-            bool(emulators),
-            "" if emulators else "apt-get install qemu-user",
-        )
-    )
-    return devices
 
 
 def _python() -> Check:
@@ -121,6 +101,12 @@ def _java() -> Check:
     return Check("javac", path is not None, False, path or "missing", "" if path else hint)
 
 
+def _client(program: str, package: str, use: str) -> Check:
+    path = shutil.which(program)
+    hint = "" if path else f"apt-get install {package} (for {use})"
+    return Check(program, path is not None, False, path or "missing", hint)
+
+
 def _cache() -> Check:
     base = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(base) if base else Path.home() / ".cache") / "effc"
@@ -142,15 +128,15 @@ def _free_space() -> Check:
     return Check("temporary space", ok, False, f"{free / 1e9:.1f} GB", hint)
 
 
-def _emulator(name: str, use: str) -> Check:
+def _emulator(name: str, package: str, use: str) -> Check:
     path = shutil.which(name)
     if path is None:
-        hint = f"apt-get install qemu-user (to verify artifacts for {use})"
+        hint = f"apt-get install {package} (to verify artifacts for {use})"
         return Check(name, False, False, "missing", hint)
     try:
         answer = subprocess.run(
             [path, "--version"], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Check(name, False, False, str(error), "reinstall qemu-user")
+        return Check(name, False, False, str(error), f"reinstall {package}")
     return Check(name, True, False, answer.stdout.splitlines()[0] if answer.stdout else path)

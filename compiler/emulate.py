@@ -11,7 +11,7 @@ from pathlib import Path
 
 from effc import zig
 from effc.devices.target import Target
-from effc.link import EMULATIONS, STACK_BYTES, abi_symbols
+from effc.link import EMULATIONS, STACK_BYTES, abi_symbols, page_flags
 from effc.musl import runner_objects, static_libc
 
 __all__ = ["loader_program"]
@@ -44,6 +44,7 @@ def loader_program(target: Target) -> Path:
             [
                 *("-m", EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-all"),
                 *("--build-id=none", "-z", "noexecstack", "-z", f"stack-size={STACK_BYTES}"),
+                *page_flags(target),
                 *map(str, objects),
                 *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
             ],
@@ -51,7 +52,7 @@ def loader_program(target: Target) -> Path:
         )
 
     parts = (str(libc), *map(str, program), source.read_text(), table)
-    key = ("loader", str(STACK_BYTES), target.runner_target, *parts)
+    key = ("loader", str(STACK_BYTES), target.runner_target, *page_flags(target), *parts)
     return zig.cached(key, build) / "loader"
 
 

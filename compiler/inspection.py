@@ -13,7 +13,7 @@ from effc.errors import UsageError
 if TYPE_CHECKING:
     from effc.layers import LayerRecord
 
-__all__ = ["explain_layer", "inspect_artifact", "inspect_model"]
+__all__ = ["explain_layer", "inspect_artifact", "inspect_model", "plan_quality"]
 
 
 def inspect_artifact(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,6 +26,22 @@ def inspect_artifact(manifest: Mapping[str, Any]) -> dict[str, Any]:
         for layer in manifest["layers"]
     ]
     return result
+
+
+def plan_quality(manifest: Mapping[str, Any]) -> str:
+    """What is known about an arena: its distance to the lower bound, and what is proven."""
+    peak, arena = manifest["memory_peak"], manifest["arena_bytes"]
+    bound = manifest["arena_lower_bound_bytes"]
+    exact = "at the lower bound"
+    if arena > bound:
+        exact = f"{100 * (arena / bound - 1):.1f} % above the lower bound"
+    plan = "no smaller one exists" if peak["plan_proven"] else "a smaller one is not excluded"
+    order = "a better order is not excluded"
+    if peak["optimal"]:
+        order = "no other order has a smaller arena"
+    elif peak["order_proven"]:
+        order = f"no order needs less than {peak['order_bound_bytes']} bytes"
+    return f"{exact}; for this order {plan}; {order}"
 
 
 def inspect_model(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

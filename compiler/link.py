@@ -37,6 +37,7 @@ __all__ = [
     "library_headers",
     "link_library",
     "link_runner",
+    "page_flags",
     "write_sources",
     "write_weights",
 ]
@@ -180,7 +181,7 @@ def library_flags(target: Target, out: Path, exported: Iterable[str], work: Path
         *("--gc-sections", "--icf=all", "--strip-all", "--build-id=none", "--as-needed"),
         *("--hash-style=both", "--no-undefined", "-O2"),
         *("-z", "noexecstack", "-z", "relro", "-z", "now", "-z", "text"),
-        *_page_flags(target),
+        *page_flags(target),
     ]
 
 
@@ -209,6 +210,7 @@ def link_runner(
             [
                 *("-m", EMULATIONS[target.arch], "-static", "--gc-sections", "--strip-debug"),
                 *("--build-id=none", "-z", "noexecstack", "-z", f"stack-size={STACK_BYTES}"),
+                *page_flags(target),
                 *map(str, (libc / "crt1.o", *runner_objects(target), *parts)),
                 *map(str, _runtime_objects(program, target)),
                 *("--start-group", *map(str, sorted(libc.glob("*.a"))), "--end-group"),
@@ -296,7 +298,7 @@ def _compile(source: Path, target: Target, folder: Path) -> Path:
     return out
 
 
-def _page_flags(target: Target) -> tuple[str, ...]:
+def page_flags(target: Target) -> tuple[str, ...]:
     """16 kB pages on every 64-bit ABI: Android 15 refuses less, others do not mind."""
     page = "4096" if target.arch == "arm" else str(elf.PAGE_BYTES)
     return ("-z", f"max-page-size={page}", "-z", f"common-page-size={page}")

@@ -105,6 +105,7 @@ def build_manifest(
             {"name": b.name, "offset": b.offset, "bytes": b.size, "first": b.first, "last": b.last}
             for b in compiled.blocks
         ],
+        "memory_peak": program.metadata.get("peak"),
         "options": {
             "shapes": {name: list(shape) for name, shape in sorted(options.shapes.items())},
             "constants": {name: _plain(v) for name, v in sorted(options.constants.items())},

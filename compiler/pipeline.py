@@ -6,6 +6,7 @@ inside a phase lives in the module that the phase calls (docs/ARCHITECTURE.md).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +18,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from effc.bare.archive import link_bare
-from effc.bare.budget import check_flash, check_ram
+from effc.bare.budget import check_flash, check_ram, ram_missing
 from effc.compiled import Block, CompiledModel, PassRecord
+from effc.devices.address import parse_device
 from effc.devices.catalog import get_target, targets_of
 from effc.devices.target import Target
 from effc.errors import UnsupportedError, UsageError
 from effc.functions import Functions, build_functions, code_variants, lower_functions
 from effc.kernels import registry
+from effc.kernels.float_unit import float_refusal
 from effc.kernels.region import Region
 from effc.kernels.template import Choice
 from effc.kernels.versions import versions_of
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from effc.storage import ViewPlan
+    from effc.tuning.testbed import AnyTestbed
     from effc.tuning.tuner import Hints
 
 __all__ = [
@@ -133,6 +137,8 @@ def compile_models(
             )
     path = Path(source) if isinstance(source, (str, Path)) else None
     parts = [_program(options.model_name(path), s, clock) for s in selected]
+    if targets[0].bare:
+        selected, parts = _fitted(selected[0], parts[0], clock)
     programs = [program for program, _ in parts]
     if options.weights == "file":
         share_weights(programs)
@@ -157,6 +163,7 @@ def _check_options(target: Target, options: CompileOptions) -> None:
         "--optimize": options.optimize != "balanced" and not target.bare,
         "--weights file": options.weights == "file" and target.bare,
         "--threads": options.threads > 1 and target.bare,
+        "--abi": len(options.abis) > 1 and target.bare,
     }
     for where, wrong in refused.items():
         if wrong:
@@ -185,8 +192,40 @@ def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Fu
         )
         program.variants = code_variants(built, selected.target)
         program.scratch_bytes = max(program.scratch_bytes, align_up(built.scratch_bytes, 64))
-        check_ram(program, selected.target, selected.options)
     return program, built
+
+
+def _fitted(
+    selected: _Selected, whole: tuple[Program, Functions], clock: _Clock
+) -> tuple[list[_Selected], list[tuple[Program, Functions]]]:
+    """The first stages in strips of rows, if the model does not fit a microcontroller otherwise.
+
+    Raises:
+        QualityError: It does not fit in strips either.
+    """
+    from effc.fit import StripChoice, fit_in_strips
+
+    target, options = selected.target, selected.options
+    missing = ram_missing(whole[0], target, options)
+    if missing <= 0:
+        return [selected], [whole]
+
+    def plan(
+        model: ir.Model, choice: StripChoice
+    ) -> tuple[tuple[_Selected, tuple[Program, Functions]], int]:
+        done = PassRecord("split_into_strips", (str(choice),))
+        passes = (*selected.imported.passes, done)
+        imported = replace(selected.imported, model=model, passes=passes)
+        chosen = _choose(imported, target, options, clock)
+        part = _program(whole[0].name, chosen, clock)
+        return (chosen, part), part[0].arena_bytes
+
+    limit = whole[0].arena_bytes - missing
+    found, choice = fit_in_strips(selected.imported.model, limit, plan)
+    if found is None:
+        check_ram(whole[0], target, options, strips="no cut" if choice is None else str(choice))
+        return [selected], [whole]  # without room for the stack, whose size linking will tell
+    return [found[0]], [found[1]]
 
 
 def _compiled(
@@ -248,6 +287,7 @@ def tune_model(
     source: str | Path | onnx.ModelProto,
     options: CompileOptions,
     progress: ProgressCallback | None = None,
+    device: str | None = None,
 ) -> tuple[tuple[LayerRecord, ...], dict[str, Any]]:
     """Measure configurations for a model's layers into the tuning database.
 
@@ -255,6 +295,7 @@ def tune_model(
         source: ONNX file or model.
         options: What to tune for, and how long.
         progress: Called as the phases advance.
+        device: What measures, as ``--device`` takes it; this machine if ``None``.
 
     Returns:
         The layers with their choices, and what the tuner did.
@@ -262,8 +303,11 @@ def tune_model(
     Raises:
         EffcError: As :func:`compile_model`.
     """
+    from effc.tuning.testbed import open_testbed
+
     target = replace(get_target(options.target), optimize=options.optimize)
-    chosen = _select(source, target, options, _Clock(progress))
+    with contextlib.closing(open_testbed(parse_device(device or "local"), target)) as testbed:
+        chosen = _select(source, target, options, _Clock(progress), testbed=testbed)
     return _layers(chosen.graph, chosen.views, chosen.ranked, target), chosen.tuning
 
 
@@ -309,10 +353,9 @@ def _select(
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None = None,
+    testbed: AnyTestbed | None = None,
 ) -> _Selected:
     """From the model to the choices per distinct region."""
-    from effc.storage import plan_views
-
     with clock.phase("import"):
         imported = import_and_simplify(source, options)
         if options.precision == "f16":
@@ -325,12 +368,26 @@ def _select(
                 lambda done, total, detail: clock.report("calibrate", done, total, detail),
             )
             imported = replace(imported, passes=(*imported.passes, done))
+    return _choose(imported, target, options, clock, hints, testbed)
+
+
+def _choose(
+    imported: Imported,
+    target: Target,
+    options: CompileOptions,
+    clock: _Clock,
+    hints: Hints | None = None,
+    testbed: AnyTestbed | None = None,
+) -> _Selected:
+    """From the simplified model to the choices per distinct region."""
+    from effc.storage import plan_views
+
     with clock.phase("regions"):
         graph = _partition(imported.model, target)
         views = plan_views(graph.regions, graph.inputs, graph.outputs)
         _require_kernels(views.regions, target)
     with clock.phase("tune"):
-        ranked, tuning = _rank(views.regions, target, options, clock, hints)
+        ranked, tuning = _rank(views.regions, target, options, clock, hints, testbed)
     return _Selected(target, options, imported, graph, views, ranked, tuning)
 
 
@@ -403,17 +460,21 @@ def _require_kernels(regions: Sequence[Region], target: Target) -> None:
         distinct.setdefault(region.key, region)
     missing: dict[str, str] = {}
     for key, region in distinct.items():
-        if registry.accepts(region, target):
+        lacking = float_refusal(region, target)
+        if lacking is None and registry.accepts(region, target):
             continue
         op = region.ops[0]
-        why = "; ".join(dict.fromkeys(registry.refusals(region, target).values()))
+        refusals = registry.refusals(region, target).values() if lacking is None else [lacking]
+        why = "; ".join(dict.fromkeys(refusals))
         missing[key] = f"{op.op_type} (node {op.name or '?'}): {why}"
     if missing:
         raise UnsupportedError(
             f"{len(missing)} operator(s) of the model cannot be compiled",
             where=target.name,
             got="\n  " + "\n  ".join(missing.values()),
-            hint="rewrite these nodes, or run them outside of the compiled part of the model",
+            hint="quantize the model (--quantize int8 with --calibration)"
+            if any("floating-point unit" in why for why in missing.values())
+            else "rewrite these nodes, or run them outside of the compiled part of the model",
         )
 
 
@@ -423,6 +484,7 @@ def _rank(
     options: CompileOptions,
     clock: _Clock,
     hints: Hints | None,
+    testbed: AnyTestbed | None,
 ) -> tuple[dict[str, list[Choice]], dict[str, Any]]:
     """All configurations per distinct region, the chosen one first."""
     from effc.tuning.tuner import tune
@@ -435,6 +497,7 @@ def _rank(
         threads=options.threads,
         progress=lambda done, total, detail: clock.report("tune", done, total, detail),
         hints=hints,
+        testbed=testbed,
     )
 
 

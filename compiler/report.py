@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effc.cli.console import human_bytes
+from effc.inspection import plan_quality
 from effc.report_compare import compare_section
 from effc.report_levels import levels_section
 from effc.report_page import render_page
@@ -130,5 +131,5 @@ def _plan_picture(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         "shapes": shapes,
         "steps": steps,
         "bound_y": f"{_PLAN_HEIGHT * (1 - bound / arena):.2f}",
-        "over": arena / bound - 1 if bound else 0.0,
+        "quality": plan_quality(manifest) if manifest["memory_peak"] else "",
     }

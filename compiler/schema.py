@@ -107,6 +107,7 @@ _MANIFEST: dict[str, Any] = {
     "layers": [_LAYER],
     "steps": [str],
     "values": [_VALUE],
+    "memory_peak": (dict, type(None)),
     "passes": [{"name": str, "applied": [str], "refused": [str]}],
     "options": {"shapes": {}, "constants": {}},
     "verification": (dict, type(None)),

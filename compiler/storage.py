@@ -30,12 +30,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from effc.errors import InternalError
-from effc.kernels.region import Op, Region, TensorType, Value
+from effc.joint import best_of_orders
+from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
 from effc.kernels.template import Kernel
 from effc.lifetime import ArenaPlan, plan_arena
 from effc.memory_plan import align_up
 from effc.merging import is_copy
 from effc.order import Order, order_regions
+from effc.order_graph import build_graph
 from effc.packed_weights import PackedWeights
 from effc.program import Call, Pointer, Port, Program, StorageClass
 from effc.views import VIEW_OPS, concat_offsets, view_offsets
@@ -134,6 +136,7 @@ class _ViewPlanner:
         self.plan = ViewPlan()
         self.values: dict[str, Value] = {}
         self.links: dict[str, Slot] = {}
+        self.written: dict[str, int] = {}  # position of the region that writes a root
         self.names = {r.name for r in regions}
         self.value_names = {v.name for r in regions for op in r.ops for v in op.outputs}
 
@@ -146,6 +149,7 @@ class _ViewPlanner:
             self._read(region)
             for value in region.outputs:
                 self._add_root(value, Root(value.type.nbytes))
+                self.written[value.name] = position
             if not self._try_view(region):
                 is_concat = len(region.ops) == 1 and region.ops[0].op_type == "Concat"
                 (concats if is_concat else kept).append((position, region))
@@ -155,7 +159,10 @@ class _ViewPlanner:
                 kept.append((end, copy))
         for position, region in concats:
             parts = self._try_concat(region)
-            kept.extend((position, part) for part in (parts if parts is not None else [region]))
+            if parts is not None:
+                kept.extend((position, part) for part in parts)
+            else:
+                kept.extend(self._inserts(position, region))
         kept.sort(key=lambda item: item[0])  # stable
         for name in self.values:
             self.plan.slots[name] = self._find(name)
@@ -276,6 +283,34 @@ class _ViewPlanner:
         )
         return copies
 
+    def _inserts(self, position: int, region: Region) -> list[tuple[int, Region]]:
+        """A region per operand of a concatenation whose operands lie interleaved in the result.
+
+        Each can run as soon as its operand is there, which then may be dropped.
+        """
+        op = region.ops[0]
+        result = op.outputs[0]
+        axis = int(op.attrs.get("axis", 0)) % len(result.shape)
+        found, start = [], 0
+        for number, value in enumerate(op.inputs):
+            assert value is not None
+            attrs = {"axis": axis, "start": start}
+            start += value.shape[axis]
+            if value.type.nbytes == 0:
+                continue
+            name = _unused(f"{result.name}.insert{number}", self.value_names | self.values.keys())
+            part = Value(name, result.type)
+            self.values[name] = part
+            self.links[name] = Slot(result.name, 0)
+            insert = Op("Insert", (value,), (part,), attrs, op.name, DOMAIN)
+            label = _unused(f"{region.name}_{number}", self.names)
+            self.names.add(label)
+            inputs = () if value.const is not None else (value,)
+            at = self.written.get(self._find(value.name).root, 0) if inputs else position
+            found.append((at, Region(label, (insert,), insert, inputs, (part,))))
+        self.plan.notes.append(f"{op.name or region.name}: operands are copied one by one")
+        return found
+
     def _new_value(self, wanted: str, kind: TensorType) -> Value:
         name = _unused(wanted, self.value_names | self.values.keys())
         return Value(name, TensorType((kind.size,), kind.dtype))
@@ -330,7 +365,8 @@ def build_program(
         for traces ``places`` (pointer of every runtime value) and ``ends`` (number of calls up to
         the end of each region).
     """
-    weights = PackedWeights()
+    alignment = _SERIAL_ALIGNMENT if serial else _ALIGNMENT
+    weights = PackedWeights(alignment)
     placed: dict[str, Pointer] = {}
     for root_name, root in view_plan.roots.items():
         if root.const is not None:
@@ -340,8 +376,15 @@ def build_program(
     slots, arena_roots = view_plan.places, view_plan.arena_roots
     order = order_regions(regions, slots, set(arena_roots), kernels, serial)
     regions = order.regions
-    alignment = _SERIAL_ALIGNMENT if serial else _ALIGNMENT
-    arena = plan_arena(regions, kernels, slots, arena_roots, serial, alignment)
+
+    def place(ordered: Sequence[Region]) -> ArenaPlan:
+        return plan_arena(ordered, kernels, slots, arena_roots, serial, alignment)
+
+    arena = place(regions)
+    optimal = order.proven and arena.size <= align_up(order.peak, alignment)
+    if serial and order.proven and not optimal:
+        graph = build_graph(regions, slots, set(arena_roots), kernels, serial)
+        regions, arena, optimal = best_of_orders(graph, regions, arena, place)
     calls: list[Call] = []
     ends: dict[str, int] = {}
     for region in regions:
@@ -387,7 +430,7 @@ def build_program(
         align_up(max(scratch, default=0), _ALIGNMENT),
         {
             "regions": tuple(regions),
-            "peak": _peak(arena, order),
+            "peak": _peak(arena, order, optimal),
             "memory": arena.picture,
             "views": list(view_plan.notes),
             "inplace": [list(pair) for pair in arena.inplace],
@@ -398,7 +441,7 @@ def build_program(
     )
 
 
-def _peak(arena: ArenaPlan, order: Order) -> dict[str, object]:
+def _peak(arena: ArenaPlan, order: Order, optimal: bool) -> dict[str, object]:
     """What the manifest says about the largest step and about proofs."""
     return {
         "region": arena.bound.region,
@@ -408,6 +451,7 @@ def _peak(arena: ArenaPlan, order: Order) -> dict[str, object]:
         "order_bound_bytes": order.peak if order.proven else None,
         "order_proven": order.proven,
         "plan_proven": arena.proven,
+        "optimal": optimal,
     }
 
 

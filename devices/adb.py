@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effc.devices.address import Address
-from effc.devices.links import ConnectionLost
+from effc.devices.links import BROKEN, UNKNOWN, ConnectionLost
 from effc.devices.process import Finished, TimedOut, converse, start
 from effc.errors import DeviceError, ToolError
 
@@ -43,10 +43,10 @@ _COMPLAINTS: tuple[tuple[str, str, str, bool], ...] = (
      _STATES["no permissions"], False),
     (r"No space left on device|couldn't create file: No space", "the device's storage is full",
      "free some space on the phone", False),
-    (r"device offline|device still (authorizing|connecting)", "the phone is offline",
+    (r"device offline|device (still )?(authorizing|connecting)", "the phone is offline",
      _STATES["offline"], True),
-    (r"closed|protocol fault|EOF|[Cc]onnection reset|cannot connect to daemon|"
-     r"failed to (read|check|get)|couldn't read|Broken pipe", "the connection broke", "", True),
+    (r"closed|protocol fault|EOF|[Cc]onnection reset|cannot connect to daemon|couldn't read|"
+     r"failed to (read|check|get|send)|Broken pipe", BROKEN, "", True),
 )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ class Phone:
     @property
     def hint(self) -> str:
         """What to do if it cannot be used."""
-        return "" if self.state == "device" else _STATES.get(self.state, "")
+        return next((hint for name, hint in _STATES.items() if self.state.startswith(name)), "")
 
 
 def adb_program() -> str | None:
@@ -172,7 +172,9 @@ class AdbLink:
             if re.search(pattern, message):
                 kind = ConnectionLost if again else DeviceError
                 return kind(what, where=self.device, got=message, hint=hint or None)
-        return DeviceError("a command failed", where=self.device, got=message)
+        if "error" not in message and not done.err:  # adb pull says nothing about a broken one
+            return ConnectionLost(BROKEN, where=self.device)
+        return DeviceError(UNKNOWN, where=self.device, got=message)
 
     def close(self) -> None:
         """Nothing is held: the server is the user's."""

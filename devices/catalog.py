@@ -1,4 +1,5 @@
-"""The catalog of targets: families and devices, read from the TOML files beside this module.
+"""The catalog of targets: families and devices, read from the TOML files beside this module,
+and devices that were probed, from the user's own file (``user_catalog``).
 
 A family (``android``, ``linux-arm64`` ...) is complete; a device names its family as
 ``base`` and overrides what is known about it. ``host`` is detected on the spot. Variants
@@ -8,19 +9,29 @@ belong to families: a device's processor is known.
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from effc.devices.target import BASE, Target, Variant
 from effc.errors import InternalError, UsageError
 
-__all__ = ["Cluster", "Entry", "get_target", "list_targets", "targets_of"]
+__all__ = [
+    "Cluster",
+    "Entry",
+    "forget",
+    "get_target",
+    "list_targets",
+    "targets_of",
+    "user_catalog",
+]
 
-_DESCRIPTIVE = frozenset({"base", "summary", "soc", "clusters", "detect"})
+_DESCRIPTIVE = frozenset({"base", "summary", "soc", "clusters", "detect", "models"})
 _FIELDS = frozenset(f.name for f in fields(Target)) - {"name", "shared", "optimize"}
 
 
@@ -43,6 +54,7 @@ class Entry:
         base: Family of a device, ``None`` for a family.
         soc: Chip of a device, empty for a family.
         clusters: Its cores, fastest first.
+        models: Patterns for what it calls itself.
     """
 
     name: str
@@ -50,6 +62,19 @@ class Entry:
     base: str | None = None
     soc: str = ""
     clusters: tuple[Cluster, ...] = ()
+    models: tuple[str, ...] = ()
+
+
+def user_catalog() -> Path:
+    """The user's file of devices: ``$XDG_CONFIG_HOME/effc/devices.toml``."""
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(base).expanduser() / "effc" / "devices.toml"
+
+
+def forget() -> None:
+    """Read the files again when they are needed next."""
+    _tables.cache_clear()
+    get_target.cache_clear()
 
 
 @cache
@@ -68,7 +93,33 @@ def _tables() -> dict[str, dict[str, Any]]:
                     got=sorted(unknown) or "a second entry of this name",
                 )
             found[name] = table
-    return found
+    return {**_user_tables(found), **found}
+
+
+def _user_tables(known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Devices of the user's file.
+
+    Raises:
+        UsageError: The file is malformed.
+    """
+    path = user_catalog()
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError("the device catalog cannot be read", where=str(path), got=error) from error
+    for name, table in tables.items():
+        unknown = table.keys() - _FIELDS - _DESCRIPTIVE
+        if unknown or table.get("base") not in known or not isinstance(table.get("summary"), str):
+            raise UsageError(
+                "a device's entry is malformed",
+                where=f"{path}: {name}",
+                expected="base (a family), summary, and keys that shipped entries have",
+                got=sorted(unknown) or None,
+                hint="remove the entry; 'effc devices' writes it anew",
+            )
+    return tables
 
 
 def list_targets() -> tuple[Entry, ...]:
@@ -80,6 +131,7 @@ def list_targets() -> tuple[Entry, ...]:
             base=table.get("base"),
             soc=table.get("soc", ""),
             clusters=tuple(Cluster(**c) for c in table.get("clusters", ())),
+            models=tuple(table.get("models", ())),
         )
         for name, table in _tables().items()
     ]

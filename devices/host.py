@@ -15,7 +15,7 @@ from effc.devices.cpu import cpu_features, missing_features
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
 
-__all__ = ["detect_host", "missing_features"]
+__all__ = ["detect_host", "missing_features", "x86_vectors"]
 
 _AVX512 = ("avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl")
 
@@ -40,7 +40,7 @@ def detect_host(name: str = "host") -> Target:
     features = cpu_features()
     vector_bits, registers = 128, 32
     if machine == "x86_64":
-        vector_bits, registers = _x86_vectors(features)
+        vector_bits, registers = x86_vectors(features)
     return Target(
         name=name,
         arch=machine,
@@ -59,7 +59,7 @@ def detect_host(name: str = "host") -> Target:
     )
 
 
-def _x86_vectors(features: tuple[str, ...]) -> tuple[int, int]:
+def x86_vectors(features: tuple[str, ...]) -> tuple[int, int]:
     """Vector width in bits and number of registers."""
     if all(f"+{feature}" in features for feature in _AVX512):
         return 512, 32

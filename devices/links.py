@@ -18,7 +18,11 @@ from typing import Protocol
 from effc.devices.process import Finished, start
 from effc.errors import DeviceError
 
-__all__ = ["ConnectionLost", "Link", "LocalLink", "command_line"]
+__all__ = ["BROKEN", "UNKNOWN", "ConnectionLost", "Link", "LocalLink", "command_line"]
+
+BROKEN = "the connection broke"
+UNKNOWN = "a command failed"
+"""What :meth:`Link.explain` says of a complaint that it does not know."""
 
 
 class ConnectionLost(DeviceError):
@@ -87,7 +91,7 @@ class LocalLink:
         return _copy({Path(source) / name: folder / name for name in names})
 
     def explain(self, done: Finished) -> DeviceError:
-        return DeviceError("a command failed", where=self.device, got=done.message)
+        return DeviceError(UNKNOWN, where=self.device, got=done.message)
 
     def close(self) -> None:
         """Nothing is held."""

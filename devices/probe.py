@@ -42,7 +42,9 @@ class Facts:
         ram_bytes: Memory in total.
         free_bytes: Storage left where effc's files go.
         l1_bytes, l2_bytes: Data caches of one of the fastest cores.
+        last_cache_bytes: The largest cache.
         cpu: The processor as it names itself, for measurements: model or core numbers.
+        cpus: Numbers of its processors, slowest first.
     """
 
     arch: str
@@ -60,12 +62,16 @@ class Facts:
     free_bytes: int = 0
     l1_bytes: int = 0
     l2_bytes: int = 0
+    last_cache_bytes: int = 0
     cpu: str = ""
+    cpus: tuple[int, ...] = ()
 
     @property
     def identity(self) -> str:
         """What measured times belong to: the processor, and the phone around it."""
-        return f"{self.title} ({self.soc}): {self.cpu}" if self.os == "android" else self.cpu
+        if self.os == "android":
+            return f"{self.title} ({self.soc}): {self.cpu}"
+        return self.cpu or f"{self.title} {self.soc} {self.arch}".strip()
 
     @property
     def title(self) -> str:
@@ -102,7 +108,8 @@ def read_facts(text: str) -> Facts:
     properties = dict(re.findall(r"^\[([^\]]+)\]: \[(.*)\]$", parts["properties"], re.MULTILINE))
     machine = parts["machine"].strip()
     arch = _ARCHITECTURES.get(machine, machine)
-    clusters, fastest = _clusters(parts)
+    clusters, cpus = _clusters(parts)
+    caches = _caches(parts["caches"], cpus[-1] if cpus else 0)
     first = {key: value for _, key, value in reversed(list(_cpu_fields(parts["cpuinfo"])))}
     return Facts(
         arch=arch,
@@ -118,8 +125,10 @@ def read_facts(text: str) -> Facts:
         gpu=_gpu(parts["gpu"], properties),
         ram_bytes=_kilobytes(parts["memory"], r"^MemTotal:\s+(\d+)"),
         free_bytes=_kilobytes(parts["storage"], r"\s(\d+)\s+\d+%"),
-        l1_bytes=_cache(parts["caches"], fastest, 1),
-        l2_bytes=_cache(parts["caches"], fastest, 2),
+        l1_bytes=caches.get(1, 0),
+        l2_bytes=caches.get(2, 0),
+        last_cache_bytes=max(caches.values(), default=0),
+        cpus=cpus,
         cpu=processor_name(parts["cpuinfo"]),
     )
 
@@ -142,8 +151,8 @@ def _cpu_fields(cpuinfo: str) -> Iterable[tuple[int, str, str]]:
             yield processor, key, value
 
 
-def _clusters(parts: Mapping[str, str]) -> tuple[tuple[Cluster, ...], int]:
-    """Kinds of cores, and the number of one of the fastest."""
+def _clusters(parts: Mapping[str, str]) -> tuple[tuple[Cluster, ...], tuple[int, ...]]:
+    """Kinds of cores, fastest first, and numbers of processors, slowest first."""
     names: dict[int, str] = {}
     numbers: dict[int, dict[str, str]] = {}
     for processor, key, value in _cpu_fields(parts["cpuinfo"]):
@@ -157,7 +166,7 @@ def _clusters(parts: Mapping[str, str]) -> tuple[tuple[Cluster, ...], int]:
             names[processor] = fields["model name"]
     khz: dict[int, int] = {}
     for line in parts["cores"].splitlines():
-        word, midr, speed = line.split()
+        word, midr, speed = [*line.split(), "-", "-"][:3]
         if midr.startswith("0x"):
             names[int(word)] = core_name(int(midr, 16) >> 24 & 0xFF, int(midr, 16) >> 4 & 0xFFF)
         khz[int(word)] = int(speed) if speed.isdigit() else 0
@@ -166,7 +175,7 @@ def _clusters(parts: Mapping[str, str]) -> tuple[tuple[Cluster, ...], int]:
         Cluster(name, count, round(speed / 1e6, 2))
         for (speed, name), count in sorted(kinds.items(), reverse=True)
     )
-    return clusters, max(names, key=lambda cpu: (khz.get(cpu, 0), cpu), default=0)
+    return clusters, tuple(sorted({*names, *khz}, key=lambda cpu: (khz.get(cpu, 0), cpu)))
 
 
 def _soc(properties: Mapping[str, str]) -> str:
@@ -199,12 +208,14 @@ def _kilobytes(text: str, pattern: str) -> int:
     return int(match[1]) << 10 if match else 0
 
 
-def _cache(text: str, cpu: int, level: int) -> int:
+def _caches(text: str, cpu: int) -> dict[int, int]:
+    """Data caches of a processor in bytes, by level."""
     units = {"K": 1 << 10, "M": 1 << 20}
+    found = {}
     for line in text.splitlines():
         words = line.split()
-        if len(words) == 4 and words[:2] == [str(cpu), str(level)] and words[2] != "Instruction":
+        if len(words) == 4 and words[0] == str(cpu) and words[2] != "Instruction":
             digits, unit = words[3][:-1], words[3][-1]
-            if digits.isdigit() and unit in units:
-                return int(digits) * units[unit]
-    return 0
+            if digits.isdigit() and words[1].isdigit() and unit in units:
+                found[int(words[1])] = int(digits) * units[unit]
+    return found

@@ -26,11 +26,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Self
 
-from effc.devices.links import ConnectionLost, Link, command_line
+from effc.devices.links import BROKEN, UNKNOWN, ConnectionLost, Link, command_line
 from effc.devices.process import Finished, TimedOut, converse, kill
 from effc.errors import DeviceError, InternalError, UsageError
 
-__all__ = ["Content", "Session"]
+__all__ = ["Content", "OutOfTime", "Session"]
 
 Content = Path | bytes
 """A file's contents: a file of this machine, or the bytes themselves."""
@@ -47,6 +47,10 @@ _GRACE_S = 15.0
 
 _DAMAGED = 3
 """Code of ``store.sh`` for a content that is not what was sent."""
+
+
+class OutOfTime(DeviceError):
+    """A program did not end within its limit."""
 
 
 class Session:
@@ -97,7 +101,7 @@ class Session:
             if sent:
                 size = sum(path.stat().st_size for path in sent.values())
                 limit = _SCRIPT_S + size / _SLOWEST_BYTES_PER_S
-                self._transfer(lambda: self.link.push(sent, f"{self.folder}/in", limit))
+                self._transfer(lambda: self.link.push(sent, f"{self.folder}/.in", limit))
         if not sums:
             return
         kind = "keep" if keep else "private"
@@ -129,7 +133,8 @@ class Session:
             Its exit code (128 + number of a signal) and what it printed.
 
         Raises:
-            DeviceError: It did not end in time (it was killed), or the connection broke.
+            OutOfTime: It did not end in time and was killed.
+            DeviceError: The connection broke.
         """
         if command[0] not in self._pushed or (stdin is not None and stdin not in self._pushed):
             raise InternalError("the program was not pushed", got=[command[0], stdin])
@@ -145,7 +150,7 @@ class Session:
             )
         except TimedOut:
             self.close()
-            raise DeviceError(
+            raise OutOfTime(
                 "the program did not finish",
                 where=f"{command[0]} on {self.link.device}",
                 expected=f"an end within {timeout_s:g} s",
@@ -154,6 +159,10 @@ class Session:
     def probe(self) -> str:
         """What the system tells about the device, see ``effc.devices.probe``."""
         return self._script("probe", []).out.decode("utf-8", "replace")
+
+    def clean(self) -> None:
+        """Forget on the device what was pushed to be kept."""
+        self._script("clean", [])
 
     def pull(self, names: Sequence[str], folder: Path, timeout_s: float = 600.0) -> None:
         """Copy files of the private folder into a folder of this machine.
@@ -166,9 +175,14 @@ class Session:
                 raise InternalError("bad name of a file on a device", where=name)
         self._transfer(lambda: self.link.pull(names, self.folder, folder, timeout_s))
 
-    def close(self) -> None:
-        """End what still runs there and remove the private folder. May be called again."""
-        keeper = self._keeper
+    def close(self) -> bool:
+        """End what still runs there and remove the private folder. May be called again.
+
+        Returns:
+            Whether the device has said that it is done. If not, it does so when it notices, or
+            its next session does.
+        """
+        keeper, done = self._keeper, False
         if keeper.poll() is None and keeper.stdin is not None and keeper.stdout is not None:
             with contextlib.suppress(OSError):
                 keeper.stdin.close()
@@ -176,11 +190,11 @@ class Session:
             late.start()
             with contextlib.suppress(OSError, ValueError):
                 while line := keeper.stdout.readline():
-                    if line == f"{self._name} closed\n".encode():
-                        break
+                    done = line == f"{self._name} closed\n".encode()
             late.cancel()
         kill(keeper)
         self.link.close()
+        return done
 
     def __enter__(self) -> Self:
         return self
@@ -203,13 +217,15 @@ class Session:
         if line.endswith(b"\n"):
             return line[len(prefix) : -1].decode("utf-8", "surrogateescape")
         code = keeper.wait()
+        if code < 0:
+            raise ConnectionLost("the device does not answer", where=self.link.device)
         raise self.link.explain(Finished(code, b"".join(lines), keeper.stderr.read()))
 
     def _script(
         self,
         name: str,
         words: Sequence[str] | Mapping[str, object],
-        timeout_s: float = _SCRIPT_S,
+        timeout_s: float | None = None,
         on_line: Callable[[str], None] | None = None,
         accept: Sequence[int] | None = (),
     ) -> Finished:
@@ -217,7 +233,7 @@ class Session:
 
         Args:
             name, words: Of the script, and its further arguments.
-            timeout_s: From now to its end.
+            timeout_s: From now to its end; a minute if ``None``.
             on_line: As for :meth:`run`.
             accept: Codes besides 0 that are no failure; ``None``: all.
         """
@@ -229,26 +245,25 @@ class Session:
 
         argv = self.link.argv(_script(name, [self.folder, self._name, *words]))
         try:
-            done = converse(argv, timeout_s, on_line=pass_on)
+            done = converse(argv, timeout_s or _SCRIPT_S, on_line=pass_on)
         except TimedOut:
             if name == "run":
                 raise
             raise ConnectionLost("the device does not answer", where=self.link.device) from None
         output, found, code = done.out.rpartition(b"\n" + last)
         if not found or not code.strip().isdigit() or not code.endswith(b"\n"):
-            error = self.link.explain(done)
-            lost = isinstance(error, ConnectionLost) or error.what != "a command failed"
-            raise (
-                error
-                if lost
-                else ConnectionLost(
-                    "the connection broke", where=self.link.device, got=done.message or None
-                )
-            )
+            raise self._unfinished(done)
         done = Finished(int(code), output, done.err)
         if accept is not None and done.code not in (0, *accept):
             raise self.link.explain(done)
         return done
+
+    def _unfinished(self, done: Finished) -> DeviceError:
+        """Why a script's output has no last line: a known complaint, or the connection."""
+        error = self.link.explain(done)
+        if error.what != UNKNOWN:
+            return error
+        return ConnectionLost(BROKEN, where=self.link.device, got=done.message or None)
 
     def _transfer(self, copy: Callable[[], Finished]) -> None:
         try:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from effc.devices.address import Address
-from effc.devices.links import ConnectionLost, command_line
+from effc.devices.links import BROKEN, UNKNOWN, ConnectionLost, command_line
 from effc.devices.process import Finished, converse, start
 from effc.errors import DeviceError, ToolError
 
@@ -141,8 +141,8 @@ class SshLink:
                 kind = ConnectionLost if again else DeviceError
                 return kind(what, where=self.device, got=done.message, hint=hint or None)
         if done.code == 255 or done.code < 0:
-            return ConnectionLost("the connection broke", where=self.device, got=done.message)
-        return DeviceError("a command failed", where=self.device, got=done.message)
+            return ConnectionLost(BROKEN, where=self.device, got=done.message)
+        return DeviceError(UNKNOWN, where=self.device, got=done.message)
 
     def close(self) -> None:
         self._folder.cleanup()

@@ -12,6 +12,7 @@ session when the connection broke.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Self, TypeVar
@@ -21,6 +22,7 @@ from effc.devices.address import Address, parse_device
 from effc.devices.links import ConnectionLost, Link, LocalLink
 from effc.devices.session import Session
 from effc.devices.ssh import SshLink
+from effc.errors import DeviceError
 
 __all__ = ["Device", "Session", "open_device"]
 
@@ -60,6 +62,10 @@ class Device:
             self._session = Session(self._link(), self.runner)
         try:
             return job(self._session)
+        except ConnectionLost:  # what it leaves there is for the keeper, or the next session
+            self._session.close()
+            self._session = None
+            raise
         except BaseException:
             self.close()
             raise
@@ -74,8 +80,9 @@ class Device:
     def close(self) -> None:
         """End the session, if there is one. May be called again."""
         session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        if session is not None and not session.close():
+            with contextlib.suppress(DeviceError):
+                Session(self._link()).close()  # the keeper was killed; another one cleans up
 
     def __enter__(self) -> Self:
         return self

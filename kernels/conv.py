@@ -24,6 +24,7 @@ import numpy as np
 
 from effc.devices.target import Target
 from effc.kernels.arithmetic import Arithmetic
+from effc.kernels.columns import NARROW, is_narrow
 from effc.kernels.conv_cost import direct_candidates
 from effc.kernels.conv_pack import copy_stage, pack_weights, panel_slack
 from effc.kernels.conv_problem import ConvProblem, arithmetic_of, problem_refusal
@@ -31,7 +32,7 @@ from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source, source_layout
 from effc.kernels.overlap import Shifts, overlap, plane_multiples
 from effc.kernels.quad_pairs import pack_pairs, paired
-from effc.kernels.region import Op, Region, Value
+from effc.kernels.region import DOMAIN, Op, Region, Value
 from effc.kernels.template import Config, Kernel, Stage, Template
 
 __all__ = ["CopiedSource", "DirectConv"]
@@ -80,6 +81,8 @@ class DirectConv(Template):
     name: ClassVar[str] = "conv_direct"
 
     def refuse(self, region: Region, target: Target) -> str | None:
+        if region.anchor is not None and region.anchor.domain == DOMAIN and is_narrow(target):
+            return NARROW
         return problem_refusal(region, target)
 
     def features(self, region: Region) -> frozenset[str]:

@@ -167,7 +167,7 @@ def _tiles(
             if run - lanes < shape.positions and rows % arithmetic.channels == 0:
                 yield "space", min(rows, shape.cout), min(run, shape.positions)
             turned = shape.positions <= 256 and arithmetic.steps == 1
-            if turned and run - lanes < shape.cout:
+            if turned and run - lanes < shape.cout and run % arithmetic.channels == 0:
                 yield "channel", min(run, shape.cout), min(rows, shape.positions)
 
 

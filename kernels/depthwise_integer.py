@@ -20,6 +20,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import Param, T, bind, loop, stage_func, unravel, vload
+from effc.kernels.columns import NARROW, is_narrow
 from effc.kernels.depthwise_taps import (
     DotTaps,
     Taps,
@@ -37,7 +38,7 @@ from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.template import Config, Kernel, Stage, Template
 from effc.kernels.window import Axis, window_axes
 
-__all__ = ["DepthwiseInteger"]
+__all__ = ["DepthwiseInteger", "Shape", "depthwise_refusal", "folded_bias", "shape_of"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -52,23 +53,15 @@ class DepthwiseInteger(Template):
 
     def refuse(self, region: Region, target: Target) -> str | None:
         """See :meth:`Template.refuse`."""
+        if reason := depthwise_refusal(region):
+            return reason
+        if is_narrow(target):
+            return NARROW
         op = region.anchor
-        if op is None or op.op_type != "ConvInteger" or op.domain != DOMAIN:
-            return "the anchor is not an integer convolution"
-        data, weight = op.inputs[0], op.inputs[1]
+        assert op is not None
+        data = op.inputs[0]
         assert data is not None
-        assert weight is not None
-        if len(data.shape) not in (4, 5):
-            return "depthwise kernels have one or two spatial axes"
-        if weight.shape[1] != 1 or op.attrs.get("group", 1) != weight.shape[0]:
-            return "the convolution is not depthwise"
-        if data.shape[1] != -(-weight.shape[0] // 4):
-            return "the convolution has several filters per channel"
-        if weight.const is None or any(v is not None and v.const is None for v in op.inputs[2:]):
-            return "weights or bias are computed at run time"
-        if 0 in data.shape or 0 in op.outputs[0].shape:
-            return "the tensor is empty"
-        shape = _shape(op)
+        shape = shape_of(op)
         if _products(shape, taps_for(shape.x, shape.y.kernel, data.dtype, target), 1) > _UNROLLED:
             return "the kernel is too large to unroll"
         return QuadEpilogue(region, target).refusal
@@ -82,7 +75,7 @@ class DepthwiseInteger(Template):
         op = region.anchor
         assert op is not None
         assert op.inputs[0] is not None
-        shape = _shape(op)
+        shape = shape_of(op)
         taps = taps_for(shape.x, shape.y.kernel, op.inputs[0].dtype, target)
         found: list[tuple[Config, float]] = []
         for blocks in block_counts(taps):
@@ -100,13 +93,13 @@ class DepthwiseInteger(Template):
         assert data is not None
         assert weight is not None
         assert weight.const is not None
-        shape = _shape(op)
+        shape = shape_of(op)
         taps = taps_for(shape.x, shape.y.kernel, data.dtype, target)
         tiling = _Tiling(shape, taps, int(config["blocks"]), int(config["rows"]))
         epilogue = QuadEpilogue(region, target)
         weights = {
             "w": pack_taps(weight.const),
-            "b": _folded_bias(op),
+            "b": folded_bias(op),
             **epilogue.weights,
         }
         params: list[Param] = [
@@ -131,8 +124,29 @@ class DepthwiseInteger(Template):
         return Kernel((stage,), weights, inplace=epilogue.inplace, overlaps=overlaps)
 
 
+def depthwise_refusal(region: Region) -> str | None:
+    """Why a region is no depthwise integer convolution with constant weights, or ``None``."""
+    op = region.anchor
+    if op is None or op.op_type != "ConvInteger" or op.domain != DOMAIN:
+        return "the anchor is not an integer convolution"
+    data, weight = op.inputs[0], op.inputs[1]
+    assert data is not None
+    assert weight is not None
+    if len(data.shape) not in (4, 5):
+        return "depthwise kernels have one or two spatial axes"
+    if weight.shape[1] != 1 or op.attrs.get("group", 1) != weight.shape[0]:
+        return "the convolution is not depthwise"
+    if data.shape[1] != -(-weight.shape[0] // 4):
+        return "the convolution has several filters per channel"
+    if weight.const is None or any(v is not None and v.const is None for v in op.inputs[2:]):
+        return "weights or bias are computed at run time"
+    if 0 in data.shape or 0 in op.outputs[0].shape:
+        return "the tensor is empty"
+    return None
+
+
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """Geometry of a depthwise convolution; one spatial axis becomes two."""
 
     batch: int
@@ -141,16 +155,16 @@ class _Shape:
     x: Axis
 
 
-def _shape(op: Op) -> _Shape:
+def shape_of(op: Op) -> Shape:
     data, weight = op.inputs[0], op.inputs[1]
     assert data is not None
     assert weight is not None
     axes = window_axes(op, data.shape[2:-1], weight.shape[2:], op.outputs[0].shape[2:-1])
     y = axes[0] if len(axes) == 2 else Axis(1, 1, 1)
-    return _Shape(data.shape[0], data.shape[1], y, axes[-1])
+    return Shape(data.shape[0], data.shape[1], y, axes[-1])
 
 
-def _folded_bias(op: Op) -> np.ndarray:
+def folded_bias(op: Op) -> np.ndarray:
     """``bias - x_zero * sum w`` for whole quads."""
     weight, bias = op.inputs[1], op.inputs[2] if len(op.inputs) > 2 else None
     assert weight is not None
@@ -172,7 +186,7 @@ class _Tiling:
     A tile is ``rows`` output rows times a group of ``4 * blocks`` positions.
     """
 
-    shape: _Shape
+    shape: Shape
     taps: Taps
     blocks: int
     rows: int
@@ -348,13 +362,13 @@ class _Tile:
             self.output.store(at + i * x.out, [total[i, q] for q in range(4)], valid)
 
 
-def _products(shape: _Shape, taps: Taps, rows: int) -> int:
+def _products(shape: Shape, taps: Taps, rows: int) -> int:
     """Multiplication instructions in one tile."""
     each = shape.x.kernel if isinstance(taps, WideTaps) else taps.groups
     return rows * 4 * shape.y.kernel * each
 
 
-def _cost(shape: _Shape, taps: Taps, blocks: int, rows: int) -> float:
+def _cost(shape: Shape, taps: Taps, blocks: int, rows: int) -> float:
     """Rough instructions, which is also cycles on a processor with wide vectors."""
     y, x = shape.y, shape.x
     tiles, rest = divmod(y.out, rows)

@@ -14,6 +14,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 
 from effc.kernels.builder import Param, bind, splat, vload
 from effc.kernels.elementwise_ops import evaluate, immediate, refusal, storage_dtype
@@ -125,6 +126,22 @@ class Epilogue:
         )
         return tuple(o.index for o in self._operands.values() if o.strides == strides)
 
+    def operand(self, number: int, coords: Sequence[Expr], buffers: Sequence[Any]) -> Expr:
+        """One element of an operand of the first operator.
+
+        Args:
+            number: Which operand; not the one that the anchor computes.
+            coords: One index per group of the view.
+            buffers: The buffers of ``params``.
+        """
+        value = self._ops[0].inputs[number]
+        assert value is not None
+        known = immediate(value)
+        if known is not None:
+            return tirx.const(known, value.dtype)
+        found = self._operands[id(value)]
+        return buffers[found.index][_dot(coords, found.strides)]
+
     def apply(
         self, value: Expr, coords: Sequence[Expr], buffers: Sequence[Any], *, axis: int, lanes: int
     ) -> Expr:
@@ -146,8 +163,7 @@ class Epilogue:
 
         def leaf(operand: Value) -> Expr:
             found = self._operands[id(operand)]
-            terms = [c * s for c, s in zip(coords, found.strides, strict=True) if s]
-            offset = sum(terms[1:], terms[0]) if terms else 0
+            offset = _dot(coords, found.strides)
             buffer = buffers[found.index]
             inner = self.view[axis]
             if axis == len(self.view) - 1 and lanes > inner:
@@ -158,6 +174,11 @@ class Epilogue:
 
         values = evaluate(self._ops, leaf, {id(self._result): value}, lanes)
         return values[id(self._ops[-1].outputs[0])]
+
+
+def _dot(coords: Sequence[Expr], strides: Sequence[int]) -> Expr:
+    terms = [c * s for c, s in zip(coords, strides, strict=True) if s]
+    return sum(terms[1:], terms[0]) if terms else 0
 
 
 def _behind(result: Value, region: Region) -> tuple[Op, ...]:

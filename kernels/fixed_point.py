@@ -21,6 +21,7 @@ from effc.kernels.builder import T, bind, splat
 from effc.kernels.lanes import concat
 
 __all__ = [
+    "ROOM",
     "Scaling",
     "blocked",
     "bounded",
@@ -38,7 +39,7 @@ _PACKS = {  # lanes of int32: to int16, to uint8, to int8
     16: ("avx512.packssdw.512", "avx512.packuswb.512", "avx512.packsswb.512"),
 }
 _PACK_FEATURES = {4: None, 8: "avx2", 16: "avx512bw"}
-_ROOM = 21  # half + zero point still fit beside the high word if shifted by no more than this
+ROOM = 21  # half + zero point still fit beside the high word if shifted by no more than this
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def scale(value: Expr, multiplier: Expr, scaling: Scaling, target: Target) -> Ex
         return bind(rounded + vm.const(scaling.zero, value))
     product = _high_product(_shifted(value, scaling), multiplier, target)
     half, zero = 1 << (right - 1), scaling.zero
-    if right <= _ROOM:  # |product| < 2^30
+    if right <= ROOM:  # |product| < 2^30
         half, zero = half + (zero << right), 0
     result = tirx.shift_right(product + vm.const(half, value), vm.const(right, value))
     return bind(result + vm.const(zero, value) if zero else result)

@@ -39,7 +39,9 @@ def requantize(o: Operands) -> Expr:
         v = tirx.shift_left(v, vm.const(left, v))
     elif left:
         v = saturating_shift(bind(v), left)
-    return bounded(intrinsics.rescale(bind(v), bind(multiplier), right), o.attrs, o.out_dtype)
+    zero = int(o.attrs["zero"])
+    scaled = intrinsics.rescale(bind(v), bind(multiplier), right, zero)
+    return bounded(scaled, {**o.attrs, "zero": 0}, o.out_dtype)
 
 
 def add_rescaled(o: Operands) -> Expr:

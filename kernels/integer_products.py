@@ -30,6 +30,7 @@ from effc.kernels.builder import (
     vload,
     vstore,
 )
+from effc.kernels.columns import is_narrow
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import concat, pick
 from effc.kernels.quads import operand
@@ -44,6 +45,7 @@ __all__ = ["PlainConvInteger", "PlainMatMulInteger"]
 Expr = Any
 
 _COST = 1.0  # cycles per product: several times what the faster families predict
+_NARROW_COST = 8.0  # without wide vectors
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ class _Problem:
         return np.pad(given.astype(np.int32), (0, -filters % 4))
 
 
+def _cost(target: Target) -> float:
+    return _NARROW_COST if is_narrow(target) else _COST
+
+
 def _view(op: Op) -> tuple[int, ...]:
     batch, quads, *sizes, four = op.outputs[0].shape
     return batch, quads, prod(sizes), four
@@ -121,7 +127,7 @@ class PlainConvInteger(Template):
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """There is nothing to choose."""
         op = region.ops[0]
-        return [({}, _COST * op.outputs[0].type.size * prod(operand(op, 1).shape[1:]))]
+        return [({}, _cost(target) * op.outputs[0].type.size * prod(operand(op, 1).shape[1:]))]
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         """See ``Template.build``."""
@@ -236,7 +242,7 @@ class PlainMatMulInteger(Template):
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """There is nothing to choose."""
         op = region.ops[0]
-        return [({}, _COST * op.outputs[0].type.size * operand(op, 0).shape[-1])]
+        return [({}, _cost(target) * op.outputs[0].type.size * operand(op, 0).shape[-1])]
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         """See ``Template.build``."""

@@ -11,10 +11,11 @@ ordinary TIR for the target at hand:
     float16 to float32: the processor's conversion, or integer arithmetic where it has none.
     For finite numbers.
 
-``tirx.effc_rescale(x, multiplier, right)``
-    ``floor((x * multiplier + 2^(31 + right)) / 2^(32 + right))`` of int32 lanes, as
+``tirx.effc_rescale(x, multiplier, right, zero)``
+    ``floor((x * multiplier + 2^(31 + right)) / 2^(32 + right)) + zero`` of int32 lanes, as
     docs/QUANTIZATION.md defines Requantize: ``sqdmulh`` and a rounding shift on 64-bit
-    Arm; elsewhere the high word of 64-bit products (``vpmuldq``) and a 32-bit rounding shift.
+    Arm; elsewhere the high word of 64-bit products (``vpmuldq``, ``vmulh``, ``smmul``) and a 32-bit
+    shift, with the zero point added together with the half.
 """
 
 from __future__ import annotations
@@ -83,9 +84,17 @@ def _widen(call: Expr) -> Expr:
 
 
 _NEON_LANES = 4
+_MVE_LANES = 4
 
 
-def _high_word(x: Expr, multiplier: Expr, right: int) -> Expr:
+def _has_mve() -> bool:
+    return "+mve" in [str(f) for f in tvm.target.Target.current().attrs.get("mattr", ())]
+
+
+_ROOM = 21  # half and zero point fit beside the high word if shifted by no more than this
+
+
+def _high_word(x: Expr, multiplier: Expr, right: int, zero: int) -> Expr:
     lanes = int(x.ty.dtype.lanes)
 
     def cast(value: Expr, dtype: str) -> Expr:
@@ -95,12 +104,21 @@ def _high_word(x: Expr, multiplier: Expr, right: int) -> Expr:
         scalar = tirx.const(value, dtype)
         return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
 
-    product = cast(x, "int64") * cast(multiplier, "int64")
-    high = cast(tirx.shift_right(product, const(32, "int64")), "int32")
-    return tirx.shift_right(high + const(1 << (right - 1), "int32"), const(right, "int32"))
+    if lanes == _MVE_LANES and _has_mve():
+        signed = tirx.const(0, "int32")
+        name = "llvm.arm.mve.vmulh.v4i32"
+        high = tirx.call_llvm_pure_intrin("int32x4", name, x, multiplier, signed)
+    else:
+        product = cast(x, "int64") * cast(multiplier, "int64")
+        high = cast(tirx.shift_right(product, const(32, "int64")), "int32")
+    half = 1 << (right - 1)
+    if right <= _ROOM:
+        half, zero = half + (zero << right), 0
+    shifted = tirx.shift_right(high + const(half, "int32"), const(right, "int32"))
+    return shifted + const(zero, "int32") if zero else shifted
 
 
-def _doubling(x: Expr, multiplier: Expr, right: int) -> Expr:
+def _doubling(x: Expr, multiplier: Expr, right: int, zero: int) -> Expr:
     """Four lanes at a time: the intrinsics know no wider vectors."""
     lanes = int(x.ty.dtype.lanes)
     width = min(lanes, _NEON_LANES)
@@ -119,17 +137,18 @@ def _doubling(x: Expr, multiplier: Expr, right: int) -> Expr:
         call("srshl", call("sqdmulh", part(x, start), part(multiplier, start)), shift)
         for start in range(0, lanes, width)
     ]
-    if len(parts) == 1:
-        return parts[0]
-    return tirx.Shuffle(parts, [tirx.const(i, "int32") for i in range(lanes)])
+    whole = parts[0]
+    if len(parts) > 1:
+        whole = tirx.Shuffle(parts, [tirx.const(i, "int32") for i in range(lanes)])
+    return whole + tirx.Broadcast(tirx.const(zero, "int32"), lanes) if zero else whole
 
 
 def _rescale(call: Expr) -> Expr:
-    x, multiplier, right = call.args
+    x, multiplier, right, zero = call.args
     lanes = int(x.ty.dtype.lanes)
     triple = str(tvm.target.Target.current().attrs["mtriple"])
     doubling = triple.startswith(("aarch64", "arm64")) and lanes > 1
-    return (_doubling if doubling else _high_word)(x, multiplier, int(right))
+    return (_doubling if doubling else _high_word)(x, multiplier, int(right), int(zero))
 
 
 def _register(name: str, effect: tirx.CallEffectKind, rule: Callable[[Expr], Expr]) -> None:
@@ -165,14 +184,14 @@ def minimum(x: Expr, bound: Expr) -> Expr:
     return tirx.call_intrin(x.ty.dtype, "tirx.effc_minimum", x, bound)
 
 
-def rescale(x: Expr, multiplier: Expr, right: int) -> Expr:
-    """int32 ``x`` times ``multiplier / 2^(32 + right)``, rounded half up.
+def rescale(x: Expr, multiplier: Expr, right: int, zero: int = 0) -> Expr:
+    """int32 ``x`` times ``multiplier / 2^(32 + right)``, rounded half up, plus ``zero``.
 
     Args:
         x: Variable of 1, 2 or a multiple of 4 lanes.
         multiplier: Variable of as many lanes, in ``[0, 2^31)``.
         right: 1 to 31.
+        zero: 8 bits.
     """
-    return tirx.call_intrin(
-        x.ty.dtype, "tirx.effc_rescale", x, multiplier, tirx.const(right, "int32")
-    )
+    numbers = [tirx.const(v, "int32") for v in (right, zero)]
+    return tirx.call_intrin(x.ty.dtype, "tirx.effc_rescale", x, multiplier, *numbers)

@@ -16,7 +16,7 @@ from effc.devices.target import Target
 from effc.kernels.copies import Axis, Copy, copy_stage, dense_strides
 from effc.kernels.gather import GatherTemplate
 from effc.kernels.pad import PadTemplate
-from effc.kernels.region import Op, Region, Value
+from effc.kernels.region import DOMAIN, Op, Region, Value
 from effc.kernels.resize import ResizeTemplate
 from effc.kernels.template import Config, Kernel, Stage, Template
 
@@ -69,6 +69,14 @@ def _concat(op: Op, data: Value) -> Moves | str:
         moves.append(_copy(value, out, axes, 0, at * strides[axis]))
         at += value.shape[axis]
     return moves
+
+
+def _insert(op: Op, data: Value) -> Moves | str:
+    """One operand of a concatenation into its place; ``axis`` and ``start`` there."""
+    out, axis = op.outputs[0], int(op.attrs["axis"])
+    strides = dense_strides(out.shape)
+    axes = _zip(data.shape, dense_strides(data.shape), strides)
+    return [_copy(data, out, axes, 0, int(op.attrs["start"]) * strides[axis])]
 
 
 def _split(op: Op, data: Value) -> Moves | str:
@@ -162,6 +170,7 @@ _PLANNERS: dict[str, Planner] = {
     "Expand": _expand,
     "Flatten": _reshape,
     "Identity": _reshape,
+    "Insert": _insert,  # of domain effc, made by effc.storage
     "Reshape": _reshape,
     "Slice": _slice,
     "SpaceToDepth": _space_to_depth,
@@ -183,7 +192,7 @@ class CopyTemplate(Template):
         if len(region.ops) != 1:
             return "has an epilogue"
         op = region.ops[0]
-        if op.domain or op.op_type not in _PLANNERS:
+        if op.domain != (DOMAIN if op.op_type == "Insert" else "") or op.op_type not in _PLANNERS:
             return f"{op.op_type} is not a copy"
         data = op.inputs[0]
         if data is None or data.dtype == "object" or data.dtype.startswith("str"):

@@ -37,6 +37,7 @@ from effc.kernels.builder import (
     vload,
     vstore,
 )
+from effc.kernels.columns import NARROW, is_narrow
 from effc.kernels.dot_product import has_dot4
 from effc.kernels.matmul_integer_pack import Layout, Packing, packed_vector, packed_weights
 from effc.kernels.matmul_integer_steps import PairSteps, QuadSteps, WordSteps
@@ -63,6 +64,8 @@ class MatMulInteger(Template):
         op = region.anchor
         if op is None or (op.domain, op.op_type) != (DOMAIN, "MatMulInteger"):
             return "the anchor is not an integer matrix product"
+        if is_narrow(target):
+            return NARROW
         a, b = op.inputs[0], op.inputs[1]
         assert a is not None
         assert b is not None

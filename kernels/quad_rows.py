@@ -89,7 +89,31 @@ class QuadRows(Epilogue):
             rows = [self._finish_row(row, value, operands) for row, value in enumerate(sums)]
         return _merged(rows) if self.merged else bind(interleave(rows, lanes))
 
-    def _finish_row(self, row: int, value: Expr, operands: _Operands) -> Expr:
+    def finish_each(
+        self,
+        sums: Sequence[Expr],
+        coords: Sequence[Expr],
+        buffers: Sequence[Any],
+        rows: Sequence[Expr],
+    ) -> Rows:
+        """As ``finish``, of some channels of a position: scalars, bound.
+
+        Args:
+            rows: Which channels, of a quad: ints, or expressions.
+        """
+        operands = _Operands(self, coords, buffers, 1, 1, rows)
+        if self._stays_wide:
+            last = self._ops[-1]
+            found = _unbounded(last, self._wide_inputs(list(sums), operands), self._target)
+            return [bind(vm.cast(_clamped(row, last), self.out_dtype)) for row in found]
+        if not self._ops:
+            return list(sums)
+        return [
+            bind(self._finish_row(row, value, operands))
+            for row, value in zip(rows, sums, strict=True)
+        ]
+
+    def _finish_row(self, row: Expr, value: Expr, operands: _Operands) -> Expr:
         def leaf(operand: Value) -> Expr:
             return operands.row(operand, row)
 
@@ -97,6 +121,18 @@ class QuadRows(Epilogue):
         return values[id(self._ops[-1].outputs[0])]
 
     def _finish_wide(self, sums: Rows, operands: _Operands) -> Expr:
+        last, found = self._ops[-1], self._wide_inputs(sums, operands)
+        dtype = last.outputs[0].dtype
+        if last.op_type == "Requantize":
+            values, multipliers = found
+            narrowed = requantize(values, multipliers, _scaling(last), dtype, self._target)
+        else:
+            rows = _unbounded(last, found, self._target)
+            narrowed = narrow(rows, _scaling(last), dtype, self._target)
+        return _woven(narrowed, operands.lanes)
+
+    def _wide_inputs(self, sums: Rows, operands: _Operands) -> list[Rows]:
+        """Operands of the last operator."""
         made: dict[int, Rows] = {id(self._result): sums}
         *inner, last = self._ops
 
@@ -108,19 +144,9 @@ class QuadRows(Epilogue):
             ]
 
         for op in inner:
-            low, high = (vm.const(int(op.attrs[name]), sums[0]) for name in ("low", "high"))
             rows = _unbounded(op, inputs(op), self._target)
-            made[id(op.outputs[0])] = [
-                bind(tirx.Min(bind(tirx.Max(row, low)), high)) for row in rows
-            ]
-        dtype = last.outputs[0].dtype
-        if last.op_type == "Requantize":
-            values, multipliers = inputs(last)
-            narrowed = requantize(values, multipliers, _scaling(last), dtype, self._target)
-        else:
-            rows = _unbounded(last, inputs(last), self._target)
-            narrowed = narrow(rows, _scaling(last), dtype, self._target)
-        return _woven(narrowed, operands.lanes)
+            made[id(op.outputs[0])] = [bind(_clamped(row, op)) for row in rows]
+        return inputs(last)
 
 
 class _Operands:
@@ -133,23 +159,25 @@ class _Operands:
         buffers: Sequence[Any],
         lanes: int,
         valid: int,
+        rows: Sequence[Expr] = range(4),
     ) -> None:
         self.lanes = lanes
+        self._rows = rows
         self._epilogue, self._coords, self._buffers = epilogue, coords, buffers
         self._valid = valid
         self._quads: dict[int, Expr] = {}
 
     def wide(self, value: Value) -> Rows:
-        """All four channels as int32."""
+        """All channels that are wanted as int32."""
         scalar = immediate(value)
         if scalar is not None:
-            return [bind(splat(tirx.const(int(scalar), "int32"), self.lanes))] * 4
+            return [bind(splat(tirx.const(int(scalar), "int32"), self.lanes))] * len(self._rows)
         if id(value) in self._epilogue._woven:
             quads = self._quads_of(value)
-            return [bind(_byte(quads, row, value.dtype)) for row in range(4)]
-        return [bind(vm.cast(self.row(value, row), "int32")) for row in range(4)]
+            return [bind(_byte(quads, row, value.dtype)) for row in self._rows]
+        return [bind(vm.cast(self.row(value, row), "int32")) for row in self._rows]
 
-    def row(self, value: Value, row: int) -> Expr:
+    def row(self, value: Value, row: Expr) -> Expr:
         """One channel, of the operand's dtype."""
         if id(value) in self._epilogue._woven:
             return vm.cast(_byte(self._quads_of(value), row, value.dtype), value.dtype)
@@ -182,17 +210,27 @@ def _dot(coords: Sequence[Expr], strides: Sequence[int]) -> Expr:
     return sum(terms[1:], terms[0]) if terms else 0
 
 
-def _byte(quads: Expr, row: int, dtype: str) -> Expr:
-    """Byte ``row`` of every 32-bit element, as int32."""
+def _byte(quads: Expr, row: Expr, dtype: str) -> Expr:
+    """Byte ``row`` (an int, or for scalars an expression) of every 32-bit element, as int32."""
+    fixed = isinstance(row, int)
+
+    def amount(value: Expr) -> Expr:
+        return vm.const(value, quads) if fixed else value
+
     if dtype == "uint8":
-        moved = tirx.shift_right(quads, vm.const(8 * row, quads)) if row else quads
+        moved = tirx.shift_right(quads, amount(8 * row))
         return tirx.bitwise_and(moved, vm.const(255, quads))
-    moved = tirx.shift_left(quads, vm.const(24 - 8 * row, quads)) if row < 3 else quads
+    moved = tirx.shift_left(quads, amount(24 - 8 * row))
     return tirx.shift_right(moved, vm.const(24, quads))
 
 
 def _scaling(op: Op) -> Scaling:
     return Scaling.of({"x_zero": 0, "left": 0, **op.attrs})
+
+
+def _clamped(row: Expr, op: Op) -> Expr:
+    low, high = (vm.const(int(op.attrs[name]), row) for name in ("low", "high"))
+    return tirx.Min(bind(tirx.Max(row, low)), high)
 
 
 def _unbounded(op: Op, inputs: list[Rows], target: Target) -> Rows:

@@ -15,7 +15,7 @@ from effc.devices.target import Target
 from effc.kernels.builder import T, bind, loop, splat, stage_func, unravel, vload, vstore
 from effc.kernels.elementwise_emit import storage_dtype
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import interleave, pick
+from effc.kernels.lanes import concat, interleave, pick
 from effc.kernels.region import DOMAIN, Op, Region, Value
 from effc.kernels.strips import each_vector
 from effc.kernels.template import Config, Kernel, Stage, Template
@@ -58,8 +58,9 @@ class ToQuadsTemplate(Template):
         """See ``Template.build``."""
         op = region.ops[0]
         x, y = operand(op, 0), op.outputs[0]
-        batch, channels, plane = *x.shape[:2], prod(x.shape[2:])
-        quads = y.shape[1]
+        last = bool(op.attrs.get("last"))
+        channels = x.shape[-1] if last else x.shape[1]
+        batch, quads, plane = x.shape[0], y.shape[1], x.type.size // (x.shape[0] * channels)
         epilogue, merged = _to_quads_epilogue(region, op)
         lanes = max(int(config["lanes"]) // 4, 1) if merged else 1
         dtype = storage_dtype(x.dtype)
@@ -68,6 +69,15 @@ class ToQuadsTemplate(Template):
         params.append(("y", epilogue.out_dtype, y.type.size))
 
         def rows(source: Any, start: Expr, width: int, present: int) -> Expr:
+            if last and present == channels:
+                return _side_by_side(source, start, width, present, fill)
+            if last:
+                parts = [
+                    source[start + p * channels + c] if c < present else fill
+                    for p in range(width)
+                    for c in range(4)
+                ]
+                return bind(_vector(parts))
             planes = [bind(vload(source, start + p * plane, width)) for p in range(present)]
             planes += [splat(fill, width)] * (4 - present)
             return bind(interleave(planes, width) if width > 1 else _vector(planes))
@@ -77,10 +87,13 @@ class ToQuadsTemplate(Template):
             with loop(begin, end) as unit:
                 n, quad = unravel(unit, (batch, quads))
                 base = bind((n * channels + quad * 4) * plane)
+                if last:
+                    base = bind(n * (channels * plane) + quad * 4)
 
                 def emit(present: int) -> None:
                     def vector(at: Expr, width: int) -> None:
-                        value = rows(source, base + at, width, present)
+                        start = base + (at * channels if last else at)
+                        value = rows(source, start, width, present)
                         place = [at * 4] if merged else [at, T.int32(0)]
                         value = epilogue.apply(
                             value,
@@ -98,6 +111,17 @@ class ToQuadsTemplate(Template):
         args = (x.name, *epilogue.args, region.outputs[0].name)
         stage = Stage(stage_func(params, body), args, batch * quads)
         return Kernel((stage,), epilogue.weights, inplace=epilogue.inplace)
+
+
+def _side_by_side(source: Any, start: Expr, width: int, channels: int, fill: Expr) -> Expr:
+    """Quads of ``width`` positions whose channels, four at most, are all there is."""
+    lanes = width * channels
+    whole = bind(vload(source, start, lanes))
+    if channels == 4:
+        return whole
+    order = [p * channels + c if c < channels else lanes for p in range(width) for c in range(4)]
+    filler = fill if lanes == 1 else bind(splat(fill, lanes))
+    return bind(concat([whole, *[filler] * 3], order))
 
 
 def _vector(scalars: list[Expr]) -> Expr:

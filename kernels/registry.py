@@ -20,8 +20,10 @@ __all__ = ["accepts", "accepts_fused", "choices", "refusals", "templates"]
 def templates() -> tuple[Template, ...]:
     """All templates, the fallback last."""
     from effc.kernels.conv import DirectConv
+    from effc.kernels.conv_columns import ColumnConv, SparseColumnConv
     from effc.kernels.conv_transpose import ConvTranspose
     from effc.kernels.depthwise import DepthwiseConv
+    from effc.kernels.depthwise_bands import DepthwiseBands
     from effc.kernels.depthwise_integer import DepthwiseInteger
     from effc.kernels.elementwise import ElementwiseTemplate
     from effc.kernels.fallback import FallbackTemplate
@@ -29,6 +31,7 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.layout import LAYOUT_TEMPLATES
     from effc.kernels.lookup import LookupTemplate
     from effc.kernels.matmul import MatMulTemplate
+    from effc.kernels.matmul_columns import ColumnMatMul
     from effc.kernels.matmul_integer import MatMulInteger
     from effc.kernels.normalize import NORMALIZE_TEMPLATES
     from effc.kernels.pool import PoolTemplate
@@ -48,11 +51,15 @@ def templates() -> tuple[Template, ...]:
         Winograd(),
         DirectConv(),
         SparseConv(),
+        ColumnConv(),
+        SparseColumnConv(),
         DepthwiseConv(),
         DepthwiseInteger(),
+        DepthwiseBands(),
         ConvTranspose(),
         MatMulTemplate(),
         MatMulInteger(),
+        ColumnMatMul(),
         SparseMatMul(),
         PoolTemplate(),
         GlobalPoolTemplate(),

@@ -25,10 +25,11 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
+from effc.kernels.columns import NARROW, is_narrow
 from effc.kernels.conv import CopiedSource
 from effc.kernels.conv_problem import ConvProblem, arithmetic_of, problem_refusal
 from effc.kernels.conv_shape import ConvShape, source_layout
-from effc.kernels.region import Region
+from effc.kernels.region import DOMAIN, Region
 from effc.kernels.sparse_cost import sparse_candidates
 from effc.kernels.sparse_pack import pack_tiles
 from effc.kernels.sparse_positions import SparseConfig
@@ -48,6 +49,8 @@ class SparseConv(Template):
         if reason := problem_refusal(region, target):
             return reason
         assert region.anchor is not None
+        if region.anchor.domain == DOMAIN and is_narrow(target):
+            return NARROW
         if region.anchor.zeros is None:
             return f"fewer than {LEAST_ZEROS:.0%} of the weights are zero"
         shape = ConvShape.of(region.anchor)

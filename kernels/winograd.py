@@ -46,6 +46,8 @@ class Winograd(Template):
         assert region.anchor is not None
         if region.anchor.domain:
             return "integers"
+        if target.bare:
+            return "its weights are larger than the model's, and flash is scarce"
         weight = region.anchor.inputs[1]
         if weight is None or weight.dtype != "float32":
             return "the weights are not float32"

@@ -45,6 +45,7 @@ def manifest() -> dict[str, Any]:
         "stack_bytes": 0,
         "options": {"shapes": {}, "constants": {}},
         "verification": None,
+        "memory_peak": None,
         "values": [],
         "outputs": [{"name": "y", "dtype": "float32", "shape": [2, 3], "bytes": 24}],
         **dict.fromkeys((*numbers, *sizes), 0),

@@ -135,6 +135,12 @@ class Machine:
                 for v in op.inputs
                 if v is not None
             ]
+            if op.op_type == "Insert":
+                result = self._at(pointers[-1], op.outputs[0]).reshape(op.outputs[0].shape)
+                place = [slice(None)] * op.attrs["axis"]
+                start, size = op.attrs["start"], operands[0].shape[op.attrs["axis"]]
+                result[(*place, slice(start, start + size))] = operands[0]
+                return
             results = _evaluate(op, [np.array(a) for a in operands])
             for pointer, value, result in zip(
                 pointers[-len(region.outputs) :], region.outputs, results, strict=True
@@ -193,12 +199,22 @@ def test_reshape_and_concat_need_no_call() -> None:
     assert program.arena_bytes == 64 * 3
 
 
-def test_inner_concat_keeps_its_kernel() -> None:
+def test_operands_of_an_inner_concat_are_dropped_one_by_one() -> None:
     graph = Graph()
-    x = _tensor("x", (2, 3))
-    (a,) = graph.op("Relu", [x], (2, 3))
-    (y,) = graph.op("Concat", [a, x], (2, 6), axis=1)
-    assert len(_check(graph, [x], [y]).calls) == 2
+    x = _tensor("x", (2, 32))
+    parts = []
+    for _ in range(3):
+        (a,) = graph.op("Relu", [x], (2, 32))
+        (b,) = graph.op("Mix", [a], (2, 16))
+        parts.append(b)
+    constant = Value("", TensorType((2, 16), "float32"), np.ones((2, 16), np.float32))
+    (c,) = graph.op("Concat", [*parts, constant], (2, 64), axis=1)
+    (y,) = graph.op("Mix", [c], (1, 2))
+    program = _check(graph, [x], [y])
+    inserts = [call for call in program.calls if call.region.startswith("r6_")]
+    assert len(inserts) == 4
+    # The result, and one operand with what it is made of.
+    assert program.arena_bytes <= 4 * (2 * 64 + 2 * 32 + 2 * 16 + 16)
 
 
 def test_value_concatenated_twice_is_copied_once() -> None:

@@ -19,6 +19,9 @@ need cmake cmake
 need pkg-config pkg-config
 need adb adb
 need ssh openssh-client
+need mksh mksh
+need busybox busybox
+need toybox toybox
 # Debian starts a server with this package, which nobody asked for on a desk.
 [ -z "${CI:-}" ] || need /usr/sbin/sshd openssh-server
 [ "$(uname -m)" = aarch64 ] ||

@@ -26,7 +26,7 @@ from effc.bare.codegen import (
 from effc.bare.stack import frames_of, stack_bound
 from effc.bare.toolchain import compile_source
 from effc.devices.target import Target
-from effc.errors import InternalError
+from effc.errors import InternalError, UnsupportedError
 from effc.link import LinkReport
 from effc.program import Program
 
@@ -38,7 +38,8 @@ _HELPERS = {
     "thumb": re.compile(r"__aeabi_\w+|__gnu_thumb1_case_\w+"),
     "riscv32": re.compile(r"__(u?div|u?mod|mul|ashl|ashr|lshr|clz|ctz)[ds]i[23]|__\w+[sd]f\w*"),
 }
-_ALLOC, _EXECUTABLE = 2, 4
+_WRITABLE, _ALLOC, _EXECUTABLE = 1, 2, 4
+_LOADED = ("SHT_PROGBITS", "SHT_NOBITS", "SHT_ARM_EXIDX")
 
 
 def link_bare(program: Program, objects: Sequence[bytes], target: Target, out: Path) -> LinkReport:
@@ -55,6 +56,7 @@ def link_bare(program: Program, objects: Sequence[bytes], target: Target, out: P
 
     Raises:
         ToolError: The toolchain is missing or failed.
+        UnsupportedError: Layers need functions of a C library.
         InternalError: An object is for another machine, or breaks a rule.
     """
     with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
@@ -112,7 +114,8 @@ def _check_names(program: Program, members: Sequence[Path], target: Target) -> s
     """Check all names; the functions that the archive takes from elsewhere.
 
     Raises:
-        InternalError: Two models could clash, or a function is not the compiler's.
+        InternalError: Two models could clash.
+        UnsupportedError: A function is not the compiler's; names the layers.
     """
     tables = [elf.object_symbols(member) for member in members]
     defined = set().union(*(table[0] for table in tables))
@@ -120,15 +123,33 @@ def _check_names(program: Program, members: Sequence[Path], target: Target) -> s
     helpers = _HELPERS[target.arch]
     stray = {name for name in defined if not name.startswith(f"{program.name}_")}
     missing = set(bare_symbols(program)) - defined
-    unknown = {n for n in used if n not in _MEMORY_FUNCTIONS and not helpers.fullmatch(n)}
-    if stray or missing or unknown:
+    if stray or missing:
         raise InternalError(
             "an archive for firmware breaks a rule",
             where=program.name,
-            got=f"without the prefix: {sorted(stray)}; not defined: {sorted(missing)}; "
-            f"neither its own nor the compiler's: {sorted(unknown)}",
+            got=f"without the prefix: {sorted(stray)}; not defined: {sorted(missing)}",
+        )
+    unknown = {n for n in used if n not in _MEMORY_FUNCTIONS and not helpers.fullmatch(n)}
+    if unknown:
+        raise UnsupportedError(
+            "layers need functions of a C library that firmware may not have",
+            where=target.name,
+            got="\n  " + "\n  ".join(_callers(program, members, unknown)),
+            hint="rewrite these nodes, or run them outside of the compiled part of the model",
         )
     return used
+
+
+def _callers(program: Program, members: Sequence[Path], functions: set[str]) -> list[str]:
+    """Which layers call functions, one sentence each."""
+    frames = frames_of([member.read_bytes() for member in members])
+    found = {}
+    for call in program.calls:
+        names = frames[call.symbol].calls & functions if call.symbol in frames else set()
+        if names:
+            nodes = ", ".join(call.nodes)
+            found[call.region] = f"{call.region} (nodes {nodes}): {', '.join(sorted(names))}"
+    return list(found.values()) or sorted(functions)
 
 
 def _loaded(contents: Sequence[bytes]) -> tuple[int, int]:
@@ -141,9 +162,9 @@ def _loaded(contents: Sequence[bytes]) -> tuple[int, int]:
     for data in contents:
         for section in ELFFile(io.BytesIO(data)).iter_sections():
             flags = section["sh_flags"]
-            if not flags & _ALLOC or section["sh_type"] not in ("SHT_PROGBITS", "SHT_NOBITS"):
+            if not flags & _ALLOC or section["sh_type"] not in _LOADED:
                 continue
-            if flags & 1 and section["sh_size"]:
+            if flags & _WRITABLE and section["sh_size"]:
                 raise InternalError("the library has variables", where=section.name)
             if flags & _EXECUTABLE:
                 code += section["sh_size"]

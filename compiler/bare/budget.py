@@ -18,6 +18,7 @@ from effc.program import Program
 
 __all__ = ["check_flash", "check_ram", "ram_limit", "ram_needed"]
 
+_STACK = 1024  # room that is left for it while plans are made
 _SHOWN = 8
 """Tensors and layers of a breakdown."""
 
@@ -33,7 +34,19 @@ def ram_needed(program: Program, stack: int = 0) -> int:
     return ports + arena_bytes(program) + stack
 
 
-def check_ram(program: Program, target: Target, options: CompileOptions, stack: int = 0) -> None:
+def ram_missing(program: Program, target: Target, options: CompileOptions) -> int:
+    """Bytes by which a plan is too large before its stack is known; not positive if it fits."""
+    limit = ram_limit(target, options)
+    return ram_needed(program, _STACK) - limit if limit else 0
+
+
+def check_ram(
+    program: Program,
+    target: Target,
+    options: CompileOptions,
+    stack: int = 0,
+    strips: str = "",
+) -> None:
     """Refuse a memory plan that does not fit.
 
     Args:
@@ -41,6 +54,7 @@ def check_ram(program: Program, target: Target, options: CompileOptions, stack: 
         target: What for.
         options: Limits.
         stack: Bytes of stack, if they are known yet.
+        strips: The best that computing the first stages in strips of rows could do, in words.
 
     Raises:
         QualityError: It does not fit; says what is in memory at the fullest step.
@@ -56,10 +70,9 @@ def check_ram(program: Program, target: Target, options: CompileOptions, stack: 
     parts = [*ports, ("arena", arena_bytes(program))]
     if stack:
         parts.append(("stack", stack))
-    step, tensors = _fullest(program)
-    lines = [*_lines(parts), f"in the arena at step {step}:", *_lines(tensors)]
-    if program.scratch_bytes:
-        lines += _lines([("scratch of the kernels", program.scratch_bytes)])
+    lines = [*_lines(parts), *_fullest(program)]
+    if strips:
+        lines.append(f"first stages in strips of rows do not fit either; smallest: {strips}")
     raise QualityError(
         f"the model needs {needed - limit} bytes of RAM more than there are",
         where=program.name,
@@ -70,19 +83,17 @@ def check_ram(program: Program, target: Target, options: CompileOptions, stack: 
     )
 
 
-def _fullest(program: Program) -> tuple[str, list[tuple[str, int]]]:
-    """The step with the most bytes in the arena, and its tensors, largest first."""
-    rows = cast("Sequence[dict[str, Any]]", program.metadata["memory"])
-    alive = [
-        [(str(row["name"]), int(row["bytes"])) for row in rows if row["first"] <= i <= row["last"]]
-        for i in range(len(program.calls))
-    ]
-    sums = [sum(size for _, size in tensors) for tensors in alive]
-    if not sums:
-        return "none", []
-    number = sums.index(max(sums))
-    tensors = sorted(alive[number], key=lambda item: -item[1])
-    return f"{number} ({program.calls[number].region})", tensors[:_SHOWN]
+def _fullest(program: Program) -> list[str]:
+    """What is in the arena at the step that needs most, largest first."""
+    peak = cast("dict[str, Any]", program.metadata["peak"])
+    live = [(str(row["name"]), int(row["bytes"])) for row in peak["live"]]
+    lines = [f"in the arena at step {peak['step']} ({peak['region']}):", *_lines(live[:_SHOWN])]
+    if peak["shared_bytes"]:
+        lines += _lines([("less what a result shares with its input", -peak["shared_bytes"])])
+    if peak["order_proven"]:
+        needed = peak["order_bound_bytes"]
+        lines.append(f"no order of the layers needs less than {needed} bytes of arena")
+    return lines
 
 
 def check_flash(

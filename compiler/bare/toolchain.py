@@ -29,7 +29,11 @@ _C_FLAGS = (
     "-Werror",
 )
 _OBJECT_FLAGS = ("-ffunction-sections", "-fdata-sections", "-fstack-size-section")
-_LEVELS = {"size": "-Oz", "balanced": "-O2", "speed": "-O2"}
+_LEVELS = {
+    "size": ("-Oz",),
+    "balanced": ("-O2", "-fno-unroll-loops"),  # kernels say themselves what is worth it
+    "speed": ("-O2",),
+}
 _ATTRIBUTES = {"size": "minsize optsize ", "balanced": "", "speed": ""}
 _MARCH = {"riscv32": ("-march=rv32imc", "-mabi=ilp32")}
 _ZIG_CPU = {"riscv32": "-mcpu=generic_rv32+m+c"}
@@ -65,8 +69,8 @@ def compile_source(
         ToolError: The toolchain is missing or failed.
     """
     language = () if source.suffix == ".S" else (*_C_FLAGS, *_OBJECT_FLAGS)
-    optimize = level or _LEVELS[target.optimize]
-    command = [*machine_flags(target), optimize, *language, *flags]
+    optimize = (level,) if level else _LEVELS[target.optimize]
+    command = [*machine_flags(target), *optimize, *language, *flags]
     zig.clang([*command, "-c", source.name, "-o", str(out)], cwd=source.parent)
 
 
@@ -83,7 +87,7 @@ def assemble_ir(ir: str, target: Target) -> bytes:
     with tempfile.TemporaryDirectory(prefix="effc-ir-") as folder:
         source, out = Path(folder) / "stages.ll", Path(folder) / "stages.o"
         source.write_text(_prepared(ir, target), "utf-8")
-        command = [*machine_flags(target), _LEVELS[target.optimize], *_OBJECT_FLAGS]
+        command = [*machine_flags(target), *_LEVELS[target.optimize], *_OBJECT_FLAGS]
         warnings = ("-Wno-override-module", "-fno-ident")
         zig.clang([*command, *warnings, "-c", "stages.ll", "-o", "stages.o"], cwd=source.parent)
         return out.read_bytes()

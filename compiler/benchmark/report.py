@@ -57,6 +57,7 @@ def render_bench(payload: Mapping[str, Any], old: Mapping[str, Any] | None = Non
         courses=[_course(entry, entries.index(entry)) for entry in entries if not entry["series"]],
         rounds=_rounds(entries),
         series=[_series(entry, entries.index(entry)) for entry in series],
+        groups=_groups(payload.get("layers", [])),
         machine=[_machine_rows(entry) for entry in entries[:1]],
     )
 
@@ -350,6 +351,23 @@ def _layer_bars(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = entry.get("per_layer", [])
     longest = max((row["ms"] for row in rows), default=0.0) or 1.0
     return [{**row, "bar": row["ms"] / longest} for row in rows]
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Layers side by side, with bars on one scale."""
+    longest = max((ms for row in rows for ms in row["ms"] if ms), default=1.0)
+    return [
+        {
+            **row,
+            "cells": [
+                {"ms": ms, "bar": ms / longest, "kernels": kernels, "ratio": ratio}
+                for ms, kernels, ratio in zip(row["ms"], row["kernels"], row["ratio"], strict=True)
+                if ms is not None
+            ],
+            "colors": [i % _COLORS for i, ms in enumerate(row["ms"]) if ms is not None],
+        }
+        for row in rows
+    ]
 
 
 def _machine_rows(entry: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from effc.benchmark.layers import layer_rows
 from effc.benchmark.measurement import Measurement, Plan
 from effc.benchmark.reliability import Conditions, Finding, findings
 from effc.benchmark.statistics import spread_interval
@@ -223,7 +224,7 @@ def run_rounds(
         if number < rounds * len(subjects):
             result.rounds.append(Measurement.of(answer))
         else:
-            result.layers = _layer_rows(result.subject.manifest, answer["steps_ns"])
+            result.layers = layer_rows(result.subject.manifest, answer["steps_ns"])
     if progress is not None:
         progress("bench", len(jobs), len(jobs), "")
     return results
@@ -235,29 +236,3 @@ def _sums(mappings: Iterable[Mapping[int, int]]) -> dict[str, int]:
         for key, value in mapping.items():
             total[key] = total.get(key, 0) + value
     return {str(key): total[key] for key in sorted(total)}
-
-
-def _layer_rows(manifest: Mapping[str, Any], steps_ns: Sequence[int]) -> list[dict[str, Any]]:
-    """Times of layers, each with the ONNX nodes that it computes."""
-    known = {layer["name"]: layer for layer in manifest["layers"]}
-    spent: dict[str, float] = {}
-    for name, nanoseconds in zip(manifest["steps"], steps_ns, strict=True):
-        spent[name] = spent.get(name, 0.0) + nanoseconds / 1e6
-    total = sum(spent.values()) or 1.0
-    rows = []
-    for name, ms in spent.items():
-        about = known.get(name, {})
-        macs = about.get("macs", 0)
-        rows.append(
-            {
-                "name": name,
-                "op": about.get("op", "copy"),
-                "kernel": about.get("kernel", ""),
-                "nodes": list(about.get("nodes", ())),
-                "macs": macs,
-                "ms": ms,
-                "share": ms / total,
-                "gmacs": macs / ms / 1e6 if ms else 0.0,
-            }
-        )
-    return rows

@@ -389,6 +389,7 @@ def bench(
     against: flags.Against = None,
     report: flags.ReportFile = None,
     program: flags.ProgramFile = None,
+    answers: flags.Answers = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -415,7 +416,7 @@ def bench(
         cool_down=cool_down,
         profile=profile,
     )
-    bench_command(console, artifacts, given, against, report)
+    bench_command(console, artifacts, given, against, report, answers)
 
 
 @app.command()
@@ -510,11 +511,22 @@ def targets(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = Fals
 
 
 @app.command()
-def devices(as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """List where artifacts can run from this machine."""
-    from effc.cli.show import devices_command
+def devices(
+    device: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="[DEVICE]...", help="Also look at these, for example ssh:HOST."),
+    ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove the files that effc keeps on the devices.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """List where artifacts can run from this machine, and what is connected."""
+    from effc.cli.devices import devices_command
 
-    devices_command(Console(as_json, quiet, verbose))
+    devices_command(Console(as_json, quiet, verbose), device or [], clean=clean)
 
 
 @app.command()

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from effc.cli.console import Console, human_bytes, human_time
+from effc.cli.bench_tables import say_benchmark
+from effc.cli.console import Console, human_bytes
 from effc.cli.counts import counts_command
-from effc.devices.machine import cpu_ranges
 from effc.errors import UsageError
 
 if TYPE_CHECKING:
     from effc.artifact import Artifact
     from effc.benchmark.measurement import Plan
-    from effc.benchmark.session import Subject
+    from effc.benchmark.session import Result, Subject
 
 __all__ = ["BenchFlags", "bench_command", "parse_duration", "program_command"]
 
@@ -86,11 +86,13 @@ def bench_command(
     flags: BenchFlags,
     against: Path | None,
     report: Path | None,
+    answers: Path | None,
 ) -> None:
     """Measure, compare, report."""
     from effc.artifact import load_artifact
+    from effc.benchmark.answers import read_answers
     from effc.benchmark.comparison import load_report, ratios_against, ratios_within
-    from effc.benchmark.session import run_rounds
+    from effc.benchmark.layers import layers_side_by_side
 
     opened = [load_artifact(path).of_abi(flags.abi) for path in artifacts]
     bare = [artifact.manifest["machine"]["os"] == "none" for artifact in opened]
@@ -105,9 +107,36 @@ def bench_command(
     old = None if against is None else load_report(against)
     if report is not None:
         _check_file(report, "--report")
+    if answers is not None:
+        _check_answers(flags, len(opened))
+        results = [read_answers(opened[0], answers)]
+    else:
+        results = _measure(console, opened, flags, against=old is not None)
+    ratios = ratios_within(results) + (ratios_against(results, old) if old else [])
+    entries = [result.describe() for result in results]
+    payload = {**entries[0], "ratios": ratios}
+    if len(entries) > 1:
+        payload = {"artifacts": entries, "ratios": ratios}
+        profiles = [entry["per_layer"] for entry in entries if "per_layer" in entry]
+        payload["layers"] = layers_side_by_side(profiles) if profiles else []
+    console.result(payload)
+    say_benchmark(console, entries, payload)
+    if report is not None:
+        from effc.benchmark.report import render_bench
+
+        with _writing(report, "--report"):
+            report.write_text(render_bench(payload, old), "utf-8")
+        console.note(f"report: {report}")
+
+
+def _measure(
+    console: Console, artifacts: Sequence[Artifact], flags: BenchFlags, *, against: bool
+) -> list[Result]:
+    from effc.benchmark.session import run_rounds
+
     with ExitStack() as devices:
-        subjects = _subjects(opened, flags, devices)
-        compared = len(subjects) > 1 or old is not None
+        subjects = _subjects(artifacts, flags, devices)
+        compared = len(subjects) > 1 or against
         rounds, plan = make_plan(flags, compared=compared, emulated=subjects[0].device == "qemu")
         turns = f", {rounds} processes each" if rounds > 1 else ""
         turns += f", {len(subjects)} in turn" if len(subjects) > 1 else ""
@@ -116,7 +145,7 @@ def bench_command(
             f"{subjects[0].device}{turns} ..."
         )
         progress = devices.enter_context(console.progress())
-        results = run_rounds(
+        return run_rounds(
             subjects,
             plan,
             rounds,
@@ -124,19 +153,17 @@ def bench_command(
             cool_down_s=flags.cool_down,
             progress=progress,
         )
-    ratios = ratios_within(results) + (ratios_against(results, old) if old else [])
-    entries = [result.describe() for result in results]
-    payload = {**entries[0], "ratios": ratios}
-    if len(entries) > 1:
-        payload = {"artifacts": entries, "ratios": ratios}
-    console.result(payload)
-    _say(console, entries, ratios)
-    if report is not None:
-        from effc.benchmark.report import render_bench
 
-        with _writing(report, "--report"):
-            report.write_text(render_bench(payload, old), "utf-8")
-        console.note(f"report: {report}")
+
+def _check_answers(flags: BenchFlags, artifacts: int) -> None:
+    given = [field.name for field in fields(flags) if getattr(flags, field.name) != field.default]
+    wrong = [f"--{name.replace('_', '-')}" for name in given if name != "abi"]
+    if wrong or artifacts > 1:
+        raise UsageError(
+            "answers of one artifact are reported as they are",
+            where="--answers",
+            got=", ".join(wrong) or f"{artifacts} artifacts",
+        )
 
 
 def make_plan(flags: BenchFlags, *, compared: bool, emulated: bool) -> tuple[int, Plan]:
@@ -257,108 +284,3 @@ def _thread_counts(text: str | None) -> tuple[int, ...]:
             "bad number of threads", where="--threads", expected="1 to 64, or 1,2,4", got=text
         )
     return tuple(map(int, parts))
-
-
-def _say(
-    console: Console, entries: Sequence[Mapping[str, Any]], ratios: Sequence[Mapping[str, Any]]
-) -> None:
-    _say_times(console, entries)
-    console.say(_machine_text(entries[0]["machine"]))
-    for row in ratios:
-        console.say(
-            f"{row['label']} takes {row['ratio']:.4g} times as long as {row['against']} "
-            f"({row['low']:.4g} to {row['high']:.4g}, {row['confidence']:.0%}): {row['verdict']}"
-        )
-        for note in row["notes"]:
-            console.note(f"note: {note}")
-    if len(entries) > 2:
-        console.say(f"fastest: {min(entries, key=lambda e: e['latency_ms']['median'])['label']}")
-    for entry in entries:
-        where = f"{entry['label']}: " if len(entries) > 1 else ""
-        _say_series(console, where, entry["series"])
-        for warning in entry["warnings"]:
-            console.note(f"warning: {where}{warning['text']}. Try: {warning['hint']}")
-    for entry in entries:
-        if "per_layer" in entry:
-            _say_layers(console, entry)
-
-
-def _say_times(console: Console, entries: Sequence[Mapping[str, Any]]) -> None:
-    keys = ("median", "min", "p90", "p99", "mean", "std")
-    first = entries[0]
-    pace = "" if first["fps"] is None else f", {first['fps']:g} per second"
-    console.table(
-        ["ms", *keys, "runs", "threads", "cores", "load", "first", "memory"],
-        [
-            [
-                entry["label"],
-                *(f"{entry['latency_ms'][key]:.4g}" for key in keys),
-                entry["runs"],
-                entry["threads"],
-                entry["cores"],
-                human_time(entry["load_ms"] / 1e3),
-                human_time(entry["first_ms"] / 1e3),
-                human_bytes(entry["peak_memory_bytes"]),
-            ]
-            for entry in entries
-        ],
-        title=f"{first['device']}, code {first['variant']}{pace}",
-        right=[*keys, "runs", "threads", "load", "first", "memory"],
-    )
-
-
-def _machine_text(machine: Mapping[str, Mapping[str, Any]]) -> str:
-    """Cores, governors, clocks and the warmest sensor in a line, before and after."""
-    before = machine["before"]
-
-    def clocks(facts: Mapping[str, Any]) -> str:
-        known = [mhz for mhz in facts["mhz"] if mhz is not None]
-        if not known:
-            return "unknown"
-        low, high = min(known), max(known)
-        return f"{high:g} MHz" if low == high else f"{low:g} to {high:g} MHz"
-
-    def hottest(facts: Mapping[str, Any]) -> str:
-        known = [celsius for celsius in facts["celsius"].values() if celsius is not None]
-        return f"{max(known):g} °C" if known else "unknown"
-
-    def course(text: Callable[[Mapping[str, Any]], str]) -> str:
-        return " -> ".join(dict.fromkeys(text(machine[when]) for when in ("before", "after")))
-
-    cores = ", ".join(f"{c['name']} {cpu_ranges(c['cpus'])}" for c in before["clusters"])
-    governor = ", ".join(before["governors"])
-    return (
-        f"cores {cores or 'unknown'}; governor {governor or 'unknown'}; "
-        f"clock {course(clocks)}; hottest sensor {course(hottest)}"
-    )
-
-
-def _say_series(console: Console, where: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    if len(rows) < 2:
-        return
-    first, last = rows[0]["median_ms"], rows[-1]["median_ms"]
-    worst = max(row["median_ms"] for row in rows)
-    console.say(
-        f"{where}median {first:.4g} ms at the beginning, {last:.4g} at the end "
-        f"({last / first:.2f} times), {worst:.4g} in the slowest window of {len(rows)}"
-    )
-
-
-def _say_layers(console: Console, entry: Mapping[str, Any]) -> None:
-    console.table(
-        ["layer", "op", "kernel", "ms", "share", "GMAC/s", "nodes"],
-        [
-            [
-                row["name"],
-                row["op"],
-                row["kernel"],
-                f"{row['ms']:.4f}",
-                f"{100 * row['share']:.1f} %",
-                f"{row['gmacs']:.1f}" if row["gmacs"] else "",
-                ", ".join(row["nodes"])[:60],
-            ]
-            for row in entry["per_layer"]
-        ],
-        title=entry["label"],
-        right=["ms", "share", "GMAC/s"],
-    )

@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "Against",
+    "Answers",
     "Artifacts",
     "CoolDown",
     "Cores",
@@ -99,6 +100,14 @@ Against = Annotated[
 ReportFile = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--report", metavar="FILE.html", help="Write a page with plots."),
+]
+Answers = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--answers",
+        metavar="FILE",
+        help="Measure nothing; report what that program printed, one line per process.",
+    ),
 ]
 ProgramFile = Annotated[
     Optional[Path],  # noqa: UP045

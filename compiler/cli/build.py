@@ -140,13 +140,16 @@ def tune_command(
     tuning_db: Path | None,
 ) -> None:
     """Measure into the tuning database without making an artifact."""
-    if device not in (None, "local"):
+    from effc.devices.catalog import get_target
+
+    bare = get_target(target).bare
+    if device is not None and (device == "qemu") != bare:
         raise UsageError(
             "this device cannot measure",
             where="--device",
-            expected="local",
+            expected="qemu" if bare else "local, adb[:SERIAL] or ssh:[USER@]HOST[:PORT]",
             got=device,
-            hint="times under an emulator say nothing; tune on a machine like the target",
+            hint="times under an emulator say nothing",
         )
     options = CompileOptions(
         target=target,
@@ -162,7 +165,7 @@ def tune_command(
     from effc.tuning.database import default_path
 
     with console.progress() as progress:
-        layers, info = tune_model(model, options, progress)
+        layers, info = tune_model(model, options, progress, device)
     database = str(tuning_db or default_path())
     chosen = [(layer, layer.choice) for layer in layers if layer.choice is not None]
     console.result(

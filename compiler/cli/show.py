@@ -12,12 +12,14 @@ from effc.cli.console import Console, human_bytes, human_count, human_time
 from effc.errors import ToolError, UsageError
 
 __all__ = [
-    "devices_command",
     "doctor_command",
     "explain_command",
     "inspect_command",
     "targets_command",
 ]
+
+
+_LIVE = 6  # tensors that are named
 
 
 def inspect_command(console: Console, path: Path, shapes: Sequence[str]) -> None:
@@ -38,9 +40,23 @@ def inspect_command(console: Console, path: Path, shapes: Sequence[str]) -> None
         _show_model(console, facts)
 
 
+def _show_peak(console: Console, facts: Mapping[str, Any]) -> None:
+    """How good the memory plan is, and what its largest step consists of."""
+    from effc.inspection import plan_quality
+
+    peak = facts["memory_peak"]
+    if not peak or not facts["arena_bytes"]:
+        return
+    console.say(f"memory plan: {plan_quality(facts)}")
+    live = [f"{human_bytes(row['bytes'])} {row['name']}" for row in peak["live"][:_LIVE]]
+    if len(peak["live"]) > _LIVE:
+        live.append(f"{len(peak['live']) - _LIVE} more")
+    if peak["shared_bytes"]:
+        live.append(f"less {human_bytes(peak['shared_bytes'])} of results over inputs")
+    console.say(f"largest step {peak['step']} ({peak['region']}): {'; '.join(live)}")
+
+
 def _show_artifact(console: Console, facts: Mapping[str, Any]) -> None:
-    arena, bound = facts["arena_bytes"], facts["arena_lower_bound_bytes"]
-    over = f", {100 * (arena / bound - 1):.1f} % above the lower bound" if bound else ""
     machine = facts["machine"]
     api = f", API level {machine['android_api']}" if machine["android_api"] else ""
     console.say(
@@ -52,9 +68,15 @@ def _show_artifact(console: Console, facts: Mapping[str, Any]) -> None:
         f"{human_bytes(facts['weights_bytes'])}; segments aligned to {facts['segment_alignment']}"
     )
     console.say(
-        f"arena {human_bytes(arena)}{over}; scratch per thread "
+        f"arena {human_bytes(facts['arena_bytes'])}; scratch per thread "
         f"{human_bytes(facts['scratch_bytes_per_thread'])}; {human_count(facts['macs'])} MACs"
     )
+    _show_peak(console, facts)
+    if facts["flash_bytes"]:
+        console.say(
+            f"flash {human_bytes(facts['flash_bytes'])}, stack at most "
+            f"{human_bytes(facts['stack_bytes'])}"
+        )
     if facts["weights_file"]:
         console.say(f"weights in {facts['weights_file']}, for all libraries")
     for entry in facts["further_abis"]:
@@ -183,18 +205,6 @@ def targets_command(console: Console) -> None:
             [entry.name, entry.base or "", entry.summary + (f" ({entry.soc})" if entry.soc else "")]
             for entry in entries
         ],
-    )
-
-
-def devices_command(console: Console) -> None:
-    """Everything that --device takes."""
-    from effc.doctor import list_devices
-
-    devices = list_devices()
-    console.result({"devices": [asdict(device) for device in devices]})
-    console.table(
-        ["device", "available", "what"],
-        [[d.name, "yes" if d.available else f"no: {d.hint}", d.summary] for d in devices],
     )
 
 

@@ -40,7 +40,7 @@ from effc.passes.pruning.prune_weights import PruneWeights, Setting
 from effc.pipeline import compile_model, import_and_simplify, regions_of
 from effc.tuning.database import Database, default_path
 from effc.tuning.level_times import level_times
-from effc.tuning.measure import refusal
+from effc.tuning.testbed import testbed_of
 from effc.tuning.tuner import Hints, context_of
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _measure(
     import onnx_ir as ir
 
     target = get_target(options.target)
-    why = refusal(target)
+    why = testbed_of(target).refusal(target)
     if why is not None:
         raise UsageError(
             "levels from measured time need a target that this machine can run",

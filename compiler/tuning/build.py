@@ -24,7 +24,6 @@ from effc.errors import EffcError
 from effc.kernels.region import Region
 from effc.kernels.template import Choice, Kernel
 from effc.kernels.versions import ranked_target
-from effc.tuning.context import measured_here
 
 __all__ = ["Candidate", "Compiled", "CompiledStage", "Content", "compile_candidates"]
 
@@ -90,7 +89,7 @@ def compile_candidates(
 
     Args:
         candidates: What to compile.
-        target: For which target.
+        target: For which target, ranked for what will be measured (``Context.target``).
         folder: Empty folder for object files and constants.
         workers: Number of processes.
 
@@ -216,9 +215,9 @@ def _compile(candidate: Candidate, target: Target, folder: Path, item: int) -> C
     from effc.lower import lower
 
     choice = candidate.choice
-    target = ranked_target(choice.template, candidate.region, measured_here(target))
+    target = ranked_target(choice.template, candidate.region, target)
     kernel = choice.template.build(candidate.region, target, choice.config)
-    symbols = [f"c{item}_{number}" for number in range(len(kernel.stages))]
+    symbols = [f"c_{item}_{number}" for number in range(len(kernel.stages))]
     path = folder / f"c{item}.o"
     functions = {s: stage.func for s, stage in zip(symbols, kernel.stages, strict=True)}
     path.write_bytes(lower(functions, target))

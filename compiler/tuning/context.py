@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib import metadata, resources
-from pathlib import Path
 
-from effc.devices.cpu import processor_name
-from effc.devices.host import missing_features
 from effc.devices.target import BASE, Target
+from effc.tuning.testbed import AnyTestbed
 
-__all__ = ["Context", "device_name", "measured_here", "toolchain"]
+__all__ = ["Context", "toolchain"]
 
 
 class Context:
@@ -24,53 +22,60 @@ class Context:
         target: What the code was compiled for.
         threads: Threads that share a layer.
         cold: Whether the model's weights are too many to stay in a cache.
-        device: Name of the machine that measures.
+        testbed: What measures.
+
+    Attributes:
+        target: The target, ranked for a version of code that the testbed can measure.
+        details: What ``digest`` stands for.
     """
 
-    def __init__(self, target: Target, threads: int, cold: bool, device: str) -> None:
+    def __init__(self, target: Target, threads: int, cold: bool, testbed: AnyTestbed) -> None:
+        self.target = _measured_on(target, testbed)
         self.threads = threads
         self.cold = cold
+        self.testbed = testbed
         self.details: dict[str, object] = {
             "target": target.tvm(),
             "vector": [target.vector_bits, target.vector_registers],
             "caches": [target.l1_bytes, target.l2_bytes],
             "threads": threads,
             "cold": cold,
-            "device": device,
+            "device": testbed.name,
             "toolchain": toolchain(),
         }
+        if target.bare:
+            self.details |= {"optimize": target.optimize, "clock": target.clock_mhz}
         if target.variants:
-            self.details["version"] = measured_here(target).common
+            self.details["version"] = self.target.common
         text = json.dumps(self.details, sort_keys=True)
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def resembles(self, details: Mapping[str, object]) -> bool:
+        """Whether another context's details differ only in what measured, and how it is built."""
+        own = ("device", "cold", "version")
+        both = (self.details, details)
+        mine, other = ({k: v for k, v in d.items() if k not in own} for d in both)
+        return mine == other
 
-def measured_here(target: Target) -> Target:
-    """The target ranked for a version of code that this machine can measure.
 
-    That is the common one if the processor runs it, otherwise the best that it runs.
+def _measured_on(target: Target, testbed: AnyTestbed) -> Target:
+    """The target ranked for a version of code that a testbed can measure.
+
+    That is the common one if its processor runs it, otherwise the best that it runs.
     """
     versions = {variant.name: variant.features for variant in target.variants}
     for name in (target.common, *versions):
-        if not missing_features(versions.get(name, ())):
+        if not testbed.missing_features(versions.get(name, ())):
             return replace(target, common=name)
     return replace(target, common=BASE)
-
-
-def device_name() -> str:
-    """CPU model of this machine."""
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    return processor_name(cpuinfo)
 
 
 @cache
 def toolchain() -> dict[str, str]:
     """Versions of what turns a configuration into code, kernel sources included."""
     digest = hashlib.sha256()
-    for package, pattern in (("effc.kernels", ".py"), ("effc", "lower.py")):
+    sources = (("effc.kernels", ".py"), ("effc", "lower.py"), ("effc.bare", ".py"))
+    for package, pattern in sources:
         files = sorted(resources.files(package).iterdir(), key=lambda f: f.name)
         for file in files:
             if file.name.endswith(pattern):

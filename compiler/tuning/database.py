@@ -108,6 +108,11 @@ class Database:
             if record["kind"] == "done"
         }
 
+    def contexts(self) -> dict[str, dict[str, Any]]:
+        """What contexts stand for, by digest, in the order in which they were first measured."""
+        records = (json.loads(line) for line in self._lines() if '"details"' in line)
+        return {r["context"]: r["details"] for r in records if r["kind"] == "context"}
+
     def notes(self, context: str, kind: str) -> dict[str, dict[str, Any]]:
         """Records of another kind (``levels``, ``network``) by their key; the first one counts."""
         found: dict[str, dict[str, Any]] = {}

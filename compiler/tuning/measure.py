@@ -1,4 +1,4 @@
-"""Measure compiled candidates on the machine that runs the tuner.
+"""Measure compiled candidates on this machine or a device (``effc.tuning.testbed``).
 
 All candidates of a batch are linked with ``driver.c`` and the runtime's thread
 pool into one static executable; it runs once per layer and compares that
@@ -6,16 +6,13 @@ layer's candidates with each other (see ``driver.c`` for how). A candidate that
 crashes or hangs takes its layer's run with it; the others are then measured
 again, each alone.
 
-Targets that this machine cannot execute natively are not measured: an emulator's
-time says nothing about the device.
+Targets that the testbed cannot execute natively are not measured: an emulator's
+time says nothing about the device. Instructions do: see ``counts`` for microcontrollers.
 """
 
 from __future__ import annotations
 
 import bisect
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -25,8 +22,9 @@ from effc.devices.target import Target
 from effc.errors import ToolError
 from effc.kernels.region import Region
 from effc.tuning.build import Compiled, Content, float_bytes
+from effc.tuning.testbed import Testbed
 
-__all__ = ["Harness", "Timing", "last_cache_bytes", "refusal"]
+__all__ = ["Harness", "Timing"]
 
 _HARNESS_TIMEOUT_S = 20.0
 
@@ -48,26 +46,19 @@ class Timing:
     error: str = ""
 
 
-def refusal(target: Target) -> str | None:
-    """Why kernels for ``target`` cannot be measured here, or ``None``."""
-    if target.arch != platform.machine() or platform.system() != "Linux":
-        return f"code for {target.arch} does not run natively on this {platform.machine()} machine"
-    if target.os not in ("linux", "android"):
-        return f"code for {target.os} does not run on Linux"
-    if not target.runner_target:
-        return "the target has no test executables"
-    return None
+@dataclass(frozen=True)
+class _Job:
+    """A file for the driver.
 
+    Attributes:
+        name: Of the file.
+        size: Its length.
+        contents: Names of files that it names.
+    """
 
-def last_cache_bytes() -> int:
-    """Size of this machine's largest cache."""
-    sizes = [8 << 20]
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = file.read_text().strip()
-        if text[:-1].isdigit():
-            sizes.append(int(text[:-1]) * units.get(text[-1], 1))
-    return max(sizes)
+    name: str
+    size: int
+    contents: tuple[str, ...]
 
 
 class Harness:
@@ -78,13 +69,18 @@ class Harness:
         folder: Existing folder for executables.
         threads: Threads that share each run.
         cold: Whether weights come from memory, not from a cache.
+        testbed: Where they run.
     """
 
-    def __init__(self, target: Target, folder: Path, threads: int, cold: bool) -> None:
+    def __init__(
+        self, target: Target, folder: Path, threads: int, cold: bool, testbed: Testbed
+    ) -> None:
         self.target = target
         self.folder = folder
         self.threads = threads
         self.cold = cold
+        self.testbed = testbed
+        self._jobs: dict[str, int] = {}
         self.executable = folder / "bench"
         self.functions: dict[str, int] = {}
 
@@ -120,6 +116,11 @@ class Harness:
         )
         self.executable.chmod(0o755)
 
+    def send(self, jobs: Sequence[tuple[Region, Sequence[Compiled], float, int]]) -> None:
+        """Make a batch ready on the testbed, with the arguments of :meth:`run` to come."""
+        names = [name for job in jobs if job[1] for name in self._files(self._written(*job))]
+        self.testbed.send(self.folder, list(dict.fromkeys(names)))
+
     def run(
         self, region: Region, compiled: Sequence[Compiled], budget_s: float, rounds: int
     ) -> list[Timing]:
@@ -130,6 +131,9 @@ class Harness:
             compiled: Linked candidates for it.
             budget_s: No new round starts after this time (but at least eight rounds run).
             rounds: Most rounds to run.
+
+        Raises:
+            DeviceError: The testbed is gone.
         """
         try:
             return self._run(region, compiled, budget_s, rounds)
@@ -142,33 +146,36 @@ class Harness:
     def _run(
         self, region: Region, compiled: Sequence[Compiled], budget_s: float, rounds: int
     ) -> list[Timing]:
-        job = self._job(region, compiled, budget_s, rounds)
-        (self.folder / "job").write_text(job, "ascii")
-        try:
-            done = subprocess.run(
-                [str(self.executable.resolve()), "job", str(len(job))],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-                cwd=self.folder,
-                timeout=_HARNESS_TIMEOUT_S + 4 * budget_s,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ToolError("a measurement hung", where=region.name, got="timeout") from error
-        if done.returncode != 0:
-            got = f"exit code {done.returncode}: {done.stderr.strip()[-200:]}"
+        job = self._written(region, compiled, budget_s, rounds)
+        words = [job.name, str(job.size)]
+        limit = _HARNESS_TIMEOUT_S + 4 * budget_s
+        done = self.testbed.run(self.folder, self._files(job), words, limit)
+        if done.code != 0:
+            got = f"exit code {done.code}: {done.message[-200:]}"
             raise ToolError("a measurement failed", where=region.name, got=got)
         timings = []
-        for line in done.stdout.splitlines():
+        for line in done.out.splitlines():
             _, count, fastest, quartile = (int(word) for word in line.split())
             timings.append(Timing(fastest * 1e-9, quartile * 1e-9, count))
         return timings
 
+    def _files(self, job: _Job) -> list[str]:
+        return [self.executable.name, job.name, *job.contents]
+
+    def _written(
+        self, region: Region, compiled: Sequence[Compiled], budget_s: float, rounds: int
+    ) -> _Job:
+        """The file that describes a job; equal jobs share one."""
+        text = self._job(region, compiled, budget_s, rounds)
+        name = f"job{self._jobs.setdefault(text, len(self._jobs))}"
+        (self.folder / name).write_text(text, "ascii")
+        contents = (content.file for c in compiled for _, content in c.weights if content.file)
+        return _Job(name, len(text), tuple(contents))
+
     def _job(
         self, region: Region, compiled: Sequence[Compiled], budget_s: float, rounds: int
     ) -> str:
-        cpus = sorted(os.sched_getaffinity(0))
+        cpus = self.testbed.cpus
         first, helpers = cpus[-1], cpus[:-1][::-1][: self.threads - 1]
         buffers = _Buffers()
         for value in region.inputs:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from effc.devices.target import Target
@@ -21,8 +22,10 @@ from effc.kernels.region import Region
 from effc.kernels.template import Choice
 from effc.tuning.build import Candidate, Compiled, compile_candidates
 from effc.tuning.context import Context
+from effc.tuning.counts import BoardHarness
 from effc.tuning.database import Database, Measurement, candidate_name
 from effc.tuning.measure import Harness, Timing
+from effc.tuning.testbed import EmulatedBoard
 
 __all__ = ["Effort", "Layer", "Progress", "Search", "name_of"]
 
@@ -248,9 +251,10 @@ class Search:
         with tempfile.TemporaryDirectory(prefix="effc-tune-") as name:
             folder = Path(name)
             workers = min(len(os.sched_getaffinity(0)), len(candidates))
-            compiled = compile_candidates(candidates, self.target, folder, workers)
-            harness = Harness(self.target, folder, self.context.threads, self.context.cold)
+            compiled = compile_candidates(candidates, self.context.target, folder, workers)
+            harness = self._harness(folder)
             harness.link([c for c in compiled if not c.error])
+            harness.send(self._jobs([(layer, len(choices)) for layer, choices in runs], compiled))
             position = 0
             for (layer, choices), (_, new) in zip(runs, batch, strict=True):
                 mine = compiled[position : position + len(choices)]
@@ -260,8 +264,25 @@ class Search:
                 self._report(layer, len(new))
         self.batch_seconds = time.monotonic() - begin
 
+    def _harness(self, folder: Path) -> Harness | BoardHarness:
+        context, testbed = self.context, self.context.testbed
+        if isinstance(testbed, EmulatedBoard):
+            return BoardHarness(self.target, folder)
+        return Harness(self.target, folder, context.threads, context.cold, testbed)
+
+    def _jobs(
+        self, layers: Sequence[tuple[Layer, int]], compiled: Sequence[Compiled]
+    ) -> list[tuple[Region, list[Compiled], float, int]]:
+        """What the harness will run: layers, each with its number of candidates."""
+        seconds, rounds = self.effort.layer_seconds, self.effort.rounds
+        left = iter(compiled)
+        return [
+            (layer.region, [c for c in islice(left, count) if not c.error], seconds, rounds)
+            for layer, count in layers
+        ]
+
     def _timings(
-        self, harness: Harness, layer: Layer, compiled: Sequence[Compiled]
+        self, harness: Harness | BoardHarness, layer: Layer, compiled: Sequence[Compiled]
     ) -> list[Timing]:
         good = [c for c in compiled if not c.error]
         seconds, rounds = self.effort.layer_seconds, self.effort.rounds

@@ -20,12 +20,15 @@ from effc.errors import UnsupportedError
 from effc.kernels import registry
 from effc.kernels.region import Region
 from effc.kernels.template import Choice, Config
-from effc.tuning.context import Context, device_name
-from effc.tuning.database import Database, candidate_name, default_path
-from effc.tuning.measure import last_cache_bytes, refusal
+from effc.tuning.context import Context
+from effc.tuning.database import Database, Measurement, candidate_name, default_path
 from effc.tuning.search import Effort, Layer, Progress, Search, name_of
+from effc.tuning.testbed import AnyTestbed, testbed_of
 
 __all__ = ["Hints", "context_of", "tune"]
+
+Known = Mapping[str, dict[str, Measurement]]
+"""Measurements by ``Region.key`` and name of the candidate."""
 
 Hints = Mapping[str, tuple[str, Config]]
 """Template and configuration that are likely to be good, by the name of a region's anchor node."""
@@ -39,6 +42,7 @@ def tune(
     threads: int,
     progress: Progress | None = None,
     hints: Hints | None = None,
+    testbed: AnyTestbed | None = None,
 ) -> tuple[dict[str, list[Choice]], dict[str, object]]:
     """Choose how each distinct layer is computed.
 
@@ -49,6 +53,7 @@ def tune(
         database: Tuning database; ``None`` means the user's default one.
         threads: Threads to optimise for.
         progress: Called with candidates done, candidates in total, and a text.
+        testbed: What measures; this machine if ``None``.
         hints: What to try before anything else, and to take where nothing was measured.
 
     Returns:
@@ -63,11 +68,12 @@ def tune(
     info: dict[str, object] = {"mode": str(mode), "layers": len(layers)}
     if mode != "none" or database is not None:
         store = Database(database or default_path())
-        context = context_of(regions, target, threads)
-        for key, known in store.measurements(context.digest).items():
-            if key in layers:
-                layers[key].known = known
-        if mode != "none" and (reason := refusal(target)) is not None:
+        context = context_of(regions, target, threads, testbed)
+        if (reason := context.testbed.refusal(target)) is None:
+            _recall(layers, store.measurements(context.digest))
+        else:
+            info.update(_recall_another(layers, store, context))
+        if mode != "none" and reason is not None:
             info["not_measured"] = reason
         elif mode != "none":
             _search(layers, target, Effort.of(mode), store, context, progress)
@@ -75,9 +81,40 @@ def tune(
     return {key: layer.ranked() for key, layer in layers.items()}, info
 
 
-def context_of(regions: Sequence[Region], target: Target, threads: int) -> Context:
+def context_of(
+    regions: Sequence[Region],
+    target: Target,
+    threads: int,
+    testbed: AnyTestbed | None = None,
+) -> Context:
     """What measurements of a network's layers depend on."""
-    return Context(target, threads, _cold(regions), device_name())
+    testbed = testbed or testbed_of(target)
+    return Context(target, threads, _cold(regions, testbed), testbed)
+
+
+def _recall(layers: dict[str, Layer], known: Known) -> None:
+    """Give layers what was measured."""
+    for key, measurements in known.items():
+        if key in layers:
+            layers[key].known = measurements
+
+
+def _recall_another(layers: dict[str, Layer], store: Database, context: Context) -> dict[str, str]:
+    """Take times of a device for a target that this machine cannot measure.
+
+    Of devices that were measured for the same target, threads and toolchain, the one that
+    knows most of the layers counts, the latest of several.
+    """
+    best, most, device = {}, 0, ""
+    for digest, details in store.contexts().items():
+        if not context.resembles(details):
+            continue
+        known = store.measurements(digest)
+        count = sum(any(m.seconds for m in known.get(key, {}).values()) for key in layers)
+        if count and count >= most:
+            best, most, device = known, count, str(details["device"])
+    _recall(layers, best)
+    return {"measured_on": device} if device else {}
 
 
 def _layers(regions: Sequence[Region], target: Target, hints: Hints) -> dict[str, Layer]:
@@ -102,10 +139,10 @@ def _hinted_first(options: list[Choice], region: Region, hints: Hints) -> list[C
     return sorted(options, key=lambda choice: name_of(choice) != name)  # stable
 
 
-def _cold(regions: Sequence[Region]) -> bool:
+def _cold(regions: Sequence[Region], testbed: AnyTestbed) -> bool:
     """Whether one inference reads more weights than the last cache keeps for the next one."""
     total = sum(value.type.nbytes for region in regions for value in region.constants)
-    return 2 * total > last_cache_bytes()
+    return 2 * total > testbed.last_cache_bytes
 
 
 def _search(

@@ -7,7 +7,7 @@
 # cache. NAME: of the session. Says "NAME ready FOLDER" and, after the removal, "NAME closed".
 
 umask 077
-trap '' HUP INT
+trap '' HUP INT PIPE # there may be nobody left to complain to
 base=${1:+$1-$(id -u)}
 base=${base:-${XDG_CACHE_HOME:-$HOME/.cache}/effc/device}
 name=$2
@@ -17,7 +17,7 @@ name=$2
 end_session() {
     gone=${1%.end}.end
     [ "$1" = "$gone" ] || mv "$1" "$gone" || return
-    for file in "$gone"/pid.*; do
+    for file in "$gone"/.pid.*; do
         pid=${file##*.}
         [ "$(readlink "/proc/$pid/cwd")" = "$gone" ] || continue
         kill -9 "-$pid" 2>/dev/null || kill -9 "$pid"
@@ -42,7 +42,7 @@ done
 find "$base/cache" -type f -mtime +7 -exec rm -f {} +
 
 session=$base/run.$name.$$
-mkdir "$session" "$session/in" || exit 1
+mkdir "$session" "$session/.in" || exit 1
 trap 'end_session "$session"; exit 1' TERM
 echo "$name ready $session"
 while read -r _; do :; done

@@ -17,6 +17,7 @@ part storage
 df -k "$1"
 part cores
 for cpu in /sys/devices/system/cpu/cpu[0-9]*; do
+    [ -d "$cpu" ] || continue
     midr=$(cat "$cpu/regs/identification/midr_el1")
     khz=$(cat "$cpu/cpufreq/cpuinfo_max_freq")
     echo "${cpu##*/cpu} ${midr:--} ${khz:--}"

@@ -13,7 +13,7 @@ cd "$session" || exit 1
 
 # The number of the program is on disk before it starts: the keeper ends it, with what it has
 # started where there is setsid.
-$(command -v setsid) sh -c 'echo >"$0/pid.$$" && exec "$@"' "$session" "$@" <"$input" &
+$(command -v setsid) sh -c 'echo >"$0/.pid.$$" && exec "$@"' "$session" "$@" <"$input" &
 program=$!
 trap '' PIPE # the client may have gone; what follows is still to be done
 (
@@ -26,5 +26,5 @@ watch=$!
 wait "$program"
 code=$?
 kill "$watch" 2>/dev/null
-rm -f "$session/pid.$program"
+rm -f "$session/.pid.$program"
 printf '\n%s %s\n' "$name" "$code"

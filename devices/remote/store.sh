@@ -1,13 +1,13 @@
-# store.sh SESSION NAME { keep|private HASH FILE }... - checks what was pushed to SESSION/in and puts it in place.
+# store.sh SESSION NAME { keep|private HASH FILE }... - checks what was pushed to SESSION/.in and puts it in place.
 #
-# keep: the content is SESSION/in/HASH (or already in the cache), goes to the cache, and FILE
-# becomes a link to it. private: it is SESSION/in/FILE. Says "NAME CODE"; 3: a content is damaged.
+# keep: the content is SESSION/.in/HASH (or already in the cache), goes to the cache, and FILE
+# becomes a link to it. private: it is SESSION/.in/FILE. Says "NAME CODE"; 3: a content is damaged.
 
 session=$1
 name=$2
 shift 2
 cache=${session%/*}/cache
-cd "$session/in" || exit 1
+cd "$session/.in" || exit 1
 
 finish() {
     printf '\n%s %s\n' "$name" "$1"

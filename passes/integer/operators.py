@@ -65,7 +65,8 @@ def _quads(operand: TensorType) -> tuple[int, ...]:
 
 
 def _to_quads(operands: Operands, attrs: Attrs) -> TensorType:
-    (batch, channels, *sizes), dtype = _present(operands, 0)
+    shape, dtype = _present(operands, 0)
+    batch, channels, *sizes = (shape[0], shape[-1], *shape[1:-1]) if attrs.get("last") else shape
     return (batch, -(-channels // 4), *sizes, 4), dtype
 
 

@@ -176,7 +176,9 @@ _OPERATORS: dict[str, Callable[[Inputs, Attrs], Array]] = {
     "SoftmaxInteger": _softmax,
     "ResizeLinear": _resize_linear,
     "SumPool": _sum_pool,
-    "ToQuads": lambda i, a: to_quads(i[0], int(a.get("fill", 0))),
+    "ToQuads": lambda i, a: to_quads(
+        np.moveaxis(i[0], -1, 1) if a.get("last") else i[0], int(a.get("fill", 0))
+    ),
 }
 
 

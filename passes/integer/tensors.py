@@ -118,8 +118,8 @@ class Tensors:
             shape = np.array([batch, channels // 4, *sizes, 4], np.int64)
             return writer.op("Reshape", self.plain(old, writer), shape)
         if old in self._plain or dtype_of(old) == self.type:
-            return writer.op("ToQuads", self.plain(old, writer), domain=DOMAIN)
-        return _flip(writer.op("ToQuads", old, domain=DOMAIN), writer)
+            return _packed(self.plain(old, writer), writer)
+        return _flip(_packed(old, writer), writer)
 
     def _from_quads(self, x: ir.Value, shape: tuple[int, ...], writer: Writer) -> ir.Value:
         if prod(shape[2:]) > 1:
@@ -130,6 +130,17 @@ class Tensors:
             return flat
         ends = [np.array([v], np.int64) for v in (0, shape[1], 1)]
         return writer.op("Slice", flat, *ends)
+
+
+def _packed(x: ir.Value, writer: Writer) -> ir.Value:
+    """``ToQuads``; of a model input with channels last without the Transpose behind it."""
+    node, rank = x.producer(), len(shape_of(x))
+    if node is not None and (node.domain, node.op_type) == ("", "Transpose"):
+        source = node.inputs[0]
+        first = node.attributes.get_ints("perm", ()) == (0, rank - 1, *range(1, rank - 1))
+        if first and source is not None and source.producer() is None:
+            return writer.op("ToQuads", source, last=1, domain=DOMAIN)
+    return writer.op("ToQuads", x, domain=DOMAIN)
 
 
 def _flip(value: ir.Value, writer: Writer) -> ir.Value:

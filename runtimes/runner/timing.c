@@ -234,6 +234,7 @@ void run_timed(const timing *plan, effc_model *model, const effc_tensor *inputs,
     long count = s.runs < KEPT ? s.runs : KEPT;
     printf("\"peak_bytes\": %llu, ", peak);
     printf("\"runs\": %ld, \"late\": %ld, \"skipped\": %ld, ", s.runs, s.late, s.skipped);
+    printf("\"period_ns\": %llu, ", (unsigned long long)plan->period_ns);
     printf("\"preempted\": %ld, \"wall_ns\": %llu, \"cpu_ns\": %llu, ",
            after.ru_nivcsw - before.ru_nivcsw, (unsigned long long)wall,
            (unsigned long long)(used_cpu_time(&after) - used_cpu_time(&before)));

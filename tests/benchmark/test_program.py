@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from elftools.elf.elffile import ELFFile
 from scipy import stats
+from toy_model import toy_object, toy_program
 
 from effc.benchmark.measurement import Measurement, Plan
+from effc.devices.catalog import get_target
+from effc.devices.execution import Process, run_program
 from effc.devices.machine import Machine, select_cores
+from effc.devices.qemu import qemu_command
+from effc.emulate import loader_program
 from effc.errors import UsageError
+from effc.link import link_runner
 
 from . import sysfs
 from .conftest import Ask
@@ -206,3 +214,35 @@ def test_one_kind_of_cores(ask: Ask, tmp_path: Path) -> None:
     assert [(c.name, c.cpus) for c in machine.clusters()] == [("all", (0, 1, 2, 3))]
     with pytest.raises(UsageError, match="one kind of cores"):
         select_cores(machine, "big")
+
+
+@pytest.mark.parametrize("name", ["android", "android-armv7", "android-x86_64"])
+def test_on_other_processors(name: str, tmp_path: Path) -> None:
+    """Real clocks and sleeps of emulated processors: runs keep their periods, windows add up."""
+    target = get_target(name)
+    emulator = {"aarch64": "qemu-aarch64", "arm": "qemu-arm", "x86_64": "qemu-x86_64"}[target.arch]
+    if shutil.which(emulator) is None:
+        pytest.skip(f"{emulator} is not installed")
+    stages = toy_object(target, tmp_path)
+    built = link_runner(toy_program(), [stages], target, tmp_path / "runner")
+    plan = Plan(runs=12, warmup=1, fps=50.0, window_s=0.1)
+    place = Process([*qemu_command(target), str(built)])
+    answer = run_program(place, plan.arguments())
+    found = Measurement.of(answer)
+    starts = np.asarray(answer["starts_ns"]) / (20 * MS)
+    assert found.runs == len(starts) == 12
+    assert len(set(np.floor(starts))) == 12
+    assert int(np.floor(starts[-1])) == 11 + found.skipped
+    assert sum(window.runs for window in found.windows) == 12
+    assert found.first_ms > 0 < found.load_ms
+    assert sum(found.ran_on.values()) == 12
+    assert found.peak_bytes > 100_000
+
+
+@pytest.mark.parametrize("name", ["android", "android-x86_64"])
+def test_large_pages(name: str) -> None:
+    """Android 15 may have pages of 16 kB: the program's segments must fit them."""
+    with loader_program(get_target(name)).open("rb") as stream:
+        segments = [s for s in ELFFile(stream).iter_segments() if s["p_type"] == "PT_LOAD"]
+        assert all(s["p_align"] >= 16384 for s in segments)
+        assert all(s["p_vaddr"] % 16384 == s["p_offset"] % 16384 for s in segments)

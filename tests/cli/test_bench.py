@@ -82,6 +82,30 @@ def test_bench_program(effc: Effc, artifact: Path, tmp_path: Path) -> None:
     assert answer["before"]["allowed"] == sorted(os.sched_getaffinity(0))
 
 
+def test_bench_of_answers(effc: Effc, artifact: Path, tmp_path: Path) -> None:
+    """What was measured by hand gets the same report, and can be compared with."""
+    effc("bench", artifact, "--program", "bench")
+    lines = [
+        subprocess.run(
+            [tmp_path / "bench", "--machine", "--runs", "30", "--warmup", "2", *flags],
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for flags in ([], [], ["--profile"])
+    ]  # fmt: skip
+    (tmp_path / "lines").write_text("\n".join(lines))
+    result = effc("bench", artifact, "--answers", "lines", "--json").json
+    assert (result["runs"], result["warmup"], result["device"]) == (60, 2, "by hand")
+    assert len(result["rounds_ms"]) == 2
+    assert {"conv1", "conv2"} <= {n for layer in result["per_layer"] for n in layer["nodes"]}
+    refused = effc("bench", artifact, "--answers", "lines", "--runs", 3, "--cool-down", 1)
+    assert refused.code == 2
+    assert "--runs, --cool-down" in refused.err
+    (tmp_path / "other").write_text('{"times_ns": [3]}')
+    damaged = effc("bench", artifact, "--answers", "other")
+    assert damaged.code == 3
+    assert "run it with --machine" in damaged.err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

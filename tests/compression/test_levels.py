@@ -21,7 +21,8 @@ from effc.errors import QualityError, UsageError
 from effc.options import CompileOptions
 from effc.passes.pruning.scheme import parse_scheme
 from effc.tuning.level_times import coarse_to_fine
-from effc.tuning.measure import Harness, refusal
+from effc.tuning.measure import Harness
+from effc.tuning.testbed import ThisMachine
 from tests.small_net import images, small_net
 
 SPARSE = "grouped"
@@ -52,7 +53,7 @@ def options(database: Path, file: Path, **goal: float) -> CompressOptions:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
     """Database, recipe and record of a first run, whose goal every network reaches."""
-    why = refusal(get_target("host"))
+    why = ThisMachine().refusal(get_target("host"))
     if why is not None:
         pytest.skip(f"this machine cannot measure: {why}")
     folder = tmp_path_factory.mktemp("levels")

@@ -3,8 +3,8 @@
 Protocol: OVERVIEW.TXT, SERVICES.TXT and SYNC.TXT of Android's adb sources, and
 ``shell_protocol.h`` for shells with exit codes. A phone is a folder: what a command names below
 ``/data``, ``/system``, ``/sys`` or as ``/proc/cpuinfo`` and the like lies in it, and programs for
-Arm run under QEMU (``foreign.c``). As on a phone, a command whose client has gone is not
-killed: its input ends and its output breaks.
+Arm run under QEMU (``foreign.c``). As on a phone, a command whose client has gone gets SIGHUP,
+its input ends and its output breaks; if it goes on, it is left alone.
 """
 
 from __future__ import annotations
@@ -44,11 +44,13 @@ class Fault:
         service: Pattern for the service that it happens to.
         act: Raises :class:`Cut` or ``OSError`` or sleeps, given the bytes that have passed.
         times: How often it happens.
+        skip: How many such services are spared before.
     """
 
     service: str
     act: Callable[[int], None]
     times: int = 1
+    skip: int = 0
 
 
 def cut_after(count: int) -> Callable[[int], None]:
@@ -100,8 +102,10 @@ class Phone:
         """What happens to a service of this name now."""
         for fault in self.faults:
             if fault.times > 0 and re.search(fault.service, service):
-                fault.times -= 1
-                return fault.act
+                if fault.skip == 0:
+                    fault.times -= 1
+                    return fault.act
+                fault.skip -= 1
         return lambda passed: None
 
 
@@ -301,6 +305,8 @@ class _Shell:
                 if kind == STDIN:
                     stdin.write(data)
                     stdin.flush()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGHUP)
 
 
 class _Sync:
@@ -378,25 +384,3 @@ class _Sync:
             self.act(self.passed)
             self.socket.sendall(b"DATA" + struct.pack("<I", len(part)) + part)
         self.socket.sendall(b"DONE" + struct.pack("<I", 0))
-
-
-def kill_processes(text: str) -> int:
-    """Kill what has ``text`` in its command line; how many there were."""
-    found = processes(text)
-    for pid in found:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return len(found)
-
-
-def processes(text: str) -> list[int]:
-    """Processes with ``text`` in their command line, this one left out."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (
-                text.encode() in (folder / "cmdline").read_bytes()
-                and int(folder.name) != os.getpid()
-            ):
-                found.append(int(folder.name))
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from places import Place, arm_tools, make_arm_phone, make_phone, need
 from sshd import HOST, Sshd
 
 from effc import zig
+from effc.devices.probe import facts_of
 
 
 @pytest.fixture(scope="session")
@@ -45,39 +47,45 @@ def arm_ssh_place(
 ) -> Iterator[Place]:
     """As ``ssh_place``, but a machine with 64-bit Arm."""
     need("sshd", "openssh-server")
-    tools = arm_tools(tmp_path / "tools")
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "LD_PRELOAD": str(foreign)}
-    with Sshd(tmp_path / "server", environment) as server:
+    with Sshd(tmp_path / "server", {"LD_PRELOAD": str(foreign)}) as server:
+        arm_tools(server.tools)
         yield reach(server, monkeypatch)
 
 
 def reach(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> Place:
     server.configure(server.port)
+    shutil.rmtree(server.folder / "cache", ignore_errors=True)
+    facts_of.cache_clear()
     monkeypatch.setenv("PATH", f"{server.path}:{os.environ['PATH']}")
     return Place(f"ssh:{HOST}", server.folder / "cache" / "effc" / "device", sshd=server)
 
 
 @pytest.fixture
-def adb_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def adb_double(monkeypatch: pytest.MonkeyPatch) -> Iterator[AdbDouble]:
+    """adb's server, without phones yet."""
     need("adb", "adb")
-    yield from plug_in(make_phone(tmp_path / "phone"), monkeypatch)
+    with AdbDouble() as double:
+        for name, value in double.environment.items():
+            monkeypatch.setenv(name, value)
+        yield double
 
 
 @pytest.fixture
-def arm_adb_place(
-    tmp_path: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Place]:
+def adb_place(adb_double: AdbDouble, tmp_path: Path) -> Place:
+    return plug_in(make_phone(tmp_path / "phone"), adb_double)
+
+
+@pytest.fixture
+def arm_adb_place(adb_double: AdbDouble, tmp_path: Path, foreign: Path) -> Place:
     """As ``adb_place``, but a phone with 64-bit Arm."""
-    need("adb", "adb")
-    yield from plug_in(make_arm_phone(tmp_path / "phone", foreign), monkeypatch)
+    return plug_in(make_arm_phone(tmp_path / "phone", foreign), adb_double)
 
 
-def plug_in(phone: Phone, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    with AdbDouble(phone) as double:
-        for name, value in double.environment.items():
-            monkeypatch.setenv(name, value)
-        base = phone.path(f"/data/local/tmp/effc-{os.getuid()}")
-        yield Place(f"adb:{phone.serial}", base, phone=phone)
+def plug_in(phone: Phone, double: AdbDouble) -> Place:
+    double.phones.append(phone)
+    facts_of.cache_clear()
+    base = phone.path(f"/data/local/tmp/effc-{os.getuid()}")
+    return Place(f"adb:{phone.serial}", base, phone=phone)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ class Sshd:
 
     Attributes:
         port: Where it listens.
+        tools: Folder where its sessions look for programs first.
         path: Folder with an ``ssh`` that has a configuration of its own; to be put in ``PATH``.
     """
 
@@ -33,6 +34,8 @@ class Sshd:
         self.folder = folder
         self.path = folder / "bin"
         self.path.mkdir(parents=True)
+        self.tools = folder / "tools"
+        self.tools.mkdir()
         self.port = free_port()
         for name in ("host", "user", "stranger"):
             subprocess.run(
@@ -40,7 +43,11 @@ class Sshd:
                 check=True,
             )
         shutil.copy(folder / "user.pub", folder / "authorized")
-        variables = {"XDG_CACHE_HOME": str(folder / "cache"), **(environment or {})}
+        variables = {
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "PATH": f"{self.tools}:{CLIENT_PATH}",
+            **(environment or {}),
+        }
         set_variables = " ".join(f'"{name}={value}"' for name, value in variables.items())
         (folder / "sshd_config").write_text(
             f"ListenAddress 127.0.0.1\nPort {self.port}\nHostKey {folder}/host\n"

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adb_double import AdbDouble
 from benchmark import sysfs
-from places import Place
+from places import Place, make_phone
 
 import effc
+from effc.devices.address import parse_device
 from effc.devices.probe import facts_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
@@ -129,9 +131,42 @@ def test_missing_features(arm_adb_place: Place, artifacts: dict[str, Path]) -> N
     arm_adb_place.assert_clean()
 
 
-def test_facts(arm_adb_place: Place) -> None:
-    from effc.devices.address import parse_device
+def test_an_unknown_phone_becomes_a_target(
+    arm_adb_place: Place,
+    adb_double: AdbDouble,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Listed, described, tuned for, compiled for with its times."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    other = make_phone(tmp_path / "other", "OTHER")
+    other.state = "unauthorized"
+    adb_double.phones.append(other)
+    first, again = call(0, "devices"), call(0, "devices", "--clean")
+    listed = {device["name"]: device for device in first["devices"]}
+    catalog = tmp_path / "config" / "effc" / "devices.toml"
+    mine = listed[arm_adb_place.device]
+    assert (mine["available"], mine["target"]) == (True, "effc-double-7")
+    assert mine["written"] == str(catalog)
+    assert listed["adb:OTHER"]["available"] is False
+    assert "accept this computer's key" in listed["adb:OTHER"]["hint"]
+    assert {d["name"]: d["written"] for d in again["devices"]}[mine["name"]] == ""
+    assert "effc-double-7" in {entry["name"] for entry in call(0, "targets")["targets"]}
 
+    db = ("--tuning-db", tmp_path / "db.jsonl")
+    model, target = EXAMPLE / "digits.onnx", ("--target", "effc-double-7")
+    tuned = call(0, "tune", model, *target, "--device", mine["name"], "--tune", 8, *db)
+    assert tuned["measured_candidates"] == 8
+    assert arm_adb_place.phone is not None
+    assert arm_adb_place.phone.services.count("sync:") == 1
+    call(0, "compile", model, *target, "-o", tmp_path / "digits", "--no-verify", *db)
+    manifest = json.loads((tmp_path / "digits" / "manifest.json").read_text())
+    assert manifest["tuning"]["measured_on"].startswith("effc Double 7 (Google GS201)")
+    assert manifest["tuning"]["measured_candidates"] == 8
+    arm_adb_place.assert_clean()
+
+
+def test_facts(arm_adb_place: Place) -> None:
     facts = facts_of(parse_device(arm_adb_place.device))
     assert (facts.arch, facts.os, facts.title) == ("aarch64", "android", "effc Double 7")
     assert (facts.soc, facts.release, facts.api) == ("Google GS201", "15", 35)

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from adb_double import processes
-from places import Place
+from places import Place, processes
 
 from effc.devices.address import Address, parse_device
 from effc.devices.process import Finished

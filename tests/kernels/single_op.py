@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,8 @@ class _Guarded:
 
 
 def compiled(kernel: Kernel, target: Target) -> ctypes.CDLL:
-    """The stages of a kernel, for ``run_kernel``."""
+    """The stages of a kernel, for ``run_kernel``: in this process, whatever it was built for."""
+    target = replace(target, os="linux")
     return library({f"k{i}": stage.func for i, stage in enumerate(kernel.stages)}, target)
 
 

@@ -22,6 +22,8 @@ from effc.kernels.quads import FromQuadsTemplate, ToQuadsTemplate
 def test_there_and_back(dtype: str, channels: int, height: int, width: int) -> None:
     x = np.random.default_rng(channels).integers(0, 100, (2, channels, height, width)).astype(dtype)
     check(ToQuadsTemplate(), [Node("ToQuads", ["x"], attrs={"fill": 7})], {"x": x})
+    last = Node("ToQuads", ["x"], attrs={"fill": 7, "last": 1})
+    check(ToQuadsTemplate(), [last], {"x": np.ascontiguousarray(np.moveaxis(x, 1, -1))})
     quads = np.random.default_rng(1).integers(0, 100, (2, -(-channels // 4), height, width, 4))
     node = Node("FromQuads", ["x"], attrs={"channels": channels})
     check(FromQuadsTemplate(), [node], {"x": quads.astype(dtype)})

@@ -3,97 +3,37 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
 import pytest
+from scale_template import scale_choices, scale_region
 
 from effc.devices.catalog import get_target
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
 from effc.kernels import registry
-from effc.kernels.builder import T, loop, stage_func
-from effc.kernels.region import Op, Region, TensorType, Value
-from effc.kernels.template import Choice, Config, Kernel, Stage, Template
 from effc.tuning import build, tuner
 from effc.tuning.build import Candidate, compile_candidates
-from effc.tuning.measure import Harness, refusal
+from effc.tuning.measure import Harness
 from effc.tuning.search import Effort
-
-SIZE = 4096
-
-
-class Scale(Template):
-    """``y = x * w`` with a knob that repeats the work, and ways to misbehave."""
-
-    name: ClassVar[str] = "scale"
-
-    def refuse(self, region: Region, target: Target) -> str | None:
-        return None if region.ops[0].op_type == "Scale" else "not a Scale"
-
-    def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
-        repeats = region.ops[0].attrs["repeats"]
-        # the prediction is wrong on purpose: the most work looks cheapest
-        return sorted((({"repeat": r}, 100.0 - r) for r in repeats), key=lambda pair: pair[1])
-
-    def build(self, region: Region, target: Target, config: Config) -> Kernel:
-        repeat = int(config["repeat"])
-        if repeat == 13:
-            raise ValueError("an unlucky number")
-        if repeat == 14:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if repeat == 15:
-            time.sleep(60)
-        if repeat == 17:
-            Path(os.environ["EFFC_TEST_PIDS"], str(os.getpid())).touch()
-            time.sleep(2)
-        crash = 1 << 40 if repeat == 16 else 0
-
-        def body(x, w, table, scratch, y, begin, end):  # type: ignore[no-untyped-def]
-            with loop(begin, end) as i:
-                with loop(repeat) as r:
-                    T.buffer_store(scratch, x[i] * T.Cast("float32", r), [0])
-                    T.buffer_store(y, scratch[0] + x[i] * w[i] + y[i], [i + crash])
-                T.buffer_store(y, x[i] * w[i], [i + T.Cast("int32", table[0]) - 7])
-
-        x, y = region.inputs[0].name, region.outputs[0].name
-        params = [("x", "float32", SIZE), ("w", "float32", SIZE), ("table", "int64", 1)]
-        func = stage_func([*params, ("scratch", "float32", 1), ("y", "float32", SIZE)], body)
-        weights = {"w": np.ones(SIZE, np.float32), "table": np.full(1, 7)}
-        stage = Stage(func, (x, "w:w", "w:table", "scratch", y), SIZE, scratch=64)
-        return Kernel((stage,), weights)
-
-
-def _region(*repeats: int, name: str = "r0") -> Region:
-    x, y = (Value(n, TensorType((SIZE,), "float32")) for n in ("x", "y"))
-    op = Op("Scale", (x,), (y,), {"repeats": repeats}, name)
-    return Region(name, (op,), op, (x,), (y,))
+from effc.tuning.testbed import ThisMachine
 
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Target:
-    """This machine, with the template above as the only one."""
-    template = Scale()
-
-    def choices(region: Region, target: Target) -> list[Choice]:
-        if template.refuse(region, target):
-            return []
-        return [Choice(template, c, cost) for c, cost in template.candidates(region, target)]
-
-    monkeypatch.setattr(registry, "choices", choices)
+    """This machine, with one template."""
+    monkeypatch.setattr(registry, "choices", scale_choices)
     target = get_target("host")
-    if refusal(target) is not None:
-        pytest.skip(f"this machine cannot measure: {refusal(target)}")
+    if ThisMachine().refusal(target) is not None:
+        pytest.skip(f"this machine cannot measure: {ThisMachine().refusal(target)}")
     return target
 
 
 def test_measured_time_beats_prediction_and_replays(host: Target, tmp_path: Path) -> None:
-    regions = [_region(1, 40, name="a"), _region(1, 40, name="b"), _region(3, name="c")]
+    same = [scale_region(1, 40, name=name) for name in "ab"]
+    regions = [*same, scale_region(3, name="c")]
     database = tmp_path / "db.jsonl"
     seen: list[tuple[int, int, str]] = []
     default, _ = tuner.tune(regions, host, "none", None, 1)
@@ -121,7 +61,7 @@ def test_measured_time_beats_prediction_and_replays(host: Target, tmp_path: Path
 
 def test_bad_candidates_lose(host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_TIMEOUT_S", 3.0)
-    region = _region(2, 13, 14, 15, 16)
+    region = scale_region(2, 13, 14, 15, 16)
     chosen, info = tuner.tune([region], host, 5, tmp_path / "db.jsonl", 1)
     assert chosen[region.key][0].config == {"repeat": 2}
     assert info["failed_candidates"] == 4
@@ -131,10 +71,10 @@ def test_bad_candidates_lose(host: Target, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_two_threads_share_the_work(host: Target, tmp_path: Path) -> None:
-    region = _region(30)
+    region = scale_region(30)
     (choice,) = registry.choices(region, host)
     compiled = compile_candidates([Candidate(region, choice)], host, tmp_path, 1)
-    harness = Harness(host, tmp_path, 2, cold=True)
+    harness = Harness(host, tmp_path, 2, cold=True, testbed=ThisMachine())
     harness.link(compiled)
     (timing,) = harness.run(region, compiled, 0.05, 10)
     assert timing.error == ""
@@ -143,7 +83,7 @@ def test_two_threads_share_the_work(host: Target, tmp_path: Path) -> None:
 
 
 def test_interrupt_keeps_results(host: Target, tmp_path: Path) -> None:
-    regions = [_region(*range(1 + i, 8 + i), name=f"r{i}") for i in range(4)]
+    regions = [scale_region(*range(1 + i, 8 + i), name=f"r{i}") for i in range(4)]
     database = tmp_path / "db.jsonl"
 
     def stop(done: int, total: int, text: str) -> None:
@@ -159,7 +99,7 @@ def test_killed_tuner_leaves_no_workers(
     host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EFFC_TEST_PIDS", str(tmp_path))
-    region = _region(17)
+    region = scale_region(17)
     candidates = [Candidate(region, c) for c in registry.choices(region, host)] * 2
     process = multiprocessing.get_context("fork").Process(
         target=compile_candidates, args=(candidates, host, tmp_path, 2)
@@ -192,13 +132,13 @@ def test_full_continues_after_quick_but_not_the_reverse(host: Target) -> None:
 
 def test_foreign_targets_use_the_prediction(host: Target, tmp_path: Path) -> None:
     target = get_target("android-armv7")
-    chosen, info = tuner.tune([_region(1, 40)], target, "quick", tmp_path / "db", 1)
+    chosen, info = tuner.tune([scale_region(1, 40)], target, "quick", tmp_path / "db", 1)
     assert [c[0].config for c in chosen.values()] == [{"repeat": 40}]
     assert "does not run natively" in str(info["not_measured"])
 
 
 def test_layer_without_kernel_is_an_error(host: Target) -> None:
-    region = _region(1)
+    region = scale_region(1)
     region.ops[0].op_type = "Unheard"
     with pytest.raises(UnsupportedError):
         tuner.tune([region], host, "none", None, 1)

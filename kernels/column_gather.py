@@ -1,0 +1,278 @@
+"""Brings the inputs of output positions of a convolution into columns (``columns``).
+
+Slots go on along the innermost kernel axis, then over quads of channels, then over the outer
+kernel axes: what lies side by side in memory is read side by side. Taps on padding become the
+zero point. There is no padded copy of the input: rows that stick out over a border are tested
+tap by tap, all others have a loop without tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from effc.kernels.builder import T, bind, loop
+from effc.kernels.columns import Columns
+from effc.kernels.conv_shape import ConvShape
+
+__all__ = ["Gather", "Walk", "column_weights", "slots_of"]
+
+Expr = Any  # tvm.tirx expressions have no useful static types
+
+_UNROLLED = 4
+"""Quads that an iteration moves, where code may be longer."""
+
+
+def slots_of(shape: ConvShape, channels: int) -> tuple[int, bool]:
+    """Slots of the reduction, and whether they are whole quads.
+
+    Args:
+        shape: In quads.
+        channels: Input channels of a group.
+    """
+    taps = prod(shape.kernel)
+    return (shape.cin * taps, True) if channels >= 4 else (-(-channels * taps // 4), False)
+
+
+def column_weights(shape: ConvShape, quads: np.ndarray, channels: int) -> np.ndarray:
+    """Weights in the order of the columns' slots: int8 ``[groups*cout, slots, 4]``.
+
+    Args:
+        shape: In quads.
+        quads: int32 ``[groups*cout, cin, *kernel]`` (``quads_of_weights``).
+        channels: Input channels of a group.
+    """
+    rows = quads.shape[0]
+    if channels >= 4:
+        ordered = np.moveaxis(quads, 1, -2).reshape(rows, -1)
+        return np.ascontiguousarray(ordered).view(np.int8).reshape(rows, -1, 4)
+    single = quads.reshape(rows, -1).view(np.int8).reshape(rows, -1, 4)[..., :channels]
+    flat = single.reshape(rows, -1)
+    return np.pad(flat, [(0, 0), (0, -flat.shape[1] % 4)]).reshape(rows, -1, 4)
+
+
+class Walk:
+    """Goes through the output positions of an image in order."""
+
+    def __init__(self, shape: ConvShape) -> None:
+        self._cells = [_cell(0) for _ in shape.output]
+        self._shape = shape
+        self.flat = _cell(0)
+
+    @property
+    def indices(self) -> list[Expr]:
+        """Coordinates of the present position."""
+        return [bind(cell[0]) for cell in self._cells]
+
+    def step(self) -> None:
+        """Go on to the next position; the last one is not left."""
+        with T.If(self.flat[0] < self._shape.positions - 1), T.Then():
+            _store(self.flat, self.flat[0] + 1)
+            self._carry(len(self._cells) - 1)
+
+    def _carry(self, axis: int) -> None:
+        cell = self._cells[axis]
+        _store(cell, cell[0] + 1)
+        if axis:
+            with T.If(cell[0] == self._shape.output[axis]), T.Then():
+                _store(cell, T.int32(0))
+                self._carry(axis - 1)
+
+
+def _cell(value: int) -> Any:
+    cell = T.alloc_buffer((1,), "int32", scope="local")
+    _store(cell, T.int32(value))
+    return cell
+
+
+def _store(cell: Any, value: Expr) -> None:
+    T.buffer_store(cell, value, [0])
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Fills columns.
+
+    Attributes:
+        shape: In quads.
+        columns: Where to.
+        channels: Input channels of a group.
+        zero: What padding counts as.
+        split: Whether positions without padding have a loop of their own.
+    """
+
+    shape: ConvShape
+    columns: Columns
+    channels: int
+    zero: int
+    split: bool
+
+    @property
+    def flat(self) -> bool:
+        """Whether inputs of a position are those at the same place: a 1x1 kernel."""
+        shape = self.shape
+        plain = set(shape.kernel) == {1} and set(shape.strides) == {1}
+        return plain and not any(shape.pads) and shape.input == shape.output
+
+    def emit(self, x: Any, buffer: Any, base: Expr, walk: Walk, position: Expr) -> None:
+        """Fill one column.
+
+        Args:
+            x: Buffer of ``columns.source``.
+            buffer: The columns.
+            base: Quad at which the planes of the image's group begin.
+            walk: The output position.
+            position: Which column.
+        """
+        self._finish(buffer, position)
+        if self.flat:
+            at = bind(base + walk.flat[0])
+            self._run(x, buffer, [at], T.int32(0), position, None)
+            return
+        shape = self.shape
+        starts = [
+            bind(index * stride - pad)
+            for index, stride, pad in zip(walk.indices, shape.strides, shape.pads, strict=True)
+        ]
+        inner = starts[-1]
+        reach = (shape.kernel[-1] - 1) * shape.dilations[-1]
+        outside = [inner < 0] if shape.pads[-1] else []
+        last = (shape.output[-1] - 1) * shape.strides[-1] - shape.pads[-1] + reach
+        if last >= shape.input[-1]:
+            outside.append(inner + reach >= shape.input[-1])
+        if not outside or not self.split:
+            self._nest(x, buffer, base, starts, position, bool(outside))
+            return
+        with T.If(outside[0] if len(outside) == 1 else tirx.any(*outside)):
+            with T.Then():
+                self._nest(x, buffer, base, starts, position, True)
+            with T.Else():
+                self._nest(x, buffer, base, starts, position, False)
+
+    def _finish(self, buffer: Any, position: Expr) -> None:
+        """Elements that only fill up the last slot: any value will do, their weights are 0."""
+        if self.columns.whole:
+            return
+        used = self.channels * prod(self.shape.kernel)
+        for place in range(used, 4 * self.columns.slots):
+            self.columns.put(buffer, T.int32(place), position, tirx.const(0, "int8"))
+
+    def _nest(
+        self, x: Any, buffer: Any, base: Expr, starts: Sequence[Expr], position: Expr, tested: bool
+    ) -> None:
+        shape = self.shape
+
+        def outer(axis: int, place: Expr, row: Expr, valid: list[Expr]) -> None:
+            """``place``: taps so far; ``row``: flat index of outer inputs so far."""
+            if axis == len(shape.kernel) - 1:
+                self._row(x, buffer, base, (place, row, starts[-1]), position, (valid, tested))
+                return
+            with loop(shape.kernel[axis]) as k:
+                index = bind(starts[axis] + k * shape.dilations[axis])
+                tests = list(valid)
+                if _may_leave(shape, axis):
+                    tests += [index >= 0, index < shape.input[axis]]
+                taps = bind(place * shape.kernel[axis] + k)
+                outer(axis + 1, taps, bind(row * shape.input[axis] + index), tests)
+
+        outer(0, T.int32(0), T.int32(0), [])
+
+    def _row(
+        self,
+        x: Any,
+        buffer: Any,
+        base: Expr,
+        where: tuple[Expr, Expr, Expr],
+        position: Expr,
+        tests: tuple[list[Expr], bool],
+    ) -> None:
+        """All taps of one row of the kernel."""
+        shape = self.shape
+        taps, row, start = where
+        valid, tested = tests
+        place = bind(
+            taps * (shape.kernel[-1] * (shape.cin if self.columns.whole else self.channels))
+        )
+        first = bind(base + row * shape.input[-1] + start)
+        offsets = [first + k * shape.dilations[-1] for k in range(shape.kernel[-1])]
+
+        def inside() -> None:
+            columns = [start + k * shape.dilations[-1] for k in range(shape.kernel[-1])]
+            self._run(x, buffer, offsets, place, position, columns if tested else None)
+
+        if not valid:
+            inside()
+            return
+        with T.If(tirx.all(*valid)):
+            with T.Then():
+                inside()
+            with T.Else():
+                fill = self.columns.fill(self.zero)
+                per = shape.cin if self.columns.whole else self.channels
+                with loop(shape.kernel[-1] * per) as i:
+                    self.columns.put(buffer, bind(place + i), position, fill)
+
+    def _run(
+        self,
+        x: Any,
+        buffer: Any,
+        offsets: Sequence[Expr],
+        place: Expr,
+        position: Expr,
+        tested: Sequence[Expr] | None,
+    ) -> None:
+        """Taps side by side, for all channels; ``tested``: their indices, to be compared."""
+        shape, columns = self.shape, self.columns
+        taps = len(offsets)
+
+        def tap(k: int, read: Any, put: Any) -> None:
+            if tested is None:
+                put(read())
+                return
+            column = bind(tested[k])
+            with T.If(tirx.all(column >= 0, column < shape.input[-1])):
+                with T.Then():
+                    put(read())
+                with T.Else():
+                    put(columns.fill(self.zero))
+
+        if not columns.whole:
+            for k, offset in enumerate(offsets):
+                for c in range(self.channels):
+                    at = bind(place + (k * self.channels + c))
+                    tap(
+                        k,
+                        lambda offset=offset, c=c: bind(x[offset * 4 + c]),
+                        lambda value, at=at: columns.put(buffer, at, position, value),
+                    )
+            return
+        plane = shape.input_positions
+
+        def quad(q: Expr) -> None:
+            for k, offset in enumerate(offsets):
+                at = bind(place + q * taps + k)
+                tap(
+                    k,
+                    lambda offset=offset: bind(x[offset + q * plane]),
+                    lambda value, at=at: columns.put(buffer, at, position, value),
+                )
+
+        step = max(_UNROLLED // taps, 1) if self.split and tested is None else 1
+        if shape.cin >= step:
+            with loop(shape.cin // step) as group:
+                for i in range(step):
+                    quad(bind(group * step + i))
+        for q in range(shape.cin // step * step, shape.cin):
+            quad(T.int32(q))
+
+
+def _may_leave(shape: ConvShape, axis: int) -> bool:
+    """Whether windows reach over a border of an axis."""
+    reach = (shape.kernel[axis] - 1) * shape.dilations[axis]
+    last = (shape.output[axis] - 1) * shape.strides[axis] - shape.pads[axis] + reach
+    return shape.pads[axis] > 0 or last >= shape.input[axis]

@@ -1,0 +1,206 @@
+"""Integer kernels for microcontrollers: the reference's bits on every core, and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from boards import Problem, Result, run_on_board
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from integer_cases import check
+from single_op import host
+from test_conv_integer import CASES, SPARSE_CASES, case, sparse_case
+from test_depthwise_integer import GEOMETRY, missing
+from test_depthwise_integer import problem as depthwise_case
+from test_matmul_integer import problem as matmul_case
+
+from effc.devices.catalog import get_target
+from effc.devices.target import Target
+from effc.kernels.conv_columns import ColumnConv, SparseColumnConv
+from effc.kernels.depthwise_bands import DepthwiseBands
+from effc.kernels.matmul_columns import ColumnMatMul
+
+CORES = ["cortex-m0plus", "cortex-m4", "cortex-m33", "cortex-m55", "riscv32"]
+NARROW = replace(host(), vector_bits=32)
+"""This machine as if it had no vectors: what needs no assembly."""
+
+MATRICES = [((13, 20), (20, 67)), ((1, 70), (70, 130)), ((2, 3, 5, 23), (23, 64)), ((1, 4), (4, 2))]
+
+
+def conv_case(**spec: Any) -> Problem:
+    return case(dtype="int8", **spec)
+
+
+def full_range(problem: Problem) -> Problem:
+    """With a Requantize that clamps to nothing but eight bits."""
+    problem[0][1].attrs |= {"low": -128, "high": 127}
+    return problem
+
+
+def agree(results: list[Result], channels: list[int]) -> None:
+    """Equal bits, except for channels that only fill a quad."""
+    for number, (result, count) in enumerate(zip(results, channels, strict=True)):
+        got, want = result.got.copy(), result.want.copy()
+        got[missing(count)] = want[missing(count)] = 0
+        np.testing.assert_array_equal(got, want, err_msg=str(number))
+
+
+@pytest.mark.parametrize("optimize", ["balanced", "size"])
+@pytest.mark.parametrize("core", CORES)
+def test_convolutions_on_boards(core: str, optimize: str) -> None:
+    specs = list(CASES.values())
+    if optimize == "size":
+        specs = specs[::3]
+    target = replace(get_target(core), optimize=optimize)
+    results = run_on_board([conv_case(**spec) for spec in specs], ColumnConv(), target)
+    agree(results, [spec["cout"] for spec in specs])
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_depthwise_on_boards(core: str) -> None:
+    specs = [spec for spec in GEOMETRY for _ in (0, 1)]
+    problems = [
+        problem
+        for spec in GEOMETRY
+        for problem in (depthwise_case(spec, "int8"), full_range(depthwise_case(spec, "int8")))
+    ]
+    results = run_on_board(problems, DepthwiseBands(), get_target(core))
+    agree(results, [spec[0][1] for spec in specs])
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_matrices_on_boards(core: str) -> None:
+    problems = [matmul_case(a, b, True, "int8") for a, b in MATRICES]
+    for result in run_on_board(problems, ColumnMatMul(), get_target(core)):
+        np.testing.assert_array_equal(result.got, result.want)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_convolutions_without_assembly(name: str) -> None:
+    problem = conv_case(**CASES[name])
+    configs = [{"unroll": 1, "split": False}]
+    ignore = missing(CASES[name]["cout"])
+    check(ColumnConv(), *problem, target=NARROW, configs=configs, ignore=ignore)
+
+
+@pytest.mark.parametrize("spec", GEOMETRY)
+def test_depthwise_without_assembly(spec: Any) -> None:
+    problem = depthwise_case(spec, "int8")
+    check(DepthwiseBands(), *problem, target=NARROW, ignore=missing(spec[0][1]))
+
+
+@pytest.mark.parametrize("shape", MATRICES)
+def test_matrices_without_assembly(shape: Any) -> None:
+    problem = matmul_case(*shape, True, "int8")
+    check(ColumnMatMul(), *problem, target=NARROW, configs=[{"unroll": 1}])
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> dict[str, Any]:
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    stride = draw(st.integers(1, 3))
+    return {
+        "x_shape": (1, draw(st.integers(1, 20)), *draw(st.tuples(*[st.integers(4, 12)] * 2))),
+        "cout": draw(st.integers(1, 20)),
+        "kernel": kernel,
+        "strides": (stride, stride),
+        "pads": draw(st.tuples(*[st.integers(0, 2)] * 4)),
+        "x_zero": draw(st.integers(-128, 127)),
+        "residual": draw(st.booleans()),
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+@given(st.lists(convolutions(), min_size=8, max_size=8), st.sampled_from(CORES))
+@settings(max_examples=3, deadline=None)
+def test_any_convolution(specs: list[dict[str, Any]], core: str) -> None:
+    results = run_on_board([conv_case(**s) for s in specs], ColumnConv(), get_target(core))
+    agree(results, [spec["cout"] for spec in specs])
+
+
+@st.composite
+def depthwise(draw: st.DrawFn) -> tuple[Any, int, bool]:
+    shape = (1, draw(st.integers(1, 9)), draw(st.integers(4, 14)), draw(st.integers(4, 14)))
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    strides = draw(st.tuples(st.integers(1, 3), st.integers(1, 2)))
+    attrs = {"pads": draw(st.tuples(*[st.integers(0, 2)] * 4)), "strides": strides}
+    return (shape, kernel, attrs), draw(st.integers(-128, 127)), draw(st.booleans())
+
+
+@given(st.lists(depthwise(), min_size=8, max_size=8))
+@settings(max_examples=3, deadline=None)
+def test_any_depthwise_in_assembly(drawn: list[tuple[Any, int, bool]]) -> None:
+    problems = []
+    for spec, zero, full in drawn:
+        problem = depthwise_case(spec, "int8", zero=zero)
+        problems.append(full_range(problem) if full else problem)
+    results = run_on_board(problems, DepthwiseBands(), get_target("cortex-m4"))
+    agree(results, [spec[0][1] for spec, _, _ in drawn])
+
+
+LISTED = {
+    name: spec
+    for name, spec in SPARSE_CASES.items()
+    if spec["x_shape"][1] >= 4 and spec.get("group", 1) == 1 and len(spec["x_shape"]) == 4
+}
+
+
+@pytest.mark.parametrize("optimize", ["balanced", "size"])
+def test_kept_blocks_on_boards(optimize: str) -> None:
+    problems, configs, channels = [], [], []
+    target = replace(get_target("cortex-m4"), optimize=optimize)
+    for spec in LISTED.values():
+        for rows in (4, 8, 16):
+            problems.append(sparse_case(**{**spec, "dtype": "int8"}))
+            configs.append(
+                {"unroll": 1 + (optimize != "size"), "split": optimize != "size", "rows": rows}
+            )
+            channels.append(spec["cout"])
+    agree(run_on_board(problems, SparseColumnConv(), target, configs), channels)
+
+
+def test_filters_without_any_weight() -> None:
+    mask = np.ones((24, 16, 1, 1), np.int8)
+    mask[:8] = mask[12:20] = 0
+    problem = conv_case(x_shape=(1, 16, 5, 5), cout=24, kernel=(1, 1), mask=mask)
+    agree(run_on_board([problem], SparseColumnConv(), get_target("cortex-m4")), [24])
+
+
+def test_a_quarter_of_the_blocks_in_less_than_half_the_instructions() -> None:
+    shape = {"x_shape": (1, 64, 8, 8), "cout": 64, "kernel": (3, 3), "pads": (1, 1, 1, 1)}
+    kept = sparse_case(**shape, block=(8, 4), density=0.25, dtype="int8")
+    target = get_target("cortex-m4")
+    (dense,) = run_on_board([conv_case(**shape)], ColumnConv(), target)
+    (sparse,) = run_on_board([kept], SparseColumnConv(), target)
+    np.testing.assert_array_equal(sparse.got, sparse.want)
+    assert sparse.instructions <= 0.4 * dense.instructions
+
+
+SPEED: dict[str, tuple[Target, Problem, float]] = {
+    "3x3 of 64 channels": (
+        get_target("cortex-m4"),
+        conv_case(x_shape=(1, 64, 8, 8), cout=64, kernel=(3, 3), pads=(1, 1, 1, 1)),
+        1.05,
+    ),
+    "1x1 of 128 channels": (
+        get_target("cortex-m7"),
+        conv_case(x_shape=(1, 128, 6, 6), cout=128, kernel=(1, 1)),
+        1.13,
+    ),
+    "3x3 of 64 channels, vectors": (
+        get_target("cortex-m55"),
+        conv_case(x_shape=(1, 64, 8, 8), cout=64, kernel=(3, 3), pads=(1, 1, 1, 1)),
+        0.2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPEED)
+def test_instructions_per_product(name: str) -> None:
+    target, problem, most = SPEED[name]
+    (result,) = run_on_board([problem], ColumnConv(), target)
+    weights, out = problem[2]["w"], result.want
+    assert result.instructions <= most * weights.size * np.prod(out.shape[2:-1])
