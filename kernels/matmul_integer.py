@@ -232,13 +232,10 @@ class _Builder:
         return Stage(stage_func(params, body), args, self.units)
 
     def _steps(self, arithmetic: Quads) -> type[QuadSteps]:
-        b = operand(self.op, 1)
-        words = b.const is not None and int(b.const.min()) > (-128 if b.dtype == "int8" else 0)
         if self.layout.paired:
             return PairSteps
-        if words and arithmetic.signed and self.target.arch == "aarch64":
-            return QuadSteps if has_dot4(self.target, "int8", 4) else WordSteps
-        return QuadSteps
+        plain = self.target.arch == "aarch64" and not has_dot4(self.target, "int8", 4)
+        return WordSteps if plain and arithmetic.signed and self.op.narrow else QuadSteps
 
     @property
     def row_tiles(self) -> int:

@@ -71,7 +71,7 @@ def paired(arithmetic: Arithmetic, reduction: int, positions: int, target: Targe
         and reduction > 1
         and positions >= _FEWEST_POSITIONS
     ):
-        return PairedQuads(arithmetic.zero_point, arithmetic.signed)
+        return PairedQuads(arithmetic.zero_point, arithmetic.signed, arithmetic.narrow)
     return arithmetic
 
 
