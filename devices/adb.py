@@ -43,6 +43,8 @@ _COMPLAINTS: tuple[tuple[str, str, str, bool], ...] = (
      _STATES["no permissions"], False),
     (r"No space left on device|couldn't create file: No space", "the device's storage is full",
      "free some space on the phone", False),
+    (r"only supports allocating a pty|target doesn't support", "the phone's Android is too old",
+     "effc needs the shell protocol of Android 7 and newer", False),
     (r"device offline|device (still )?(authorizing|connecting)", "the phone is offline",
      _STATES["offline"], True),
     (r"closed|protocol fault|EOF|[Cc]onnection reset|cannot connect to daemon|couldn't read|"

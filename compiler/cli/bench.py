@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["BenchFlags", "bench_command", "parse_duration", "program_command"]
 
 _ALONE, _COMPARED, _EMULATED = (100, 1.0, 20.0), (200, 4.0, 40.0), (10, 0.5, 20.0)
+_PACED = (100, 10.0, 60.0)
 """Without a flag: so many inferences and seconds of each, but no more seconds than the last."""
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _WINDOWS = 120
@@ -93,9 +94,10 @@ def bench_command(
     from effc.benchmark.answers import read_answers
     from effc.benchmark.comparison import load_report, ratios_against, ratios_within
     from effc.benchmark.layers import layers_side_by_side
+    from effc.execute import is_counted
 
     opened = [load_artifact(path).of_abi(flags.abi) for path in artifacts]
-    bare = [artifact.manifest["machine"]["os"] == "none" for artifact in opened]
+    bare = [is_counted(artifact.manifest) for artifact in opened]
     if any(bare):
         if not all(bare) or against is not None or report is not None:
             raise UsageError(
@@ -191,7 +193,9 @@ def make_plan(flags: BenchFlags, *, compared: bool, emulated: bool) -> tuple[int
         return rounds, Plan(None, seconds, 1, None, warmup, flags.fps)
     if flags.runs is not None:
         return min(rounds, flags.runs), Plan(flags.runs, None, 1, None, warmup, flags.fps)
-    least, seconds, limit = _EMULATED if emulated else _COMPARED if compared else _ALONE
+    usual = _COMPARED if compared else _ALONE
+    paced = flags.fps is not None
+    least, seconds, limit = _EMULATED if emulated else _PACED if paced else usual
     return rounds, Plan(None, seconds, least, limit, warmup, flags.fps)
 
 
@@ -238,14 +242,16 @@ def _subjects(
     from effc.execute import open_program
 
     subjects: list[Subject] = []
-    counts = _thread_counts(flags.threads)
     names = _labels([artifact.path for artifact in artifacts])
     for artifact, name in zip(artifacts, names, strict=True):
         executor = devices.enter_context(open_program(artifact, flags.device, flags.variant))
-        machine = Machine.of(executor.ask(["--machine"])["before"]) if flags.cores else None
+        asks = flags.cores or flags.threads == "auto"
+        machine = Machine.of(executor.ask(["--machine"])["before"]) if asks else None
         for cores in flags.cores or ("all",):
             cpus = () if machine is None else select_cores(machine, cores)
-            for count in counts or (int(artifact.manifest["threads"]),):
+            usable = len(cpus) or (len(machine.allowed) if machine is not None else 0)
+            counts = _thread_counts(flags.threads, int(artifact.manifest["threads"]), usable)
+            for count in counts:
                 label = name
                 label += f", {count} thread{'s' * (count > 1)}" if len(counts) > 1 else ""
                 label += f", cores {cores}" if len(flags.cores) > 1 else ""
@@ -277,10 +283,25 @@ def _labels(artifacts: Sequence[Path]) -> list[str]:
     ]
 
 
-def _thread_counts(text: str | None) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")] if text is not None else []
+def _thread_counts(text: str | None, own: int, usable: int) -> list[int]:
+    """Numbers of threads to measure.
+
+    Args:
+        text: ``--threads``: ``2``, ``1,2,4``, or ``auto`` for powers of two and all processors.
+        own: Of the artifact, if there is no flag.
+        usable: Processors, for ``auto``.
+    """
+    if text is None:
+        return [own]
+    if text == "auto":
+        most = min(usable, 64)
+        return sorted({*(1 << i for i in range(most.bit_length())), most} - {0})
+    parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= 64 for part in parts):
         raise UsageError(
-            "bad number of threads", where="--threads", expected="1 to 64, or 1,2,4", got=text
+            "bad number of threads",
+            where="--threads",
+            expected="1 to 64, 1,2,4 or auto",
+            got=text,
         )
-    return tuple(map(int, parts))
+    return list(map(int, parts))

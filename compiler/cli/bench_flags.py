@@ -51,7 +51,9 @@ Warmup = Annotated[
 ThreadCounts = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        "--threads", metavar="N[,N]", help="Threads of one inference; several are compared."
+        "--threads",
+        metavar="N[,N]|auto",
+        help="Threads of one inference; several are compared. auto: powers of two and all.",
     ),
 ]
 Cores = Annotated[

@@ -198,8 +198,12 @@ void run_timed(const timing *plan, effc_model *model, const effc_tensor *inputs,
     s.kept = allocate(sizeof *s.kept * KEPT);
     s.window = allocate(sizeof *s.window * KEPT);
     s.random = 1;
-    for (long i = 0; i < plan->warmup; i++)
+    for (long i = 0; i < plan->warmup; i++) {
+        uint64_t next = now() + plan->period_ns;
         run_model(model, inputs, outputs);
+        if (plan->period_ns > 0)
+            sleep_until(next); /* the clock settles at what this pace needs */
+    }
     unsigned long long peak = process_bytes("VmHWM:"); /* without what is kept of the runs */
 
     printf("\"windows\": [");

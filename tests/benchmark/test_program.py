@@ -83,6 +83,15 @@ def test_paced_runs_leave_periods_out(timed: Timed) -> None:
     assert (found["late"], found["skipped"]) == (1, 2)
 
 
+def test_the_warm_up_is_paced_too(timed: Timed) -> None:
+    """Behind two periods of warm-up the third begins; the first inference is not among the runs."""
+    ask = timed([7 * MS, 2 * MS, 3 * MS])
+    found = ask("--runs", 2, "--warmup", 2, "--period-us", 10_000)
+    assert found["times_ns"] == [3 * MS, 7 * MS]
+    assert [start // MS for start in found["starts_ns"]] == [0, 10]
+    assert found["first_ns"] == 7 * MS
+
+
 def test_windows(ask: Ask) -> None:
     """Rows of the series cover all inferences, each with exact quantiles of its own."""
     found = measure(ask, Plan(runs=400, warmup=0, window_s=0.1))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import math
 import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from effc.cli.bench import BenchFlags, _thread_counts, bench_command
+from effc.cli.bench_tables import say_benchmark
+from effc.cli.console import Console
+from effc.errors import ModelError, UsageError
 
 from .conftest import Effc
 
@@ -46,14 +55,36 @@ def test_bench_compares(effc: Effc, artifact: Path, tmp_path: Path) -> None:
     assert page.count("(report)") > 2
 
 
+@pytest.mark.parametrize(
+    ("text", "usable", "counts"),
+    [
+        (None, 0, [3]),
+        ("2", 8, [2]),
+        ("4,1", 8, [4, 1]),
+        ("auto", 1, [1]),
+        ("auto", 4, [1, 2, 4]),
+        ("auto", 7, [1, 2, 4, 7]),
+        ("auto", 128, [1, 2, 4, 8, 16, 32, 64]),
+    ],
+)
+def test_numbers_of_threads(text: str | None, usable: int, counts: list[int]) -> None:
+    assert _thread_counts(text, 3, usable) == counts
+
+
+def test_bench_finds_the_number_of_threads(effc: Effc, artifact: Path) -> None:
+    cpus = len(os.sched_getaffinity(0))
+    answer = effc("bench", artifact, "--threads", "auto", "--runs", 20, "--rounds", 2, "--json")
+    entries = answer.json.get("artifacts", [answer.json])
+    threads = [entry["threads"] for entry in entries]
+    assert threads == sorted(set(threads))
+    assert (threads[0], threads[-1]) == (1, min(cpus, 64))
+
+
 def test_bench_on_cores(effc: Effc, artifact: Path) -> None:
     cpu = max(os.sched_getaffinity(0))
     result = effc("bench", artifact, "--runs", 20, "--cores", cpu, "--json").json
     assert result["cpus"] == [cpu]
     assert result["ran_on"] == {str(cpu): 20}
-    refused = effc("bench", artifact, "--cores", "700")
-    assert refused.code == 2
-    assert "does not let the benchmark use these cores" in refused.err
 
 
 def test_bench_paced_and_sustained(effc: Effc, artifact: Path) -> None:
@@ -66,6 +97,13 @@ def test_bench_paced_and_sustained(effc: Effc, artifact: Path) -> None:
     assert (
         effc("bench", artifact, "--fps", 50, "--sustain", "1s").out.count("at the beginning") == 1
     )
+
+
+def console_text(payload: dict[str, Any]) -> str:
+    """What people see of a result."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        say_benchmark(Console(), [payload], payload)
+    return out.getvalue()
 
 
 def test_bench_program(effc: Effc, artifact: Path, tmp_path: Path) -> None:
@@ -97,32 +135,51 @@ def test_bench_of_answers(effc: Effc, artifact: Path, tmp_path: Path) -> None:
     assert (result["runs"], result["warmup"], result["device"]) == (60, 2, "by hand")
     assert len(result["rounds_ms"]) == 2
     assert {"conv1", "conv2"} <= {n for layer in result["per_layer"] for n in layer["nodes"]}
-    refused = effc("bench", artifact, "--answers", "lines", "--runs", 3, "--cool-down", 1)
-    assert refused.code == 2
-    assert "--runs, --cool-down" in refused.err
-    (tmp_path / "other").write_text('{"times_ns": [3]}')
-    damaged = effc("bench", artifact, "--answers", "other")
-    assert damaged.code == 3
-    assert "run it with --machine" in damaged.err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--runs", 5, "--sustain", "1s"], "exclude each other"),
-        (["--sustain", "1 week"], "cannot read a duration"),
-        (["--duration", "0s"], "cannot read a duration"),
-        (["--fps", "0"], "bad pace"),
-        (["--fps", "nan"], "bad pace"),
-        (["--threads", "0"], "bad number of threads"),
-        (["--threads", "1,,2"], "bad number of threads"),
-        (["--against", "missing.json"], "cannot read the report"),
-        (["--report", "no/such/folder.html"], "cannot write there"),
-        (["--device", "tin-can"], "unknown device"),
+        ({"runs": 5, "sustain": "1s"}, "exclude each other"),
+        ({"sustain": "1 week"}, "cannot read a duration"),
+        ({"duration": "0s"}, "cannot read a duration"),
+        ({"fps": 0.0}, "bad pace"),
+        ({"fps": math.nan}, "bad pace"),
+        ({"threads": "0"}, "bad number of threads"),
+        ({"threads": "1,,2"}, "bad number of threads"),
+        ({"device": "tin-can"}, "unknown device"),
+        ({"cores": ("700",)}, "does not let the benchmark use these cores"),
     ],
 )
-def test_bench_refuses(effc: Effc, artifact: Path, flags: list[object], message: str) -> None:
-    answer = effc("bench", artifact, *flags)
-    assert answer.code == 2
-    assert message in answer.err
-    assert answer.out == ""
+def test_bench_refuses(artifact: Path, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        bench_command(Console(quiet=True), [artifact], BenchFlags(**flags), None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("against", "report", "answers", "flags", "message"),
+    [
+        ("missing.json", None, None, {}, "cannot read the report"),
+        (None, "no/such/folder.html", None, {}, "cannot write there"),
+        (None, None, "missing", {}, "cannot read the file"),
+        (None, None, "lines", {"runs": 3, "cool_down": 1.0}, "--runs, --cool-down"),
+    ],
+)
+def test_bench_refuses_files(
+    artifact: Path,
+    tmp_path: Path,
+    against: str | None,
+    report: str | None,
+    answers: str | None,
+    flags: dict[str, Any],
+    message: str,
+) -> None:
+    paths = [tmp_path / name if name else None for name in (against, report, answers)]
+    with pytest.raises(UsageError, match=message):
+        bench_command(Console(quiet=True), [artifact], BenchFlags(**flags), *paths)
+
+
+def test_bench_of_nonsense(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").write_text('{"times_ns": [3]}')
+    with pytest.raises(ModelError, match="run it with --machine"):
+        bench_command(Console(), [artifact], BenchFlags(), None, None, tmp_path / "other")

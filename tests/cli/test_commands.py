@@ -190,7 +190,9 @@ def test_explain_by_node_name(effc: Effc, artifact: Path) -> None:
 def test_lists(effc: Effc) -> None:
     targets = {entry["name"] for entry in effc("targets", "--json").json["targets"]}
     assert {"host", "android", "android-armv7", "android-x86_64", "linux-arm64"} <= targets
-    assert [d["name"] for d in effc("devices", "--json").json["devices"]] == ["local", "qemu"]
+    devices = effc("devices", "--json", ADB="no-adb-here").json["devices"]
+    assert [d["name"] for d in devices] == ["local", "qemu", "adb"]
+    assert devices[2]["hint"] == "apt-get install adb"
     doctor = effc("doctor", "--json")
     assert doctor.code == 0
     assert doctor.json["ok"] is True

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 41
-FEATURES = b"shell_v2,cmd"
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = 0, 1, 2, 3, 4
 _INSIDE = re.compile(
     r"(?<![\w./-])/(?=data/|system/|sys/|proc/(?:cpuinfo|meminfo|version)\b|vendor/)"
@@ -82,6 +81,7 @@ class Phone:
         root: Its files.
         state: ``device``, ``offline``, ``unauthorized`` ...
         environment: Of its shell.
+        features: Of its adb daemon.
         faults: What goes wrong there.
         services: What it was asked, in order.
         pushed: Names of files that arrived.
@@ -91,6 +91,7 @@ class Phone:
     root: Path
     state: str = "device"
     environment: dict[str, str] = field(default_factory=dict)
+    features: bytes = b"shell_v2,cmd"
     faults: list[Fault] = field(default_factory=list)
     services: list[str] = field(default_factory=list)
     pushed: list[str] = field(default_factory=list)
@@ -224,7 +225,7 @@ class _Conversation:
             if isinstance(phone, str):
                 self._fail(phone)
             else:
-                self._okay(FEATURES)
+                self._okay(phone.features)
         elif self.phone is not None:
             self.phone.services.append(request)
             act = self.phone.fault(request)

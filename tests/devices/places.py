@@ -115,14 +115,13 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def processes(text: str) -> list[int]:
-    """Processes with ``text`` in their command line, this one left out."""
+def processes(*texts: str) -> list[int]:
+    """Processes with all texts in their command line, this one left out."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (
-                text.encode() in (folder / "cmdline").read_bytes()
-                and int(folder.name) != os.getpid()
-            ):
+            words = (folder / "cmdline").read_bytes()
+            wanted = all(text.encode() in words for text in texts)
+            if wanted and int(folder.name) != os.getpid():
                 found.append(int(folder.name))
     return found

@@ -114,6 +114,10 @@ def two_phones(scene: Scene) -> None:
     scene.device = "adb"
 
 
+def old_android(scene: Scene) -> None:
+    scene.phone.features = b"cmd"
+
+
 def no_phone(scene: Scene) -> None:
     scene.double_phones.clear()
     scene.device = "adb"
@@ -200,6 +204,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"state-{name}", "adb", state(name), error)
     for name in ("offline", "connecting"):
         yield Case(f"transient-{name}", "adb", transient(name))
+    yield Case("android-6", "adb", old_android, "too old")
     yield Case("two-phones", "adb", two_phones, "several phones")
     yield Case("no-phone", "adb", no_phone, "no phone is connected")
     yield Case("wrong-serial", "adb", another("adb:NONE"), "not connected")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from adb_double import AdbDouble
 from benchmark import sysfs
-from places import Place, make_phone
+from places import Place, make_phone, processes
 
 import effc
 from effc.devices.address import parse_device
@@ -75,7 +77,15 @@ def test_commands(
     assert answer["ok"]
     assert answer["device"] == place.device
 
+    if kind == "ssh":
+        model = EXAMPLE / "digits.onnx"
+        compared = call(0, "compare", model, artifact, "--input", tmp_path / "x.npz", *on)
+        assert compared["device"] == place.device
+        assert len(compared["layers"]) >= 3
+
     call(0, "run", artifact, "--input", tmp_path / "x.npz", "-o", tmp_path / "y.npz", *on)
+    if place.phone is not None:  # all samples in one visit: inputs there, outputs back
+        assert place.phone.services[-7:].count("sync:") == 2
     call(0, "run", artifacts["host"], "--input", tmp_path / "x.npz", "-o", tmp_path / "z.npz")
     y, z = (np.load(tmp_path / name)["probabilities"] for name in ("y.npz", "z.npz"))
     np.testing.assert_allclose(y, z, atol=1e-5)
@@ -112,6 +122,27 @@ def test_benchmarks(
         assert before["celsius"]["cpu-little (0)"] == 41.5
         assert "governor" in {warning["code"] for warning in entry["warnings"]}
     place.assert_clean()
+
+
+@pytest.mark.parametrize("kind", ["ssh", "adb"])
+def test_interrupt(kind: str, artifacts: dict[str, Path], request: pytest.FixtureRequest) -> None:
+    """Ctrl-C ends the benchmark there as well; exit code 130."""
+    place: Place = request.getfixturevalue(f"{kind}_place")
+    words = ["bench", str(artifacts["host"]), "--runs", "10000000", "--device", place.device]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from effc.cli import main; main()", *words],
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    limit = time.monotonic() + 60
+    while not processes("run.", "/loader") and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert processes("run.", "/loader")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130, process.stderr.read()
+    process.stderr.close()
+    place.assert_clean()
+    assert processes("run.", "/loader") == []
 
 
 def test_another_processor(arm_adb_place: Place, artifacts: dict[str, Path]) -> None:

@@ -69,6 +69,8 @@ def test_measured_there(host: Target, place: Place, testbed: RemoteTestbed, tmp_
     (context,) = (r for r in map(json.loads, database.read_text().splitlines())
                   if r["kind"] == "context")  # fmt: skip
     assert context["details"]["device"] == testbed.facts.identity
+    if place.sshd is not None:  # the same as if effc ran there
+        assert testbed.name == ThisMachine().name
 
 
 def test_another_processor(arm_adb_place: Place) -> None:
