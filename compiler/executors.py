@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -10,10 +11,10 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from effc.devices.execution import Execution, OnDevice, Piece, Process, execute, run_program
-from effc.runtimes.loader import BenchStats, LayerTime, Runner
+from effc.runtimes.loader import BenchStats, Runner
 from effc.samples import Arrays, Tensor
 
-__all__ = ["Executor", "LoaderExecutor", "LocalExecutor", "Tracer", "weights_beside"]
+__all__ = ["Executor", "LoaderExecutor", "LocalExecutor", "Tracer", "run_all", "weights_beside"]
 
 
 class Executor(Protocol):
@@ -32,8 +33,6 @@ class Executor(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays: ...
 
     def bench(self, runs: int, warmup: int) -> BenchStats: ...
-
-    def profile(self, runs: int, warmup: int) -> tuple[LayerTime, ...]: ...
 
     def close(self) -> None: ...
 
@@ -76,9 +75,6 @@ class LocalExecutor:
     def bench(self, runs: int, warmup: int) -> BenchStats:
         return self._runner.bench(runs=runs, warmup=warmup)
 
-    def profile(self, runs: int, warmup: int) -> tuple[LayerTime, ...]:
-        return self._runner.profile(runs=runs, warmup=warmup)
-
     def close(self) -> None:
         self._runner.close()
 
@@ -93,6 +89,10 @@ class LocalExecutor:
 class _Ports:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+
+_TOGETHER = 64
+_TOGETHER_BYTES = 64 << 20
 
 
 class LoaderExecutor:
@@ -110,7 +110,6 @@ class LoaderExecutor:
         self.threads = threads
         self.variant = variant or ""
         self._asked = variant
-        self._manifest = manifest
         self._place = place
         self._ports = _Ports(
             tuple(Tensor.of(entry) for entry in manifest["inputs"]),
@@ -119,6 +118,19 @@ class LoaderExecutor:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         return self._execute([inputs]).outputs[0]
+
+    def run_together(self, samples: Sequence[Mapping[str, np.ndarray]]) -> tuple[Arrays, ...]:
+        """Several inferences in one process."""
+        return self._execute(samples).outputs
+
+    @property
+    def together(self) -> int:
+        """How many samples to run in one process: another machine is visited once for all."""
+        if not isinstance(self._place, OnDevice):
+            return 1
+        ports = (*self._ports.inputs, *self._ports.outputs)
+        size = sum(math.prod(port.shape) * np.dtype(port.dtype).itemsize for port in ports)
+        return min(max(_TOGETHER_BYTES // max(size, 1), 1), _TOGETHER)
 
     def trace(
         self, inputs: Mapping[str, np.ndarray], pieces: Sequence[Piece]
@@ -130,14 +142,6 @@ class LoaderExecutor:
     def bench(self, runs: int, warmup: int) -> BenchStats:
         times = self._execute([], runs=runs, warmup=warmup).times_ns
         return BenchStats.from_nanoseconds(times, warmup=warmup, threads=self.threads)
-
-    def profile(self, runs: int, warmup: int) -> tuple[LayerTime, ...]:
-        steps = self._execute([], runs=runs, warmup=warmup, profile=True).steps_ns or ()
-        nodes = {layer["name"]: tuple(layer["nodes"]) for layer in self._manifest["layers"]}
-        total: dict[str, int] = {}
-        for name, nanoseconds in zip(self._manifest["steps"], steps, strict=True):
-            total[name] = total.get(name, 0) + nanoseconds
-        return tuple(LayerTime(name, nodes.get(name, ()), ns / 1e6) for name, ns in total.items())
 
     def _execute(self, samples: Sequence[Mapping[str, np.ndarray]], **options: Any) -> Execution:
         done = execute(
@@ -170,3 +174,15 @@ class LoaderExecutor:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def run_all(
+    executor: Executor, samples: Sequence[Mapping[str, np.ndarray]]
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Outputs of samples, in order."""
+    if not isinstance(executor, LoaderExecutor):
+        yield from map(executor.run, samples)
+        return
+    count = executor.together
+    for begin in range(0, len(samples), count):
+        yield from executor.run_together(samples[begin : begin + count])

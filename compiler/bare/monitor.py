@@ -20,20 +20,24 @@ from effc.devices.target import Target
 from effc.errors import DeviceError, ToolError
 from effc.memory_plan import align_up
 from effc.musl import compiler_rt
+from effc.samples import numpy_dtype
 
-__all__ = ["link_monitor"]
+__all__ = ["link_monitor", "linker_script", "model_source", "monitor_sources"]
 
 _GUARD_BYTES = 64
 _STACK_BYTES = 128 << 10
 _EMULATIONS = {"thumb": "armelf", "riscv32": "elf32lriscv"}
-_SOURCES = {
-    "thumb": ("monitor.c", "semihosting.c", "arm_m.c"),
-    "riscv32": ("monitor.c", "semihosting.c", "riscv.c"),
-}
+_START = {"thumb": "arm_m.c", "riscv32": "riscv.c"}
 _HEADERS = ("monitor.h", "port.h")
 
 
-def link_monitor(library: Path, manifest: Mapping[str, Any], target: Target, out: Path) -> Board:
+def link_monitor(
+    library: Path,
+    manifest: Mapping[str, Any],
+    target: Target,
+    out: Path,
+    wire: str = "semihosting.c",
+) -> Board:
     """Link the program for the board that emulates a target.
 
     Args:
@@ -41,6 +45,7 @@ def link_monitor(library: Path, manifest: Mapping[str, Any], target: Target, out
         manifest: Its manifest.
         target: What it is for.
         out: Executable to write.
+        wire: Source of the board's end of the wire.
 
     Returns:
         The board.
@@ -52,14 +57,14 @@ def link_monitor(library: Path, manifest: Mapping[str, Any], target: Target, out
     if not target.machine:
         raise DeviceError("nothing here emulates this processor", where=target.name)
     board = get_board(target.machine)
-    runtime = _runtime_objects(target, board)
+    runtime = _runtime_objects(target, board, wire)
     with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
         work = Path(folder)
-        (work / "model.c").write_text(_model_source(manifest))
+        (work / "model.c").write_text(model_source(manifest))
         includes = [f"-I{_folder()}"]
         compile_source(work / "model.c", target, work / "model.o", includes, "-Os")
         script = work / "board.ld"
-        script.write_text(_linker_script(board))
+        script.write_text(linker_script(board))
         try:
             zig.lld(
                 [
@@ -92,10 +97,16 @@ def _folder() -> Path:
     return Path(str(resources.files("effc.runtimes"))) / "bare"
 
 
-def _runtime_objects(target: Target, board: Board) -> list[Path]:
+def monitor_sources(target: Target, wire: str) -> dict[str, str]:
+    """Start-up code and monitor for a processor, text by file name."""
+    names = ("monitor.c", wire, _START[target.arch], *_HEADERS)
+    return {name: (_folder() / name).read_text("utf-8") for name in names}
+
+
+def _runtime_objects(target: Target, board: Board, wire: str) -> list[Path]:
     """Start-up code and monitor, compiled once per kind of processor."""
-    names = _SOURCES[target.arch]
-    texts = {name: (_folder() / name).read_text("utf-8") for name in (*names, *_HEADERS)}
+    texts = monitor_sources(target, wire)
+    names = [name for name in texts if name.endswith(".c")]
     flags = ["-DEFFC_STRICT_ALIGNMENT"] if board.strict else []
 
     def build(folder: Path) -> None:
@@ -109,11 +120,12 @@ def _runtime_objects(target: Target, board: Board) -> list[Path]:
     return [folder / f"{Path(name).stem}.o" for name in names]
 
 
-def _model_source(manifest: Mapping[str, Any]) -> str:
+def model_source(manifest: Mapping[str, Any]) -> str:
     """C source of ``monitor_the_model``, see monitor.h."""
     name = manifest["name"]
-    ports = [int(port["bytes"]) for port in (*manifest["inputs"], *manifest["outputs"])]
-    blocks, total = _blocks([*ports, int(manifest["arena_bytes"])])
+    ports = (*manifest["inputs"], *manifest["outputs"])
+    sizes = [(int(port["bytes"]), numpy_dtype(port["dtype"]).itemsize) for port in ports]
+    blocks, total = _blocks([*sizes, (int(manifest["arena_bytes"]), ALIGNMENT)])
     arguments = "const void *const *, void *const *, void *"
     entries = ", ".join(f"{{{offset}, {size}}}" for offset, size in blocks)
     return f"""\
@@ -129,16 +141,22 @@ const monitor_model monitor_the_model = {{
 """
 
 
-def _blocks(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
-    """Offset and bytes of each block, guards around them, and the bytes of all of it."""
-    blocks, at = [], _GUARD_BYTES
-    for size in sizes:
-        blocks.append((at, size))
-        at = align_up(at + size, ALIGNMENT) + _GUARD_BYTES
-    return blocks, at
+def _blocks(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
+    """Offset and bytes of each block, and the bytes of all of it with the guards.
+
+    Args:
+        sizes: Bytes and alignment of each block. None is aligned to more than that, so that
+            code which counts on more faults or gives wrong results.
+    """
+    blocks, end = [], 0
+    for size, alignment in sizes:
+        offset = align_up(end + _GUARD_BYTES, 2 * alignment) + alignment
+        blocks.append((offset, size))
+        end = offset + size
+    return blocks, end + _GUARD_BYTES
 
 
-def _linker_script(board: Board) -> str:
+def linker_script(board: Board) -> str:
     """Stack lowest, so that what overflows it faults instead of damaging anything."""
     return f"""\
 MEMORY {{

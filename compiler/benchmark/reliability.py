@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from effc.benchmark.measurement import Measurement
-from effc.devices.machine import Machine
+from effc.devices.machine import Machine, cpu_ranges
 
 __all__ = ["Conditions", "Finding", "findings"]
 
@@ -92,7 +92,7 @@ def findings(rounds: Sequence[Measurement], conditions: Conditions) -> list[Find
     others = list(_others(rounds, conditions))
     unexplained = [] if others else [*_drift(rounds, conditions), *_spread(rounds)]
     return [
-        *_throttling(rounds[0].before, rounds[-1].after),
+        *_throttling(rounds[0].before, rounds[-1].after, conditions),
         *_heat(rounds[0].before, rounds[-1].after, conditions),
         *others,
         *unexplained,
@@ -103,17 +103,19 @@ def findings(rounds: Sequence[Measurement], conditions: Conditions) -> list[Find
     ]
 
 
-def _throttling(before: Machine, after: Machine) -> Iterator[Finding]:
+def _throttling(before: Machine, after: Machine, conditions: Conditions) -> Iterator[Finding]:
     """The device says itself that it slowed down."""
-    seen = []
-    for old, new in zip(before.cpus, after.cpus, strict=True):
-        if new.limit_khz and new.highest_khz and new.limit_khz < new.highest_khz:
-            share = new.limit_khz / new.highest_khz
-            if share < _SLOWER_CLOCK:
-                seen.append(f"CPU {new.number} is limited to {share:.0%} of its clock")
-        if (new.throttled or 0) > (old.throttled or 0):
-            seen.append(f"CPU {new.number} slowed down for heat")
-    seen += [f"{name} is at level {state}" for name, state in after.cooling.items()]
+    limited: dict[str, list[int]] = {}
+    for cpu in after.cpus:
+        share = cpu.limit_khz / cpu.highest_khz if cpu.limit_khz and cpu.highest_khz else 1.0
+        if share < _SLOWER_CLOCK:
+            limited.setdefault(f"{share:.0%}", []).append(cpu.number)
+    seen = [f"CPUs {cpu_ranges(cpus)} limited to {share}" for share, cpus in limited.items()]
+    pairs = zip(before.cpus, after.cpus, strict=False)  # answers by hand may be of two devices
+    hot = [new.number for old, new in pairs if (new.throttled or 0) > (old.throttled or 0)]
+    if hot:
+        seen.append(f"CPUs {cpu_ranges(hot)} slowed down for heat")
+    seen += [f"{name} at level {state}" for name, state in after.cooling.items()]
     if (after.throttle_bits or 0) & _THROTTLED_NOW:
         seen.append(f"the firmware reports 0x{after.throttle_bits:x}")
     if seen:
@@ -121,7 +123,9 @@ def _throttling(before: Machine, after: Machine) -> Iterator[Finding]:
         yield Finding(
             "throttled",
             f"the device throttles: {', '.join(seen[:3])}{more}",
-            "--cool-down 30 pauses between rounds; --sustain 10m measures the hot state",
+            "the last windows of the series are the hot state"
+            if conditions.sustained
+            else "--cool-down 30 pauses between rounds; --sustain 10m measures the hot state",
         )
 
 

@@ -376,7 +376,8 @@ def _machine_rows(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     def text(value: Any) -> str:
         if isinstance(value, Mapping):
-            return ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+            known = {name: v for name, v in value.items() if v is not None}
+            return ", ".join(f"{name} {round(v, 1):g}" for name, v in known.items())
         if isinstance(value, list):
             return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value if v)
         return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

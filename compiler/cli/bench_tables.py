@@ -82,7 +82,7 @@ def _machine_text(machine: Mapping[str, Mapping[str, Any]]) -> str:
 
     def hottest(facts: Mapping[str, Any]) -> str:
         known = [celsius for celsius in facts["celsius"].values() if celsius is not None]
-        return f"{max(known):g} °C" if known else "unknown"
+        return f"{max(known):.1f} °C" if known else "unknown"
 
     def course(text: Callable[[Mapping[str, Any]], str]) -> str:
         return " -> ".join(dict.fromkeys(text(machine[when]) for when in ("before", "after")))

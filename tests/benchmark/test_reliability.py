@@ -41,6 +41,13 @@ def test_throttling(after: Machine) -> None:
     assert "--cool-down" in found[0].hint
 
 
+def test_throttled_cores_are_named() -> None:
+    slow = with_cpus(limit_khz=1_200_000, throttled=2)
+    cpus = (*machine().cpus[:3], *slow.cpus[3:])
+    (found,) = findings([measurement(after=machine(cpus=cpus))], QUIET)
+    assert "CPUs 3-7 limited to 60%, CPUs 3-7 slowed down for heat" in found.text
+
+
 def test_earlier_throttling_is_no_matter() -> None:
     """Sticky bits of the firmware and counters that do not move."""
     assert codes([measurement(after=machine(throttle_bits=0x50000))]) == []
@@ -135,6 +142,11 @@ def test_few_runs() -> None:
 
 def test_an_emulator_outdoes_all_else() -> None:
     assert codes([measurement(preempted=400)], emulated=True) == ["emulated"]
+
+
+def test_answers_from_two_devices() -> None:
+    other = machine(cpus=machine().cpus[:2], sensors=())
+    assert codes([measurement(), measurement(before=other, after=other)]) == []
 
 
 def test_a_device_that_tells_nothing() -> None:
