@@ -1,8 +1,9 @@
 """Where an artifact runs: in this process, in a child process, emulated, or on a device.
 
-``local`` loads the library here. ``qemu`` runs the same library file in a static loader
-(``effc.emulate``) under QEMU's user mode; an Android library for this machine's own
-processor runs in that loader without an emulator, and so does any library behind adb or ssh.
+``local`` loads the library here, C source after it was compiled. ``qemu`` runs the same
+library file in a static loader (``effc.emulate``) under QEMU's user mode; an Android library for
+this machine's own processor runs in that loader without an emulator, and so does any library
+behind adb or ssh. Firmware runs on emulated boards, or on the board at a serial port.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from effc.artifact import Artifact
-from effc.bare.board import BoardExecutor
+from effc.bare.board import BoardExecutor, SerialExecutor
+from effc.c_source.hosted import hosted_library
 from effc.devices.address import Address, parse_device
 from effc.devices.catalog import get_target
 from effc.devices.cpu import missing_features
@@ -30,6 +32,7 @@ __all__ = [
     "Executor",
     "Tracer",
     "default_device",
+    "is_counted",
     "open_board",
     "open_executor",
     "open_library",
@@ -44,9 +47,17 @@ __all__ = [
 def default_device(manifest: Mapping[str, Any]) -> str:
     """``local`` where this process can load the library, otherwise ``qemu``."""
     machine = manifest["machine"]
+    if machine["arch"] == "c":
+        return "local"
     if machine["arch"] == platform.machine() and machine["os"] in ("linux", "android"):
         return "local"
     return "qemu"
+
+
+def is_counted(manifest: Mapping[str, Any]) -> bool:
+    """Whether an artifact's instructions are counted on an emulated board; others are timed."""
+    machine = manifest["machine"]
+    return bool(machine["os"] == "none" and machine["arch"] != "c")
 
 
 def variant_names(manifest: Mapping[str, Any]) -> list[str]:
@@ -103,12 +114,13 @@ def open_library(
     variant: str | None = None,
 ) -> Executor:
     """Like :func:`open_executor`, for a library that is not in an artifact yet."""
+    library, manifest = _runnable(library, manifest, device)
     address = _checked_device(device, manifest)
     threads = int(manifest["threads"]) if threads is None else threads
     machine = manifest["machine"]
     _check_variant(manifest, address, variant)
     if machine["os"] == "none":
-        return BoardExecutor(library, manifest)
+        return _open_board(library, manifest, address)
     if address.kind == "local" and machine["os"] == "linux":
         _check_processor(machine)
         return LocalExecutor(library, manifest, threads, variant)
@@ -165,12 +177,12 @@ def open_tracer(artifact: Artifact, device: str | None, variant: str | None = No
     Raises:
         EffcError: As :func:`open_executor`.
     """
-    manifest = artifact.manifest
+    library, manifest = _runnable(artifact.library, artifact.manifest, device)
     address = _checked_device(device, manifest)
     _check_variant(manifest, address, variant)
     if manifest["machine"]["os"] == "none":
-        return BoardExecutor(artifact.library, manifest)
-    return _open_loader(artifact.library, manifest, address, 1, variant)
+        return _open_board(library, manifest, address)
+    return _open_loader(library, manifest, address, 1, variant)
 
 
 def open_board(artifact: Artifact, device: str | None) -> BoardExecutor:
@@ -179,8 +191,15 @@ def open_board(artifact: Artifact, device: str | None) -> BoardExecutor:
     Raises:
         EffcError: As :func:`open_executor`.
     """
-    _checked_device(device, artifact.manifest)
-    return BoardExecutor(artifact.library, artifact.manifest)
+    address = _checked_device(device, artifact.manifest)
+    return _open_board(artifact.library, artifact.manifest, address)
+
+
+def _open_board(library: Path, manifest: Mapping[str, Any], address: Address) -> BoardExecutor:
+    """An emulated board, or the one at a serial port."""
+    if address.kind == "serial":
+        return SerialExecutor(address, manifest)
+    return BoardExecutor(library, manifest)
 
 
 def open_program(
@@ -191,10 +210,32 @@ def open_program(
     Raises:
         EffcError: As :func:`open_executor`.
     """
-    manifest = artifact.manifest
+    library, manifest = _runnable(artifact.library, artifact.manifest, device)
     address = _checked_device(device, manifest)
     _check_variant(manifest, address, variant)
-    return _open_loader(artifact.library, manifest, address, int(manifest["threads"]), variant)
+    return _open_loader(library, manifest, address, int(manifest["threads"]), variant)
+
+
+def _runnable(
+    library: Path, manifest: Mapping[str, Any], device: str | None
+) -> tuple[Path, Mapping[str, Any]]:
+    """The library itself, or what C source becomes when it is compiled for this machine.
+
+    Raises:
+        UsageError: C source has no processor to emulate.
+        ToolError: The compiler refuses the source.
+    """
+    if manifest["machine"]["arch"] != "c":
+        return library, manifest
+    if device is not None and parse_device(device).kind == "qemu":
+        raise UsageError(
+            "C source is for no particular processor",
+            where=f"--device {device}",
+            expected="local",
+            hint="compile for cortex-m4 or another core to run on an emulated board",
+        )
+    hosted = hosted_library(library, manifest)
+    return hosted.library, hosted.manifest
 
 
 def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> Address:
@@ -205,9 +246,16 @@ def _checked_device(device: str | None, manifest: Mapping[str, Any]) -> Address:
             hint="compile for linux-arm64 to check the same kernels under QEMU",
         )
     address = parse_device(device or default_device(manifest))
-    if manifest["machine"]["os"] == "none" and address.kind != "qemu":
+    on_board = manifest["machine"]["os"] == "none"
+    if address.kind == "serial" and not on_board:
         raise UsageError(
-            f"firmware does not run on device '{device}'", where="--device", expected="qemu"
+            "only artifacts for microcontrollers run at a serial port", where=f"--device {address}"
+        )
+    if on_board and address.kind not in ("qemu", "serial"):
+        raise UsageError(
+            f"firmware does not run on device '{device}'",
+            where="--device",
+            expected="qemu or serial:PORT",
         )
     return address
 
@@ -267,9 +315,10 @@ def open_local(
         DeviceError: It was compiled for another machine.
         UsageError: It has no such variant.
     """
-    machine = artifact.manifest["machine"]
+    library, manifest = _runnable(artifact.library, artifact.manifest, "local")
+    machine = manifest["machine"]
     _check_processor(machine)
-    _check_variant(artifact.manifest, Address("local"), variant)
+    _check_variant(manifest, Address("local"), variant)
     if machine["os"] != "linux":
         raise DeviceError(
             "this process cannot load the artifact",
@@ -279,9 +328,9 @@ def open_local(
             hint="compile it with target='host', or use 'effc run --device qemu'",
         )
     return Runner(
-        artifact.library,
-        artifact.manifest,
-        threads=int(artifact.manifest["threads"]) if threads is None else threads,
+        library,
+        manifest,
+        threads=int(manifest["threads"]) if threads is None else threads,
         variant=variant,
-        weights=weights_beside(artifact.library, artifact.manifest),
+        weights=weights_beside(library, manifest),
     )

@@ -28,7 +28,9 @@ _TOOLS = ("apache-tvm", "ziglang", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
 
 def library_path(compiled: CompiledModel) -> str:
-    """Where the library lies in the artifact."""
+    """Where the library lies in the artifact, or the source that stands for it."""
+    if compiled.target.arch == "c":
+        return f"src/{compiled.program.name}.c"
     suffix = "a" if compiled.target.os in ("apple", "none") else "so"
     return f"lib/{compiled.target.abi}/lib{compiled.program.name}.{suffix}"
 

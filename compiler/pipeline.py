@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from effc.bare.budget import check_flash, check_ram, ram_missing
 from effc.compiled import Block, CompiledModel, PassRecord
 from effc.devices.address import parse_device
 from effc.devices.catalog import get_target, targets_of
-from effc.devices.target import Target
+from effc.devices.target import BASE, Target
 from effc.errors import UnsupportedError, UsageError
 from effc.functions import Functions, build_functions, code_variants, lower_functions
 from effc.kernels import registry
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from effc.link import LinkReport
     from effc.storage import ViewPlan
     from effc.tuning.testbed import AnyTestbed
     from effc.tuning.tuner import Hints
@@ -241,24 +242,18 @@ def _compiled(
     ordered = cast("tuple[Region, ...]", program.metadata["regions"])
     views = replace(selected.views, regions=ordered)
     with clock.phase("lower"):
-        objects = lower_functions(built, target)
+        link, runner = _linkers(program, built, target)
     values = stored_values(selected.graph, views, program, imported.reference)
     program.inputs = graded_ports(program.inputs, StorageClass.INPUT, values)
     program.outputs = graded_ports(program.outputs, StorageClass.OUTPUT, values)
-    links = {"apple": link_archive, "none": link_bare}
     return CompiledModel(
         program=program,
         target=target,
         options=options,
         layers=_layers(selected.graph, views, selected.ranked, target),
         headers=headers,
-        link_library=lambda out: _within_budget(
-            program,
-            target,
-            options,
-            links.get(target.os, link_library)(program, objects, target, out),
-        ),
-        link_runner=lambda out: link_runner(program, objects, target, out),
+        link_library=lambda out: _within_budget(program, target, options, link(out)),
+        link_runner=runner,
         reference=imported.reference,
         passes=imported.passes,
         blocks=_blocks(program),
@@ -268,6 +263,28 @@ def _compiled(
         opset=imported.opset,
         values=values,
     )
+
+
+def _linkers(
+    program: Program, built: Functions, target: Target
+) -> tuple[Callable[[Path], LinkReport], Callable[[Path], object]]:
+    """Generate code; what writes a library at a path, and what writes a test program."""
+    if target.arch == "c":
+        from effc.c_source.library import link_source
+        from effc.c_source.module import print_stages
+
+        kernels = print_stages(built.functions[BASE])
+        return (lambda out: link_source(program, kernels, out)), _no_runner
+    objects = lower_functions(built, target)
+    link = {"apple": link_archive, "none": link_bare}.get(target.os, link_library)
+    return (
+        lambda out: link(program, objects, target, out),
+        lambda out: link_runner(program, objects, target, out),
+    )
+
+
+def _no_runner(out: Path) -> object:
+    raise UnsupportedError("C source has no test program of its own", where=str(out))
 
 
 def _within_budget(

@@ -14,6 +14,7 @@ need qemu-arm qemu-user
 need qemu-system-arm qemu-system-arm
 need qemu-system-riscv32 qemu-system-misc
 need arm-none-eabi-gcc gcc-arm-none-eabi
+need arduino-builder arduino-builder
 need javac default-jdk-headless
 need cmake cmake
 need pkg-config pkg-config

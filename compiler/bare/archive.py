@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
@@ -30,7 +30,7 @@ from effc.errors import InternalError, UnsupportedError
 from effc.link import LinkReport
 from effc.program import Program
 
-__all__ = ["link_bare", "write_bare_sources"]
+__all__ = ["link_bare", "loaded_bytes", "stack_bytes", "write_bare_sources"]
 
 _MEMORY_FUNCTIONS = frozenset({"memcpy", "memset", "memmove"})
 # Run-time ABI for the Arm architecture, 4; libgcc's integer and soft-float routines elsewhere.
@@ -76,8 +76,8 @@ def link_bare(program: Program, objects: Sequence[bytes], target: Target, out: P
         command = [str(zig.zig_path()), "ar", "--format=gnu", "rcsD", "archive.a"]
         zig.run_tool([*command, *(member.name for member in members)], cwd=work)
         (work / "archive.a").replace(out)
-    code, constants = _loaded(contents)
-    sizes = MemorySizes(code, constants, _stack(program, contents))
+    code, constants = loaded_bytes(contents)
+    sizes = MemorySizes(code, constants, stack_bytes(program, contents))
     return LinkReport(
         path=out,
         library_bytes=out.stat().st_size,
@@ -152,7 +152,7 @@ def _callers(program: Program, members: Sequence[Path], functions: set[str]) -> 
     return list(found.values()) or sorted(functions)
 
 
-def _loaded(contents: Sequence[bytes]) -> tuple[int, int]:
+def loaded_bytes(contents: Sequence[bytes]) -> tuple[int, int]:
     """Bytes of code, and of constants with the weights.
 
     Raises:
@@ -173,6 +173,13 @@ def _loaded(contents: Sequence[bytes]) -> tuple[int, int]:
     return code, constants
 
 
-def _stack(program: Program, contents: Sequence[bytes]) -> int:
-    data = frozenset({f"{program.name}_weights"})
+def stack_bytes(program: Program, contents: Sequence[bytes], weights: Iterable[str] = ()) -> int:
+    """Stack of one run, at most.
+
+    Args:
+        program: What ``run`` does.
+        contents: Objects of the library.
+        weights: Names of its arrays of weights, if there is more than one.
+    """
+    data = frozenset({f"{program.name}_weights", *weights})
     return stack_bound(frames_of(contents), f"{program.name}_run", data)

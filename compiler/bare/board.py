@@ -1,4 +1,4 @@
-"""An artifact for firmware on an emulated board, as ``effc.execute`` wants it.
+"""An artifact for firmware on an emulated board or a real one, as ``effc.execute`` wants it.
 
 The emulator runs for as long as the executor is open; samples go over its wire. Times are
 instruction counts at the target's clock, exact and the same every time.
@@ -14,18 +14,21 @@ from typing import Any, Self
 import numpy as np
 
 from effc.bare.monitor import link_monitor
+from effc.devices.address import Address
 from effc.devices.catalog import get_target
 from effc.devices.emulated import EmulatedBoard, board_command
 from effc.devices.execution import Piece, checked_inputs
+from effc.devices.serial_port import SerialBoard
 from effc.devices.target import BASE
 from effc.devices.wire import CallResult, Greeting
 from effc.errors import DeviceError, InternalError
 from effc.runtimes.loader import BenchStats, LayerTime
 from effc.samples import Arrays, Tensor, generate, numpy_dtype
 
-__all__ = ["BoardExecutor"]
+__all__ = ["BoardExecutor", "SerialExecutor"]
 
 _TIMEOUT_S = 600.0
+_ANSWER_S = 60.0
 
 
 class BoardExecutor:
@@ -48,23 +51,30 @@ class BoardExecutor:
     def __init__(
         self, library: Path, manifest: Mapping[str, Any], timeout_s: float = _TIMEOUT_S
     ) -> None:
-        self._manifest = manifest
-        self._inputs = [Tensor.of(entry) for entry in manifest["inputs"]]
-        self._outputs = [Tensor.of(entry) for entry in manifest["outputs"]]
-        self._target = get_target(manifest["target"])
+        self._describe(manifest)
         with tempfile.TemporaryDirectory(prefix="effc-board-") as folder:
             program = Path(folder) / "monitor.elf"
             self._board = link_monitor(library, manifest, self._target, program)
             command = board_command(self._board, program)
             where = f"{self._board.program} -M {self._board.machine}"
-            self._emulator = EmulatedBoard(command, where, timeout_s)
-            self._monitor = self._emulator.monitor
-            try:
-                self._greeting = self._monitor.hello()  # the program is loaded when it answers
-                self._check_counter(self._greeting)
-            except BaseException:
-                self.close()
-                raise
+            self._meet(EmulatedBoard(command, where, timeout_s))  # loaded when it answers
+
+    def _describe(self, manifest: Mapping[str, Any]) -> None:
+        self._manifest = manifest
+        self._inputs = [Tensor.of(entry) for entry in manifest["inputs"]]
+        self._outputs = [Tensor.of(entry) for entry in manifest["outputs"]]
+        self._target = get_target(manifest["target"])
+
+    def _meet(self, link: EmulatedBoard | SerialBoard) -> None:
+        """Ask who is at the other end of the wire."""
+        self._link, self._monitor = link, link.monitor
+        try:
+            self._greeting = self._monitor.hello()
+            self._check_model(self._greeting)
+            self._check_counter(self._greeting)
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """One inference; also checks that it stayed within its memory and its stack."""
@@ -114,8 +124,8 @@ class BoardExecutor:
         )
 
     def close(self) -> None:
-        """End the emulator."""
-        self._emulator.close()
+        """End the emulator, or give the port back."""
+        self._link.close()
 
     def __enter__(self) -> Self:
         return self
@@ -160,6 +170,25 @@ class BoardExecutor:
         """Time at one instruction per cycle."""
         return round(instructions * 1000 / self._target.clock_mhz)
 
+    def _check_model(self, greeting: Greeting) -> None:
+        """Refuse a board with another model on it.
+
+        Raises:
+            DeviceError: Tensors or steps are not the artifact's.
+        """
+        ports = [*self._manifest["inputs"], *self._manifest["outputs"]]
+        sizes = (*(int(port["bytes"]) for port in ports), int(self._manifest["arena_bytes"]))
+        wanted = (len(self._inputs), len(self._outputs), len(self._manifest["steps"]), sizes)
+        found = (greeting.inputs, greeting.outputs, greeting.steps, greeting.block_bytes)
+        if wanted != found:
+            raise DeviceError(
+                "the board runs another model than the artifact's",
+                where=self._monitor.where,
+                expected=_model_text(*wanted),
+                got=_model_text(*found),
+                hint="export the artifact with --as monitor and flash that",
+            )
+
     def _check_counter(self, greeting: Greeting) -> None:
         """Compare a loop of known length with what the counter says of it.
 
@@ -175,3 +204,34 @@ class BoardExecutor:
                 expected=greeting.loop_instructions,
                 got=counted,
             )
+
+
+class SerialExecutor(BoardExecutor):
+    """The same on a board at a serial port, which counts cycles of its clock.
+
+    Args:
+        address: The port.
+        manifest: Of the artifact that the board runs.
+        timeout_s: For one inference.
+
+    Raises:
+        DeviceError: No board answers, or it runs something else.
+    """
+
+    def __init__(
+        self, address: Address, manifest: Mapping[str, Any], timeout_s: float = _ANSWER_S
+    ) -> None:
+        self.device = str(address)
+        self._describe(manifest)
+        self._meet(SerialBoard(address.path, address.baud, timeout_s))
+
+    def _instructions(self, took: CallResult, overhead: int) -> int:
+        """Cycles: a board does not count instructions."""
+        return took.ticks - overhead
+
+    def _check_counter(self, greeting: Greeting) -> None:
+        """Cycles of a loop depend on the processor."""
+
+
+def _model_text(inputs: int, outputs: int, steps: int, sizes: Sequence[int]) -> str:
+    return f"{inputs} inputs, {outputs} outputs, {steps} steps, bytes {list(sizes)}"

@@ -22,19 +22,22 @@ from effc.memory_plan import align_up
 from effc.musl import compiler_rt
 from effc.samples import numpy_dtype
 
-__all__ = ["link_monitor"]
+__all__ = ["link_monitor", "linker_script", "model_source", "monitor_sources"]
 
 _GUARD_BYTES = 64
 _STACK_BYTES = 128 << 10
 _EMULATIONS = {"thumb": "armelf", "riscv32": "elf32lriscv"}
-_SOURCES = {
-    "thumb": ("monitor.c", "semihosting.c", "arm_m.c"),
-    "riscv32": ("monitor.c", "semihosting.c", "riscv.c"),
-}
+_START = {"thumb": "arm_m.c", "riscv32": "riscv.c"}
 _HEADERS = ("monitor.h", "port.h")
 
 
-def link_monitor(library: Path, manifest: Mapping[str, Any], target: Target, out: Path) -> Board:
+def link_monitor(
+    library: Path,
+    manifest: Mapping[str, Any],
+    target: Target,
+    out: Path,
+    wire: str = "semihosting.c",
+) -> Board:
     """Link the program for the board that emulates a target.
 
     Args:
@@ -42,6 +45,7 @@ def link_monitor(library: Path, manifest: Mapping[str, Any], target: Target, out
         manifest: Its manifest.
         target: What it is for.
         out: Executable to write.
+        wire: Source of the board's end of the wire.
 
     Returns:
         The board.
@@ -53,14 +57,14 @@ def link_monitor(library: Path, manifest: Mapping[str, Any], target: Target, out
     if not target.machine:
         raise DeviceError("nothing here emulates this processor", where=target.name)
     board = get_board(target.machine)
-    runtime = _runtime_objects(target, board)
+    runtime = _runtime_objects(target, board, wire)
     with tempfile.TemporaryDirectory(prefix="effc-link-") as folder:
         work = Path(folder)
-        (work / "model.c").write_text(_model_source(manifest))
+        (work / "model.c").write_text(model_source(manifest))
         includes = [f"-I{_folder()}"]
         compile_source(work / "model.c", target, work / "model.o", includes, "-Os")
         script = work / "board.ld"
-        script.write_text(_linker_script(board))
+        script.write_text(linker_script(board))
         try:
             zig.lld(
                 [
@@ -93,10 +97,16 @@ def _folder() -> Path:
     return Path(str(resources.files("effc.runtimes"))) / "bare"
 
 
-def _runtime_objects(target: Target, board: Board) -> list[Path]:
+def monitor_sources(target: Target, wire: str) -> dict[str, str]:
+    """Start-up code and monitor for a processor, text by file name."""
+    names = ("monitor.c", wire, _START[target.arch], *_HEADERS)
+    return {name: (_folder() / name).read_text("utf-8") for name in names}
+
+
+def _runtime_objects(target: Target, board: Board, wire: str) -> list[Path]:
     """Start-up code and monitor, compiled once per kind of processor."""
-    names = _SOURCES[target.arch]
-    texts = {name: (_folder() / name).read_text("utf-8") for name in (*names, *_HEADERS)}
+    texts = monitor_sources(target, wire)
+    names = [name for name in texts if name.endswith(".c")]
     flags = ["-DEFFC_STRICT_ALIGNMENT"] if board.strict else []
 
     def build(folder: Path) -> None:
@@ -110,7 +120,7 @@ def _runtime_objects(target: Target, board: Board) -> list[Path]:
     return [folder / f"{Path(name).stem}.o" for name in names]
 
 
-def _model_source(manifest: Mapping[str, Any]) -> str:
+def model_source(manifest: Mapping[str, Any]) -> str:
     """C source of ``monitor_the_model``, see monitor.h."""
     name = manifest["name"]
     ports = (*manifest["inputs"], *manifest["outputs"])
@@ -151,7 +161,7 @@ def _blocks(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], in
     return blocks, end + _GUARD_BYTES
 
 
-def _linker_script(board: Board) -> str:
+def linker_script(board: Board) -> str:
     """Stack lowest, so that what overflows it faults instead of damaging anything."""
     return f"""\
 MEMORY {{

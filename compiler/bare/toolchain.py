@@ -43,8 +43,9 @@ def machine_flags(target: Target) -> tuple[str, ...]:
     """What tells Clang the processor."""
     machine = _MARCH.get(target.arch, (f"-mcpu={target.cpu}",))
     # Plain names for copies of memory: C libraries of RISC-V and Arm have them, and firmware
-    # without a C library need not define another set.
-    plain = ("-Xclang", "-meabi", "-Xclang", "gnu") if target.arch == "thumb" else ()
+    # without a C library need not define another set. Enumerations as arm-none-eabi-gcc has them.
+    thumb = ("-Xclang", "-meabi", "-Xclang", "gnu", "-fshort-enums")
+    plain = thumb if target.arch == "thumb" else ()
     return (f"--target={target.clang_target}", *machine, *plain)
 
 

@@ -94,9 +94,10 @@ def bench_command(
     from effc.benchmark.answers import read_answers
     from effc.benchmark.comparison import load_report, ratios_against, ratios_within
     from effc.benchmark.layers import layers_side_by_side
+    from effc.execute import is_counted
 
     opened = [load_artifact(path).of_abi(flags.abi) for path in artifacts]
-    bare = [artifact.manifest["machine"]["os"] == "none" for artifact in opened]
+    bare = [is_counted(artifact.manifest) for artifact in opened]
     if any(bare):
         if not all(bare) or against is not None or report is not None:
             raise UsageError(

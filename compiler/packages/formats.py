@@ -16,10 +16,14 @@ __all__ = ["FORMATS", "Exported", "export"]
 
 FORMATS: Mapping[str, str] = {
     "aar": "effc.packages.aar",
+    "arduino": "effc.packages.arduino",
     "cmake": "effc.packages.cmake",
+    "cmsis-pack": "effc.packages.cmsis_pack",
     "maven": "effc.packages.maven",
+    "monitor": "effc.packages.monitor",
     "wheel": "effc.packages.wheel",
     "xcframework": "effc.packages.xcframework",
+    "zephyr": "effc.packages.zephyr",
     "zip": "effc.packages.zipped",
 }
 """Module by format. Each has ``write_package(package, folder)``, which fills a folder, and

@@ -1,0 +1,1 @@
+"""Stage functions (TIR) as readable, portable C11 source."""
