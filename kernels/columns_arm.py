@@ -1,7 +1,7 @@
-"""Inner products of ``columns`` for Cortex-M: the DSP extension and MVE, in assembly.
+"""Inner products of ``columns`` for Cortex-M: the DSP extension, MVE and Armv6-M, in assembly.
 
 Instructions per product, loop included: 0.97 for pairs in an unrolled loop of four slots; 0.14
-for vectors of sixteen.
+for vectors of sixteen; 4 for single bytes on Armv6-M.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "pairs_listed",
     "plane",
     "rows",
+    "single_bytes",
     "vectors",
     "widened",
 ]
@@ -175,6 +176,45 @@ def _listed(unroll: int) -> list[str]:
     if unroll == 2:
         lines = ["lsrs {n}, {n}, #1", "bcc 1f", *step, "cmp {n}, #0", "beq 2f"]
     return [*lines, "1:", *step * unroll, "subs {n}, #1", "bne 1b", "2:"]
+
+
+@cache
+def single_bytes() -> Routine:
+    """Products of two positions by two filters on Armv6-M, a byte at a time.
+
+    Eight registers are all that most instructions know: sums lie in upper ones, which only
+    additions reach. (LLVM loses values that it is asked to keep there itself.) Operands: sums of
+    the first filter, four words before those of its second position; the ends of weights and of
+    columns, both interleaved by two, and the negative number of their bytes.
+    """
+    uppers = {"r8": 0, "r9": 16, "r10": 4, "r11": 20}
+    lines = ["mov r12, {s}"]
+    for upper, offset in uppers.items():
+        lines += [f"ldr {{b}}, [{{s}}, #{offset}]", f"mov {upper}, {{b}}"]
+    lines += [
+        "1:",
+        "ldrsb {s}, [{x}, {i}]",
+        "ldrsb {b}, [{w}, {i}]",
+        "mov {c}, {s}",
+        "muls {c}, {b}, {c}",
+        "add r8, {c}",
+        "adds {i}, #1",
+        "ldrsb {c}, [{x}, {i}]",
+        "muls {b}, {c}, {b}",
+        "add r9, {b}",
+        "ldrsb {b}, [{w}, {i}]",
+        "muls {s}, {b}, {s}",
+        "add r10, {s}",
+        "muls {b}, {c}, {b}",
+        "add r11, {b}",
+        "adds {i}, #1",
+        "bne 1b",
+        "mov {s}, r12",
+    ]
+    for upper, offset in uppers.items():
+        lines += [f"mov {{b}}, {upper}", f"str {{b}}, [{{s}}, #{offset}]"]
+    pointers, text, clobbers = ("s", "w", "x"), "\n".join(lines), ("r12", *uppers)
+    return Routine("effc_bytes", (), pointers, ("i",), ("b", "c"), text, clobbers=clobbers)
 
 
 @cache

@@ -104,7 +104,7 @@ def _run(
         manifest = {
             "name": "k",
             "target": target.name,
-            "inputs": [_port(value, _in_quads(value)) for value in inputs],
+            "inputs": [_port(value) for value in inputs],
             "outputs": [_port(value) for value in outputs],
             "arena_bytes": arena_bytes(program),
             "stack_bytes": linked.stack_bytes,
@@ -112,7 +112,7 @@ def _run(
             "layers": [{"name": region.name, "nodes": []} for region in regions],
         }
         with BoardExecutor(linked.path, manifest) as board:
-            found = board.run({v.name: _words(v, feeds[v.name]) for v in inputs})
+            found = board.run(feeds)
             layers = {layer.name: layer.instructions or 0 for layer in board.profile(1, 0)}
     return found, layers
 
@@ -123,16 +123,12 @@ def _in_quads(value: Value) -> bool:
     return len(shape) > 3 and shape[-1] == 4 and prod(shape[2:-1]) > 1 and value.dtype == "int8"
 
 
-def _words(value: Value, array: np.ndarray) -> np.ndarray:
-    """Quads as words, others as they are."""
-    return np.ascontiguousarray(array).view(np.int32)[..., 0] if _in_quads(value) else array
-
-
-def _port(value: Value, words: bool = False) -> dict[str, Any]:
-    shape = list(value.shape)
+def _port(value: Value) -> dict[str, Any]:
+    """A manifest's entry; inside of a model quads of several positions are whole words."""
     return {
         "name": value.name,
-        "dtype": "int32" if words else value.dtype,
-        "shape": shape[:-1] if words else shape,
+        "dtype": value.dtype,
+        "shape": list(value.shape),
         "bytes": value.type.nbytes,
+        "alignment": 4 if _in_quads(value) else np.dtype(value.dtype).itemsize,
     }
