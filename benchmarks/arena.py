@@ -4,7 +4,8 @@
 
 Without --model: the four int8 networks of MLPerf Tiny below the data folder. The first row of a
 network is its plan as it is; the others are plans with the first stages in strips, each the one
-with the least work that is smaller than the one before by a kilobyte or more. Bytes are exact, nothing is run.
+with the least work that is smaller than the one before by a kilobyte or more. Bytes are exact,
+nothing is run.
 """
 
 from __future__ import annotations

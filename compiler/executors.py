@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -13,7 +14,7 @@ from effc.devices.execution import Execution, OnDevice, Piece, Process, execute,
 from effc.runtimes.loader import BenchStats, Runner
 from effc.samples import Arrays, Tensor
 
-__all__ = ["Executor", "LoaderExecutor", "LocalExecutor", "Tracer", "weights_beside"]
+__all__ = ["Executor", "LoaderExecutor", "LocalExecutor", "Tracer", "run_all", "weights_beside"]
 
 
 class Executor(Protocol):
@@ -90,6 +91,10 @@ class _Ports:
     outputs: tuple[Tensor, ...]
 
 
+_TOGETHER = 64
+_TOGETHER_BYTES = 64 << 20
+
+
 class LoaderExecutor:
     """The library in the static loader, on any device; one process per call."""
 
@@ -113,6 +118,19 @@ class LoaderExecutor:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         return self._execute([inputs]).outputs[0]
+
+    def run_together(self, samples: Sequence[Mapping[str, np.ndarray]]) -> tuple[Arrays, ...]:
+        """Several inferences in one process."""
+        return self._execute(samples).outputs
+
+    @property
+    def together(self) -> int:
+        """How many samples to run in one process: another machine is visited once for all."""
+        if not isinstance(self._place, OnDevice):
+            return 1
+        ports = (*self._ports.inputs, *self._ports.outputs)
+        size = sum(math.prod(port.shape) * np.dtype(port.dtype).itemsize for port in ports)
+        return min(max(_TOGETHER_BYTES // max(size, 1), 1), _TOGETHER)
 
     def trace(
         self, inputs: Mapping[str, np.ndarray], pieces: Sequence[Piece]
@@ -156,3 +174,15 @@ class LoaderExecutor:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def run_all(
+    executor: Executor, samples: Sequence[Mapping[str, np.ndarray]]
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Outputs of samples, in order."""
+    if not isinstance(executor, LoaderExecutor):
+        yield from map(executor.run, samples)
+        return
+    count = executor.together
+    for begin in range(0, len(samples), count):
+        yield from executor.run_together(samples[begin : begin + count])

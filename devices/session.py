@@ -231,26 +231,32 @@ class Session:
     ) -> Finished:
         """Run one of ours on the device, to its last line, which proves that all has arrived.
 
+        What the device's login shell may say before it (``~/.bashrc``) is left out.
+
         Args:
             name, words: Of the script, and its further arguments.
             timeout_s: From now to its end; a minute if ``None``.
             on_line: As for :meth:`run`.
             accept: Codes besides 0 that are no failure; ``None``: all.
         """
-        last = f"{self._name} ".encode()
+        last, first = f"{self._name} ".encode(), f"{self._name} begins\n".encode()
+        begun = False
 
         def pass_on(line: bytes) -> None:
-            if on_line is not None and line.strip() and not line.startswith(last):
+            nonlocal begun
+            if begun and on_line is not None and line.strip() and not line.startswith(last):
                 on_line(line.decode("utf-8", "replace"))
+            begun = begun or line == first
 
-        argv = self.link.argv(_script(name, [self.folder, self._name, *words]))
+        command = _script(name, [self.folder, self._name, *words])
+        argv = self.link.argv(f"echo; echo {self._name} begins; {command}")
         try:
             done = converse(argv, timeout_s or _SCRIPT_S, on_line=pass_on)
         except TimedOut:
             if name == "run":
                 raise
             raise ConnectionLost("the device does not answer", where=self.link.device) from None
-        output, found, code = done.out.rpartition(b"\n" + last)
+        output, found, code = done.out.partition(first)[2].rpartition(b"\n" + last)
         if not found or not code.strip().isdigit() or not code.endswith(b"\n"):
             raise self._unfinished(done)
         done = Finished(int(code), output, done.err)

@@ -8,6 +8,7 @@ travel as tar streams, for which the other side needs ``tar`` and neither scp no
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 import subprocess
 import tarfile
@@ -115,21 +116,25 @@ class SshLink:
             return converse(self.argv(command), timeout_s, source=stream)
 
     def pull(self, names: Sequence[str], source: str, folder: Path, timeout_s: float) -> Finished:
+        mark = secrets.token_hex(16)  # a login shell may say something before
         command = command_line(["tar", "-c", "-h", "-f", "-", "-C", source, *names])
         with tempfile.TemporaryFile() as stream:
-            done = converse(self.argv(command), timeout_s, sink=stream)
+            argv = self.argv(f"echo; echo {mark}; exec {command}")
+            done = converse(argv, timeout_s, sink=stream)
             if done.code != 0:
                 return done
             stream.seek(0)
             try:
-                with tarfile.open(fileobj=stream, mode="r:") as archive:
-                    for name in names:
-                        content = archive.extractfile(name)
-                        if content is None:
-                            raise KeyError(name)
-                        with (folder / name).open("wb") as file:
+                while (line := stream.readline()) and line != f"{mark}\n".encode():
+                    pass
+                with tarfile.open(fileobj=stream, mode="r|") as archive:
+                    for entry in archive:
+                        content = archive.extractfile(entry)
+                        if entry.name not in names or content is None:
+                            raise tarfile.ReadError(f"unexpected entry {entry.name}")
+                        with (folder / entry.name).open("wb") as file:
                             shutil.copyfileobj(content, file)
-            except (tarfile.TarError, KeyError) as error:
+            except tarfile.TarError as error:
                 raise ConnectionLost(
                     "a file came back damaged", where=self.device, got=error
                 ) from error

@@ -28,8 +28,8 @@ __all__ = ["Device", "Session", "open_device"]
 
 Result = TypeVar("Result")
 
-_PAUSE_S = 1.0
-"""Before the second try: what broke the connection may take a moment to pass."""
+_PAUSE_S = 3.0
+"""Before the second try: a phone whose cable moved takes a moment to come back."""
 
 
 class Device:

@@ -12,7 +12,7 @@ any four elements that follow each other where there are fewer than four channel
 * ``PairColumns``: Cortex-M with the DSP extension. Activations are widened to 16 bits once;
   ``smlad`` multiplies pairs; weights are widened in registers by ``sxtb16``.
 * ``VectorColumns``: Cortex-M with MVE; ``vmladava`` adds up sixteen products of bytes.
-* ``ByteColumns``: any processor, one product at a time.
+* ``ByteColumns``: any processor, one product at a time; ``UpperByteColumns`` on Armv6-M.
 """
 
 from __future__ import annotations
@@ -213,6 +213,23 @@ class ByteColumns(Columns):
                     T.buffer_store(sums, sums[at] + w * x[p], [at])
 
 
+@dataclass(frozen=True)
+class UpperByteColumns(ByteColumns):
+    """Bytes of two positions on Armv6-M, where LLVM's own loop keeps its sums on the stack."""
+
+    @property
+    def routines(self) -> tuple[Routine, ...]:
+        return (columns_arm.single_bytes(),)
+
+    def multiply(self, sums: Any, first: int, weights: Any, tile: Expr, buffer: Any) -> None:
+        count = 8 * self.slots
+        at = bind(tile * count)
+        places = (
+            T.address_of(place) for place in (sums[first], weights[at + count], buffer[count])
+        )
+        self.routines[0].call(*places, tirx.const(-count, "int32"))
+
+
 NARROW = "columns suit a processor without wide vectors better"
 """Why other families of integer kernels refuse."""
 
@@ -234,6 +251,8 @@ def columns_for(target: Target, slots: int, positions: int, *, whole: bool, unro
         kind = VectorColumns
     elif target.arch == "thumb" and target.has("dsp"):
         kind = PairColumns
+    elif target.arch == "thumb" and positions == 2:
+        kind = UpperByteColumns
     return kind(slots, positions, whole, unroll)
 
 

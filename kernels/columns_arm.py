@@ -1,7 +1,7 @@
-"""Inner products of ``columns`` for Cortex-M: the DSP extension and MVE, in assembly.
+"""Inner products of ``columns`` for Cortex-M: the DSP extension, MVE and Armv6-M, in assembly.
 
 Instructions per product, loop included: 0.97 for pairs in an unrolled loop of four slots; 0.14
-for vectors of sixteen.
+for vectors of sixteen; 4 for single bytes on Armv6-M.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ from tvm import tirx
 from effc.kernels.builder import T, bind
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["pair", "pairs", "pairs_listed", "plane", "rows", "vectors", "widened"]
+__all__ = [
+    "pair",
+    "pairs",
+    "pairs_listed",
+    "plane",
+    "rows",
+    "single_bytes",
+    "vectors",
+    "widened",
+]
 
 _REGISTERS = ("w0", "w1", "l0", "l1", "x0", "x1")
 
@@ -57,6 +66,45 @@ def pairs(positions: int, slots: int, unroll: int) -> Routine:
         "\n".join(lines),
         places=_places(positions),
     )
+
+
+@cache
+def single_bytes() -> Routine:
+    """Products of two positions by two filters on Armv6-M, a byte at a time.
+
+    Eight registers are all that most instructions know: sums lie in upper ones, which only
+    additions reach. (LLVM loses values that it is asked to keep there itself.) Operands: sums of
+    the first filter, four words before those of its second position; the ends of weights and of
+    columns, both interleaved by two, and the negative number of their bytes.
+    """
+    uppers = {"r8": 0, "r9": 16, "r10": 4, "r11": 20}
+    lines = ["mov r12, {s}"]
+    for upper, offset in uppers.items():
+        lines += [f"ldr {{b}}, [{{s}}, #{offset}]", f"mov {upper}, {{b}}"]
+    lines += [
+        "1:",
+        "ldrsb {s}, [{x}, {i}]",
+        "ldrsb {b}, [{w}, {i}]",
+        "mov {c}, {s}",
+        "muls {c}, {b}, {c}",
+        "add r8, {c}",
+        "adds {i}, #1",
+        "ldrsb {c}, [{x}, {i}]",
+        "muls {b}, {c}, {b}",
+        "add r9, {b}",
+        "ldrsb {b}, [{w}, {i}]",
+        "muls {s}, {b}, {s}",
+        "add r10, {s}",
+        "muls {b}, {c}, {b}",
+        "add r11, {b}",
+        "adds {i}, #1",
+        "bne 1b",
+        "mov {s}, r12",
+    ]
+    for upper, offset in uppers.items():
+        lines += [f"mov {{b}}, {upper}", f"str {{b}}, [{{s}}, #{offset}]"]
+    pointers, text, clobbers = ("s", "w", "x"), "\n".join(lines), ("r12", *uppers)
+    return Routine("effc_bytes", (), pointers, ("i",), ("b", "c"), text, clobbers=clobbers)
 
 
 @cache

@@ -124,7 +124,7 @@ def model_source(manifest: Mapping[str, Any]) -> str:
     """C source of ``monitor_the_model``, see monitor.h."""
     name = manifest["name"]
     ports = (*manifest["inputs"], *manifest["outputs"])
-    sizes = [(int(port["bytes"]), numpy_dtype(port["dtype"]).itemsize) for port in ports]
+    sizes = [(int(port["bytes"]), _alignment(port)) for port in ports]
     blocks, total = _blocks([*sizes, (int(manifest["arena_bytes"]), ALIGNMENT)])
     arguments = "const void *const *, void *const *, void *"
     entries = ", ".join(f"{{{offset}, {size}}}" for offset, size in blocks)
@@ -139,6 +139,11 @@ const monitor_model monitor_the_model = {{
     {len(manifest["steps"])}, blocks, memory, {total},
 }};
 """
+
+
+def _alignment(port: Mapping[str, Any]) -> int:
+    """What an input or output is promised: its element's, or what a test says (quads)."""
+    return int(port.get("alignment") or numpy_dtype(port["dtype"]).itemsize)
 
 
 def _blocks(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:

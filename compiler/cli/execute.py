@@ -33,6 +33,7 @@ def run_command(
 
     from effc.artifact import load_artifact
     from effc.execute import open_executor
+    from effc.executors import run_all
     from effc.samples import Tensor, load_inputs
 
     artifact = load_artifact(path).of_abi(abi)
@@ -46,8 +47,8 @@ def run_command(
         console.progress() as progress,
     ):
         results = []
-        for number, sample in enumerate(data.samples):
-            results.append(executor.run(sample))
+        for number, outputs in enumerate(run_all(executor, data.samples)):
+            results.append(dict(outputs))
             if progress is not None:
                 progress("run", number + 1, len(data.samples))
         used, version = executor.device, executor.variant

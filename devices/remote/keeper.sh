@@ -44,7 +44,7 @@ find "$base/cache" -type f -mtime +7 -exec rm -f {} +
 session=$base/run.$name.$$
 mkdir "$session" "$session/.in" || exit 1
 trap 'end_session "$session"; exit 1' TERM
-echo "$name ready $session"
+printf '\n%s ready %s\n' "$name" "$session"
 while read -r _; do :; done
 end_session "$session"
 echo "$name closed"

@@ -144,6 +144,11 @@ def test_an_emulator_outdoes_all_else() -> None:
     assert codes([measurement(preempted=400)], emulated=True) == ["emulated"]
 
 
+def test_answers_from_two_devices() -> None:
+    other = machine(cpus=machine().cpus[:2], sensors=())
+    assert codes([measurement(), measurement(before=other, after=other)]) == []
+
+
 def test_a_device_that_tells_nothing() -> None:
     nothing = Machine((), (), {}, (), None, None)
     assert codes([measurement(before=nothing, after=nothing)], threads=4) == []

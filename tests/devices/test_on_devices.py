@@ -84,6 +84,8 @@ def test_commands(
         assert len(compared["layers"]) >= 3
 
     call(0, "run", artifact, "--input", tmp_path / "x.npz", "-o", tmp_path / "y.npz", *on)
+    if place.phone is not None:  # all samples in one visit: inputs there, outputs back
+        assert place.phone.services[-7:].count("sync:") == 2
     call(0, "run", artifacts["host"], "--input", tmp_path / "x.npz", "-o", tmp_path / "z.npz")
     y, z = (np.load(tmp_path / name)["probabilities"] for name in ("y.npz", "z.npz"))
     np.testing.assert_allclose(y, z, atol=1e-5)

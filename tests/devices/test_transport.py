@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from places import Place, processes
+from places import Place, need, processes
+from sshd import HOST, Sshd
 
 from effc.devices.address import Address, parse_device
 from effc.devices.process import Finished
@@ -58,6 +61,26 @@ def test_files_and_programs(place: Place, tmp_path: Path) -> None:
     assert (tmp_path / "data.bin").read_bytes() == data
     assert (tmp_path / "echo").read_bytes() == ECHO
     place.assert_clean()
+
+
+def test_talkative_login_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``~/.bashrc`` prints before a command is not taken for its output."""
+    need("sshd", "openssh-server")
+    with Sshd(tmp_path / "server", {"HOME": str(tmp_path)}) as server:
+        (tmp_path / ".bashrc").write_text("echo Welcome; printf 'no end of line'\n")
+        monkeypatch.setenv("PATH", f"{server.path}:{os.environ['PATH']}")
+        lines: list[str] = []
+
+        def job(session: Session) -> Finished:
+            session.push({"echo": ECHO, "in": b"x\n"})
+            session.pull(["in"], tmp_path)
+            return session.run(["echo", "a"], 60, stdin="in", on_line=lines.append)
+
+        done = within(f"ssh:{HOST}", job)
+    assert isinstance(done, Finished)
+    assert done.out == b"<a> \nx\n"
+    assert lines == ["<a> \n", "x\n"]
+    assert (tmp_path / "in").read_bytes() == b"x\n"
 
 
 def test_kept_files_are_pushed_once(place: Place) -> None:
@@ -124,6 +147,31 @@ def test_interrupt(place: Place, number: signal.Signals) -> None:
     process.stdout.close()
     place.assert_clean()
     assert processes(f"sleep\0{LONG}") == []
+
+
+def test_two_at_once(place: Place) -> None:
+    """Sessions on one device leave each other alone."""
+    started = threading.Barrier(3)
+
+    def work(number: int) -> Finished:
+        def job(session: Session) -> Finished:
+            session.push({"echo": ECHO}, keep=True)
+            session.push({"in": str(number).encode()})
+            started.wait(30)
+            done = session.run(["echo"], 60, stdin="in")
+            started.wait(30)
+            return done
+
+        with open_device(place.device) as device:
+            return device.call(job)
+
+    with ThreadPoolExecutor() as pool:
+        results = [pool.submit(work, number) for number in range(2)]
+        started.wait(30)
+        within(place.device, lambda session: None)  # comes and goes meanwhile
+        started.wait(30)
+        assert [r.result().out for r in results] == [b" \n0", b" \n1"]
+    place.assert_clean()
 
 
 def test_dead_keeper(place: Place) -> None:

@@ -123,4 +123,5 @@ def _port(value: Value) -> dict[str, Any]:
         "dtype": value.dtype,
         "shape": shape,
         "bytes": value.type.nbytes,
+        "alignment": 4,  # inside of a model quads are whole words
     }
