@@ -91,9 +91,9 @@ def test_runs_is_timed_and_traced_on_this_machine(artifact: Artifact) -> None:
         traced, _ = tracer.trace({"x": x}, [])
         np.testing.assert_array_equal(outputs, traced["y"])
         assert opened.bench(runs=3, warmup=1).median_ms > 0
-        layers = opened.profile(runs=3, warmup=1)
     with effc.load(artifact) as runner:
         np.testing.assert_array_equal(runner.run({"x": x})["y"], outputs)
+        layers = runner.profile(runs=3, warmup=1)
     with pytest.raises(UsageError, match="cortex-m4"):
         open_executor(artifact, "qemu", None)
     assert [layer.name for layer in layers] == list(dict.fromkeys(artifact.manifest["steps"]))
