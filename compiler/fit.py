@@ -8,7 +8,7 @@ kernels, so there are few of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StripChoice", "fit_in_strips", "in_strips", "strip_choices"]
 
-_TRIES = 6
+_TRIES = 8
 _MOST_STRIPS = 16
 
 Result = TypeVar("Result")
@@ -96,19 +96,21 @@ def fit_in_strips(
         the choice with the smallest estimate, ``None`` if there are no cuts.
     """
     choices = strip_choices(model)
-    for choice in _tries(choices, limit):
+    left = [choice for choice in choices if choice.estimate <= limit]
+    smallest: dict[int, int] = {}  # arena by cut
+    for _ in range(_TRIES):
+        if not left:
+            break
+        choice = left[0]
         result, nbytes = plan(in_strips(model, choice), choice)
         if nbytes <= limit:
             return result, choice
+        # Lower strips help until something else than the strips is the largest step.
+        useless = nbytes >= smallest.get(choice.cut, nbytes + 1)
+        smallest[choice.cut] = nbytes
+        left = [
+            other
+            for other in left[1:]
+            if other.cut != choice.cut or (other.estimate < choice.estimate and not useless)
+        ]
     return None, min(choices, key=lambda c: c.estimate, default=None)
-
-
-def _tries(choices: list[StripChoice], limit: int) -> Iterator[StripChoice]:
-    """Choices in the order of their work, each with a smaller estimate than the one before."""
-    below = limit + 1
-    for _ in range(_TRIES):
-        left = [choice for choice in choices if choice.estimate < below]
-        if not left:
-            return
-        yield left[0]
-        below = left[0].estimate

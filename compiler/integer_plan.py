@@ -21,19 +21,21 @@ from effc.placement import Interval, Problem
 
 __all__ = ["Rows", "choose_segments", "segments", "solve"]
 
-_MOST_BINARIES = 400
-_NODES = 4_000
+_NODES = 2_000
 
 Segment = tuple[int | None, int | None]
 
 
-def solve(problem: Problem, best: dict[str, int], bound: int) -> tuple[dict[str, int], bool]:
+def solve(
+    problem: Problem, best: dict[str, int], bound: int, most: int
+) -> tuple[dict[str, int], bool]:
     """Look for a smaller plan.
 
     Args:
         problem: What is placed.
         best: A valid plan.
         bound: No plan is smaller.
+        most: Choices of a problem that is not too large to try.
 
     Returns:
         The smallest plan found, and whether no plan (at aligned offsets) is smaller.
@@ -43,7 +45,7 @@ def solve(problem: Problem, best: dict[str, int], bound: int) -> tuple[dict[str,
     names = list(problem.reserved())
     position = {name: i for i, name in enumerate(names)}
     choices = [(a, b, segments(ranges, unit, size)) for a, b, ranges in problem.conflicts()]
-    if sum(len(s) for _, _, s in choices) > _MOST_BINARIES:
+    if sum(len(s) for _, _, s in choices) > most:
         return best, False
     if not all(s for _, _, s in choices):
         return best, True

@@ -18,7 +18,7 @@ Plans are made with and without merged roots; where the better one is above the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -31,6 +31,9 @@ from effc.merging import Groups, Pair, pairs_of
 from effc.placement import Problem
 
 __all__ = ["ArenaPlan", "plan_arena"]
+
+_CHOICES = 1_500  # of an integer program, where memory is scarce: seconds
+_CHOICES_OF_LARGE = 400
 
 Slots = Mapping[str, tuple[str, int]]
 
@@ -96,7 +99,8 @@ def plan_arena(
     ]
     problem = Problem(parts, dict(roots), own, pairs, alignment)
     bound = lower_bound(problem, spans)
-    best, proven = _place(problem, {r.name: r for r in regions}, slots, bound.nbytes)
+    most = _CHOICES if serial else _CHOICES_OF_LARGE
+    best, proven = _place(problem, {r.name: r for r in regions}, slots, bound.nbytes, most)
     offsets = {name: best.get(name, 0) for name in roots}
     workspaces = {
         (region.name, name): best[_workspace(region, name)]
@@ -119,24 +123,35 @@ def plan_arena(
 
 
 def _place(
-    problem: Problem, regions: Mapping[str, Region], slots: Slots, bound: int
+    problem: Problem, regions: Mapping[str, Region], slots: Slots, bound: int, most: int
 ) -> tuple[dict[str, int], bool]:
     """Offsets of roots and workspaces, and whether no smaller arena exists."""
     best: dict[str, int] | None = None
-    for merged in (True, False):
-        groups = Groups(problem.parts, problem.roots)
-        groups.merge([p for p in problem.pairs if merged or p.copy], regions, slots)
-        result = plan([*groups.buffers(), *problem.own], problem.alignment)
-        offsets = {buffer.name: result.offsets[buffer.name] for buffer in problem.own}
-        for name in problem.roots:
-            home, shift = groups.home(name)
-            offsets[name] = result.offsets[home] + shift
+    for offsets in _plans(problem, regions, slots):
         if best is None or problem.size(offsets) < problem.size(best):
             best = offsets
         if problem.size(best) <= bound:
             return best, True
     assert best is not None
-    return solve(problem, best, bound)
+    return solve(problem, best, bound, most)
+
+
+def _plans(
+    problem: Problem, regions: Mapping[str, Region], slots: Slots
+) -> Iterator[dict[str, int]]:
+    """Plans by first fit: pairs at the distance at which most is shared, at any, only copies."""
+    for pairs in (problem.pairs, [p for p in problem.pairs if p.copy]):
+        groups = Groups(problem.parts, problem.roots)
+        groups.merge(pairs, regions, slots)
+        result = plan([*groups.buffers(), *problem.own], problem.alignment)
+        offsets = {buffer.name: result.offsets[buffer.name] for buffer in problem.own}
+        for name in problem.roots:
+            home, shift = groups.home(name)
+            offsets[name] = result.offsets[home] + shift
+        yield offsets
+        if pairs is problem.pairs and len(problem.pairs) > sum(p.copy for p in problem.pairs):
+            apart = plan(problem.buffers(), problem.alignment, problem.conflicts()).offsets
+            yield {**dict.fromkeys(problem.pieces(), 0), **apart}
 
 
 def _shared(pairs: Sequence[Pair], offsets: Mapping[str, int]) -> list[tuple[str, str, str]]:

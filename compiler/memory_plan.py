@@ -18,7 +18,7 @@ the same offsets.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Buffer", "MemoryPlan", "Part", "align_up", "plan", "union_bytes"]
@@ -81,12 +81,18 @@ def align_up(value: int, alignment: int) -> int:
     return -(-value // alignment) * alignment
 
 
-def plan(buffers: Sequence[Buffer], alignment: int = 64) -> MemoryPlan:
+def plan(
+    buffers: Sequence[Buffer],
+    alignment: int = 64,
+    conflicts: Iterable[tuple[str, str, Sequence[tuple[int, int]]]] | None = None,
+) -> MemoryPlan:
     """Place buffers in one arena.
 
     Args:
         buffers: What to place; names must be unique.
         alignment: Every offset and the size are multiples of it.
+        conflicts: Per pair of buffers open intervals in which ``offset(second) - offset(first)``
+            must not lie, ascending; by default those where live bytes meet.
 
     Returns:
         The smallest plan found.
@@ -95,7 +101,8 @@ def plan(buffers: Sequence[Buffer], alignment: int = 64) -> MemoryPlan:
     bound = align_up(_lower_bound(padded), alignment)
     offsets = dict.fromkeys((buffer.name for buffer in buffers), 0)
     if padded:
-        best = _Search(padded, alignment).run(bound)
+        pairs = _meetings(padded) if conflicts is None else conflicts
+        best = _Search(padded, alignment, pairs).run(bound)
         offsets.update({b.name: at for b, at in zip(padded, best, strict=True)})
     size = max((offsets[b.name] + b.nbytes for b in padded), default=0)
     return MemoryPlan(offsets, align_up(size, alignment), bound)
@@ -153,23 +160,35 @@ def _forbidden(a: Buffer, b: Buffer) -> list[tuple[int, int]]:
     return merged
 
 
+def _meetings(buffers: Sequence[Buffer]) -> Iterator[tuple[str, str, list[tuple[int, int]]]]:
+    """Pairs of buffers with bytes that live at the same time, see ``plan``."""
+    active: list[Buffer] = []
+    for buffer in sorted(buffers, key=lambda b: b.first):
+        active = [other for other in active if other.last >= buffer.first]
+        for other in active:
+            if ranges := _forbidden(buffer, other):
+                yield other.name, buffer.name, ranges
+        active.append(buffer)
+
+
 class _Search:
     """First-fit placement and local search over its order."""
 
-    def __init__(self, buffers: Sequence[Buffer], alignment: int) -> None:
+    def __init__(
+        self,
+        buffers: Sequence[Buffer],
+        alignment: int,
+        conflicts: Iterable[tuple[str, str, Sequence[tuple[int, int]]]],
+    ) -> None:
         self.buffers = buffers
         self.alignment = alignment
         self.sizes = [b.nbytes for b in buffers]
+        number = {b.name: i for i, b in enumerate(buffers)}
         self.conflicts: list[list[tuple[int, list[tuple[int, int]]]]] = [[] for _ in buffers]
-        by_start = sorted(range(len(buffers)), key=lambda i: buffers[i].first)
-        active: list[int] = []
-        for i in by_start:
-            active = [j for j in active if buffers[j].last >= buffers[i].first]
-            for j in active:
-                if ranges := _forbidden(buffers[i], buffers[j]):
-                    self.conflicts[i].append((j, ranges))
-                    self.conflicts[j].append((i, _forbidden(buffers[j], buffers[i])))
-            active.append(i)
+        for first, second, ranges in conflicts:
+            i, j = number[first], number[second]
+            self.conflicts[j].append((i, list(ranges)))
+            self.conflicts[i].append((j, [(-high, -low) for low, high in reversed(ranges)]))
 
     def run(self, bound: int) -> list[int]:
         """Offsets of the best plan found; stops when its size is at most ``bound``."""

@@ -55,6 +55,15 @@ class Problem:
                 found[name] = kept
         return found
 
+    def buffers(self) -> list[Buffer]:
+        """Roots and workspaces as buffers that are placed one by one."""
+        found = []
+        for name, parts in self.reserved().items():
+            end = max(p.offset + p.nbytes for p in parts)
+            first, last = min(p.first for p in parts), max(p.last for p in parts)
+            found.append(Buffer(name, end, first, last, tuple(parts)))
+        return found
+
     @cached_property
     def _nbytes(self) -> dict[str, int]:
         return {**self.roots, **{b.name: b.nbytes for b in self.own}}

@@ -12,7 +12,7 @@ from conftest import SHARED_DATA
 import effc
 from effc.errors import QualityError
 from effc.execute import open_board
-from effc.fit import fit_in_strips, strip_choices
+from effc.fit import StripChoice, fit_in_strips, strip_choices
 from effc.options import CompileOptions
 from effc.pipeline import compile_model, import_and_simplify
 from effc.samples import Tensor, generate
@@ -87,14 +87,17 @@ def test_least_work_that_fits_is_taken() -> None:
     model = import_and_simplify(RESNET, CompileOptions(target="cortex-m4")).model
     choices = strip_choices(model)
     assert choices == sorted(choices, key=lambda c: (c.extra, c.estimate, c.cut))
-    asked = []
+    asked: list[StripChoice] = []
 
-    def plan(model: object, choice: object) -> tuple[str, int]:
-        asked.append(choice)
-        return "found", 30_000 if len(asked) < 2 else 24_000
+    def plan(_: object, choice: StripChoice) -> tuple[str, int]:
+        asked.append(choice)  # every cut has a floor, the first one too high
+        return "found", 30_000 if choice.cut == first.cut else 24_000
 
+    first = next(c for c in choices if c.estimate <= 28_000)
     found, choice = fit_in_strips(model, 28_000, plan)
     assert found == "found"
-    assert choice is asked[1]
-    assert asked[0] == next(c for c in choices if c.estimate <= 28_000)
-    assert asked[1].estimate < asked[0].estimate
+    assert choice is not None
+    assert choice.cut != first.cut
+    assert asked[0] == first
+    assert [c.extra for c in asked] == sorted(c.extra for c in asked)
+    assert len([c for c in asked if c.cut == first.cut]) <= 2
