@@ -3,10 +3,10 @@
     python benchmarks/accuracy.py ../shared/data [--target host android] [--samples 500]
                                   [--only NAME] [--precision f16] [--calibration N]
 
-Compiles each model, runs it (natively, or under QEMU for Arm targets) on real samples where the
-folder has them and on random ones otherwise, and prints the SNR in dB over all samples of the
-worst output; for 8-bit outputs also the share of equal elements and the largest difference (in
-steps).
+Compiles each model, runs it (natively, or under QEMU for Arm targets) on real samples, of another
+data set if need be, or on random ones where the folder has none of the kind, and prints the SNR
+in dB over all samples of the worst output; for 8-bit outputs also the share of equal elements and
+the largest difference (in steps).
 Classifiers on ``host`` also run ``--samples`` labelled samples: share of equal top-1, and both
 accuracies. Quantized models are compared with ONNX Runtime without optimizations, which computes
 exactly what the model says (optimized, its 8-bit products saturate on x86 CPUs without VNNI).
@@ -163,8 +163,44 @@ CLASSIFIERS: dict[str, Classifier] = {
     "imagenet_mobilenet_v2_1.0_224_int8qdq": bytes_of(imagenet_bytes, lambda x: x),
 }
 
-MOST_RANDOM = 8
-"""Samples for models without data."""
+
+def photographs(size: tuple[int, int], prepare: Callable[[np.ndarray], np.ndarray]) -> Samples:
+    """ImageNet crops as inputs of other models, without their labels.
+
+    Args:
+        size: Width and height.
+        prepare: Makes an input ``[...]`` of RGB pixels ``[height, width, 3]``, float32.
+    """
+
+    def load(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+        images, y = decode(folder / "data/imagenet1000_224_jpeg.npz", count)
+        resized = [image.resize(size, Image.Resampling.BILINEAR) for image in images]
+        arrays = [prepare(np.asarray(image, np.float32)) for image in resized]
+        return np.ascontiguousarray(arrays, np.float32), y
+
+    return load
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    """Of RGB pixels, from 0 to 1 (ITU-R BT.601)."""
+    return image @ np.array([0.299, 0.587, 0.114], np.float32) / np.float32(255)
+
+
+UNLABELLED: dict[str, Samples] = {
+    "coco_fastestdet_352_fp32": photographs(
+        (352, 352), lambda image: unit(image[..., ::-1].transpose(2, 0, 1))
+    ),
+    "face_ultraface_rfb320_fp32": photographs(
+        (320, 240), lambda image: (image.transpose(2, 0, 1) - 127) / 128
+    ),
+    "mlperf_tiny_vww01_mobilenetv1_fp32": photographs((96, 96), unit),
+    "sr_espcn_x3_pytorch_fp32": photographs((224, 224), lambda image: luma(image)[None]),
+    "sr_fsrcnn_x2_fp32": photographs((128, 128), lambda image: luma(image)[..., None]),
+}
+"""Real inputs of models without labelled ones."""
+
+MOST_UNLABELLED = 8
+"""Samples for models without labels."""
 
 CONSTANTS: dict[str, dict[str, int]] = {"audio_silero_vad_16k_fp32": {"sr": 16000}}
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -231,6 +267,8 @@ def inputs_of(
     found, y = {}, None
     if path.stem in CLASSIFIERS:
         found[ports[0].name], y = CLASSIFIERS[path.stem].test(folder, count)
+    elif path.stem in UNLABELLED:
+        found[ports[0].name], _ = UNLABELLED[path.stem](folder, count)
     for port in ports[len(found) :]:
         first, *rest = shapes.get(port.name, tuple(port.shape))
         shape = (count * first, *rest)
@@ -250,7 +288,7 @@ def compare(path: Path, folder: Path, args: argparse.Namespace, target: str, out
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     constants = CONSTANTS.get(path.stem, {})
     first = args.calibration if args.precision != "f32" else 0
-    judged = args.samples if path.stem in CLASSIFIERS else min(args.samples, MOST_RANDOM)
+    judged = args.samples if path.stem in CLASSIFIERS else min(args.samples, MOST_UNLABELLED)
     all_samples = first + judged
     samples, y = inputs_of(path, folder, all_samples, session)
     artifact = effc.compile(

@@ -277,22 +277,20 @@ def time_group(layers: tuple[Layer, ...], target: Target, best: int, int8: bool)
     return ratios
 
 
-def count_group(
-    layers: tuple[Layer, ...], target: Target, best: int, counter: Path, int8: bool
-) -> float:
+def count_group(layers: tuple[Layer, ...], target: Target, args: argparse.Namespace) -> float:
     """Print each layer's instructions per output; returns their sum."""
     total = 0.0
     for layer in layers:
-        region = in_bytes(layer, target) if int8 else layer.region()
+        region = in_bytes(layer, target) if args.int8 else layer.region()
         if region is None:
             continue
         rows = []
-        for template, config, cost in configurations(region, target, best):
+        for template, config, cost in configurations(region, target, args.best):
             kernel = template.build(region, target, config)
             with tempfile.TemporaryDirectory() as folder:
                 program = arm_program(kernel, region, target, Path(folder))
-                command = [sys.executable, str(counter), "exe", str(program), "--json"]
-                command += ["--runs-a", "1", "--runs-b", "2", "--cpu", "a76"]
+                command = [sys.executable, str(args.counter), "exe", str(program), "--json"]
+                command += ["--runs-a", "1", "--runs-b", "2", "--cpu", args.cpu]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(done.stdout + done.stderr)
@@ -316,12 +314,13 @@ def main() -> None:
     parser.add_argument("--counter", type=Path, help="count AArch64 instructions with this script")
     parser.add_argument("--int8", action="store_true")
     parser.add_argument("--target", default="linux-arm64", help="what to count for")
+    parser.add_argument("--cpu", default="a76", help="the counter's name of a processor for it")
     args = parser.parse_args()
     for group in args.groups or LAYERS:
         print(group)
         if args.counter:
             target = get_target(args.target)
-            total = count_group(LAYERS[group], target, args.best, args.counter, args.int8)
+            total = count_group(LAYERS[group], target, args)
             print(f"sum {total / 1e6:.2f} M instructions", flush=True)
         else:
             ratios = time_group(LAYERS[group], get_target("host"), args.best, args.int8)

@@ -75,7 +75,7 @@ def arithmetic_of(op: Op) -> Arithmetic:
         return float_arithmetic(op)
     data = op.inputs[0]
     assert data is not None
-    return Quads(int(op.attrs.get("x_zero", 0)), data.dtype == "int8")
+    return Quads(int(op.attrs.get("x_zero", 0)), data.dtype == "int8", op.narrow)
 
 
 def problem_refusal(region: Region, target: Target) -> str | None:

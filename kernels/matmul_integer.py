@@ -1,11 +1,12 @@
 """``MatMulInteger``: ``y[b, m, n] = bias[n] + sum_k (a[b, m, k] - a_zero) (b[b, k, n] - b_zero)``.
 
-Steps of four k: quads of a row of A, broadcast, times vectors of quads of columns
-(``effc.kernels.quad_arithmetic``). B lies in panels ``[n / panel][k / 4][vector][lane][4]``,
-columns in blocks so that results narrow without a permutation (``effc.kernels.fixed_point``). A
-constant B is packed at compile time; a computed one by a stage of its own into a workspace, as
-int8 (128 is taken off unsigned bytes and their zero point). If 4 does not divide K, the last quad
-overlaps the one before and B is 0 where both are, so nothing is read past a row.
+Steps of four k: quads of a row of A, broadcast, times vectors of quads of columns; or of eight k,
+two rows times two columns (``effc.kernels.matmul_integer_steps``). B lies in panels
+``[n / panel][k / 4][vector][lane][4]``, columns in blocks so that results narrow without a
+permutation (``effc.kernels.fixed_point``). A constant B is packed at compile time; a computed one
+by a stage of its own into a workspace, as int8 (128 is taken off unsigned bytes and their zero
+point). If 4 does not divide K, the last quad overlaps the one before and B is 0 where both are, so
+nothing is read past a row.
 
 Zero points never meet the products:
 ``sum (a - s)(b - t) = sum ab - s * sum b - t * sum a + K * s * t``. Sums of columns are part of
@@ -37,10 +38,13 @@ from effc.kernels.builder import (
     vstore,
 )
 from effc.kernels.columns import NARROW, is_narrow
-from effc.kernels.lanes import pick, uses_lanes
+from effc.kernels.dot_product import has_dot4
 from effc.kernels.matmul_integer_pack import Layout, Packing, packed_vector, packed_weights
+from effc.kernels.matmul_integer_steps import PairSteps, QuadSteps, WordSteps
 from effc.kernels.matmul_problem import Problem, problem_of
 from effc.kernels.quad_arithmetic import Quads
+from effc.kernels.quad_pairs import has_pairs
+from effc.kernels.quads import operand
 from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.strips import reduce_strip
 from effc.kernels.template import Config, Kernel, Stage, Template
@@ -48,8 +52,6 @@ from effc.kernels.template import Config, Kernel, Stage, Template
 __all__ = ["MatMulInteger"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
-
-_UNROLL = 4  # quads per iteration of the loop: one register of A on Arm
 
 
 class MatMulInteger(Template):
@@ -85,6 +87,7 @@ class MatMulInteger(Template):
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
         problem = _problem(region, target)
+        paired = _paired(region, problem, target)
         widest = max(target.vector_bits // 32, 4)
         found: list[tuple[Config, float]] = []
         for lanes in (16, 8, 4):
@@ -92,7 +95,8 @@ class MatMulInteger(Template):
                 continue
             for rows in (1, 2, 3, 4, 5, 6, 7):
                 for groups in (1, 2):
-                    cost = _cost(problem, target, lanes, rows, groups)
+                    layout = Layout(problem.k, problem.n, lanes, groups, paired)
+                    cost = _cost(problem, layout, target, rows)
                     if cost is not None:
                         config = {"lanes": lanes, "rows": rows, "groups": groups}
                         found.append((config, cost))
@@ -103,7 +107,8 @@ class MatMulInteger(Template):
         op = region.anchor
         assert op is not None
         problem = _problem(region, target)
-        layout = Layout(problem.k, problem.n, int(config["lanes"]), int(config["groups"]))
+        paired = _paired(region, problem, target)
+        layout = Layout(problem.k, problem.n, int(config["lanes"]), int(config["groups"]), paired)
         epilogue = _epilogue(region, problem, target, layout)
         return _Builder(region, op, problem, target, layout, int(config["rows"]), epilogue).kernel()
 
@@ -219,11 +224,18 @@ class _Builder:
         def body(*arguments: Any) -> None:
             *buffers, y, begin, end = arguments
             rows = buffers[3] if row_sums else None
-            code = _Code(self, arithmetic, buffers[0], buffers[1], buffers[2], rows)
+            steps = self._steps(arithmetic)(layout, arithmetic, self.target, *buffers[:2])
+            code = _Code(self, steps, buffers[2], rows)
             code.emit((y, buffers[own:]), begin, end)
 
         args = (*refs, *epilogue.args, self.region.outputs[0].name)
         return Stage(stage_func(params, body), args, self.units)
+
+    def _steps(self, arithmetic: Quads) -> type[QuadSteps]:
+        if self.layout.paired:
+            return PairSteps
+        plain = self.target.arch == "aarch64" and not has_dot4(self.target, "int8", 4)
+        return WordSteps if plain and arithmetic.signed and self.op.narrow else QuadSteps
 
     @property
     def row_tiles(self) -> int:
@@ -244,9 +256,7 @@ class _Code:
     """Emits the product."""
 
     plan: _Builder
-    arithmetic: Quads
-    a: Any
-    b: Any
+    steps: QuadSteps
     c: Any
     row_sums: Any
 
@@ -302,19 +312,20 @@ class _Tile:
         plan = self.code.plan
         problem, layout, lanes = plan.problem, plan.layout, plan.layout.lanes
         vectors = 4 * -(-self.columns // (4 * lanes))
-        sums = local(rows * vectors * lanes, "int32")
+        own = self.code.steps.rows(rows)
+        sums = local(own * vectors * lanes, "int32")
         place = bind(self.panel * layout.panel)
         start = bind(self.matrix * layout.padded + place)
         added = [self._row_term(m + i) for i in range(rows)]
         for v in range(vectors):
             bias = bind(vload(self.code.c, start + v * lanes, lanes))
-            for i in range(rows):
-                term = added[i]
+            for i in range(own):
+                term = added[min(i, rows - 1)]
                 value = bias if term is None else bias + splat(term, lanes)
                 vstore(sums, (i * vectors + v) * lanes, value, lanes)
         base = bind((self.matrix * layout.panels + self.panel) * (layout.steps * layout.panel))
         lines = [bind(self.a + (m + i) * problem.k) for i in range(rows)]
-        self._reduce(sums, lines, base, vectors)
+        self.code.steps.emit(sums, lines, base, vectors)
         multipliers = [self._multiplier(place, v) for v in range(vectors)]
         for i in range(rows):
             row = bind(m + i)
@@ -346,47 +357,6 @@ class _Tile:
             return bind(splat(tirx.const(epilogue.scalar, "int32"), lanes))
         return bind(vload(self.buffers[1][-1], place + vector * lanes, lanes))
 
-    def _reduce(self, sums: Any, lines: list[Expr], base: Expr, vectors: int) -> None:
-        layout = self.code.plan.layout
-        trips, left = divmod(layout.k // 4, _UNROLL)
-        if trips:
-            with loop(trips) as trip:
-                self._steps(sums, lines, bind(trip * _UNROLL), _UNROLL, base, vectors)
-        done = trips * _UNROLL
-        for quad in range(done, done + left):
-            self._steps(sums, lines, quad, 1, base, vectors)
-        if layout.k % 4:
-            shifted = [line + (layout.k % 4 - 4) for line in lines]
-            self._steps(sums, shifted, layout.k // 4, 1, base, vectors)
-
-    def _steps(
-        self, sums: Any, lines: list[Expr], quad: Expr, count: int, base: Expr, vectors: int
-    ) -> None:
-        """Add the products of ``count`` quads."""
-        code, layout = self.code, self.code.plan.layout
-        target, lanes = code.plan.target, layout.lanes
-        scalars = [self._quads(line + quad * 4, count) for line in lines]
-        for u in range(count):
-            at = base + (quad + u) * layout.panel
-            for v in range(vectors):
-                w = bind(vload(code.b, at + v * lanes, lanes))
-                for i in range(len(lines)):
-                    where = (i * vectors + v) * lanes
-                    acc = bind(vload(sums, where, lanes))
-                    total = code.arithmetic.multiply_add(
-                        acc, scalars[i][u], w, lanes, target, swapped=True
-                    )
-                    vstore(sums, where, total, lanes)
-
-    def _quads(self, at: Expr, count: int) -> list[Expr]:
-        """Neighbouring quads of A from byte ``at`` on."""
-        if uses_lanes(self.code.plan.target) and count == 4:
-            four = bind(T.reinterpret("int32x4", vload(self.code.a, at, 16)))
-            return [pick(four, [u], 4) for u in range(4)]
-        return [
-            bind(T.reinterpret("int32", vload(self.code.a, at + 4 * u, 4))) for u in range(count)
-        ]
-
 
 def _row_sums(dtype: str, rows: int, k: int, factor: int, target: Target) -> Any:
     """Stage function: ``r[row] = factor * sum of row``."""
@@ -406,17 +376,27 @@ def _row_sums(dtype: str, rows: int, k: int, factor: int, target: Target) -> Any
     return stage_func([("a", dtype, rows * k), ("r", "int32", rows)], body)
 
 
-def _cost(problem: Problem, target: Target, lanes: int, rows: int, groups: int) -> float | None:
+def _paired(region: Region, problem: Problem, target: Target) -> bool:
+    """Whether two rows and columns are multiplied at once; a computed matrix is not packed so."""
+    a, b = operand(region.ops[0], 0), operand(region.ops[0], 1)
+    signed = Quads(0, a.dtype == "int8")
+    return has_pairs(signed, target) and b.const is not None and problem.m > 1 and problem.k > 7
+
+
+def _cost(problem: Problem, layout: Layout, target: Target, rows: int) -> float | None:
     """Rough cycles, or ``None`` for a configuration that makes no sense."""
-    layout = Layout(problem.k, problem.n, lanes, groups)
+    lanes, groups = layout.lanes, layout.groups
     vectors = 4 * groups
+    own = rows + rows % 2 if layout.paired else rows
     if rows > problem.m or (groups > 1 and 4 * lanes >= problem.n):
         return None
-    if rows * vectors + 5 > target.vector_registers and rows * groups > 1:
+    operands = own + 2 if layout.paired else 5
+    if own * vectors + operands > target.vector_registers and rows * groups > 1:
         return None
     rate = 2.0 if lanes == 16 else 1.0
-    per_quad = rows * vectors * rate + 0.5 * (vectors * rate + rows) + 1.0
-    per_quad = max(per_quad, 8.0 / _UNROLL)
+    products = own * vectors * (0.5 if layout.paired else 1.0)
+    per_quad = products * rate + 0.5 * (vectors * rate + own) + 1.0
+    per_quad = max(per_quad, 2.0)
     tile = layout.steps * per_quad + rows * vectors * 9 * rate + 20
     used = -(-problem.n // (4 * lanes)) / groups
     whole, rest = divmod(problem.m, rows)

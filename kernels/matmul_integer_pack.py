@@ -28,12 +28,16 @@ class Layout:
 
     Attributes:
         k, columns: Extents of the matrix.
+        lanes, groups: See above.
+        paired: Whether each vector's quads of two steps lie as two squares of two columns and two
+            quads (lanes are 4).
     """
 
     k: int
     columns: int
     lanes: int
     groups: int
+    paired: bool = False
 
     @property
     def panel(self) -> int:
@@ -51,8 +55,9 @@ class Layout:
 
     @property
     def steps(self) -> int:
-        """Quads of k, the last of which may overlap the one before."""
-        return -(-self.k // 4)
+        """Quads of k, the last of which may overlap the one before; pairs have an even number."""
+        quads = -(-self.k // 4)
+        return quads + quads % 2 if self.paired else quads
 
     @property
     def quads(self) -> int:
@@ -60,7 +65,9 @@ class Layout:
         return self.steps * self.padded
 
     def rows_of(self, quad: int) -> list[int | None]:
-        """The four rows of a quad; ``None`` where it overlaps the one before."""
+        """The four rows of a quad; ``None`` where it overlaps the one before or is none."""
+        if 4 * quad >= self.k:
+            return [None] * 4
         if 4 * quad + 4 <= self.k:
             return list(range(4 * quad, 4 * quad + 4))
         return [row if row >= 4 * quad else None for row in range(self.k - 4, self.k)]
@@ -101,7 +108,7 @@ def packed_vector(values: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def packed_weights(weight: np.ndarray, layout: Layout) -> np.ndarray:
-    """int8 ``[matrices, k, n]`` as int32 ``[matrix][panel][quad][lane]``, flat."""
+    """int8 ``[matrices, k, n]`` as int32 ``[matrix][panel][quad][lane]``, flat; see ``Layout``."""
     quads = np.zeros((len(weight), layout.steps, 4, layout.padded), np.int8)
     for quad in range(layout.steps):
         for i, row in enumerate(layout.rows_of(quad)):
@@ -109,7 +116,11 @@ def packed_weights(weight: np.ndarray, layout: Layout) -> np.ndarray:
                 quads[:, quad, i, : layout.columns] = weight[:, row]
     split = quads.reshape(len(weight), layout.steps, 4, layout.panels, layout.panel)
     ordered = split[..., _order(layout)].transpose(0, 3, 1, 4, 2)
-    return np.ascontiguousarray(ordered).view(np.int32).reshape(-1)
+    packed = np.ascontiguousarray(ordered).view(np.int32).reshape(-1)
+    if not layout.paired:
+        return packed
+    squares = packed.reshape(-1, 2, layout.panel // 4, 2, 2)  # step, vector, two and two columns
+    return np.ascontiguousarray(squares.transpose(0, 2, 3, 4, 1)).reshape(-1)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 ``acc += w0*x0 + w1*x1 + w2*x2 + w3*x3`` is one instruction where the processor has dot products
 (x86 VNNI: unsigned activations by signed weights; Arm: both signed). Without them x86 multiplies
 the even and the odd bytes, widened to 16 bits, by ``pmaddwd``, whose pairs cannot overflow
-(``pmaddubsw`` would saturate); Arm multiplies bytes to 16 bits and adds them up pairwise. The
+(``pmaddubsw`` would saturate); Arm multiplies bytes to 16 bits and adds them up pairwise, the first
+time in 16 bits if no weight is -128. The
 result has the same bits everywhere.
 """
 
@@ -34,6 +35,7 @@ class Quads(Arithmetic):
     Attributes:
         zero_point: Activation that stands for zero.
         signed: Whether activations are ``int8``, otherwise ``uint8``.
+        narrow: Whether no weight is -128.
     """
 
     dtype: ClassVar[str] = "int32"
@@ -43,6 +45,7 @@ class Quads(Arithmetic):
     features: ClassVar[frozenset[str]] = DOT_FEATURES
     zero_point: int
     signed: bool
+    narrow: bool = False
 
     @property
     def fill(self) -> Expr:
@@ -66,7 +69,7 @@ class Quads(Arithmetic):
         if target.arch == "x86_64" and lanes in (4, 8, 16):
             return acc + _by_pairs(data, weights, lanes, self.signed)
         if target.arch == "aarch64" and lanes == 4 and self.signed:
-            return acc + _by_bytes(data, weights)
+            return acc + (_by_pairs_of_bytes if self.narrow else _by_bytes)(data, weights)
         return acc + _plain(data, weights, self.signed)
 
 
@@ -96,14 +99,31 @@ def _by_pairs(data: Expr, weights: Expr, lanes: int, signed: bool) -> Expr:
 
 def _by_bytes(data: Expr, weights: Expr) -> Expr:
     """Arm without dot products: two positions at a time."""
+    pairs = [_neighbours(words) for words in _products(data, weights)]
+    return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.addp.v4i32", *pairs)
+
+
+def _by_pairs_of_bytes(data: Expr, weights: Expr) -> Expr:
+    """The same where sums of two products fit 16 bits; the last step adds to sums (``sadalp``)."""
+    products = _products(data, weights)
+    name = "llvm.aarch64.neon.addp.v8i16"
+    return _neighbours(bind(T.call_llvm_pure_intrin("int16x8", name, *products)))
+
+
+def _products(data: Expr, weights: Expr) -> list[Expr]:
+    """Products of 16 bytes: two vectors of 16 bits."""
     whole = [bind(_bytes(x, 4)) for x in (data, weights)]
-    pairs = []
+    found = []
     for half in (range(8), range(8, 16)):
         x, w = (vm.cast(pick(value, half, 16), "int16") for value in whole)
-        words = bind(x * w)
-        added = T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", words)
-        pairs.append(bind(added))
-    return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.addp.v4i32", *pairs)
+        found.append(bind(x * w))
+    return found
+
+
+def _neighbours(words: Expr) -> Expr:
+    """Sums of two neighbours of 16 bits."""
+    name = "llvm.aarch64.neon.saddlp.v4i32.v8i16"
+    return bind(T.call_llvm_pure_intrin("int32x4", name, words))
 
 
 def _plain(data: Expr, weights: Expr, signed: bool) -> Expr:

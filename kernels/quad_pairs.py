@@ -26,7 +26,17 @@ from effc.kernels.lanes import concat, load_partial
 from effc.kernels.quad_arithmetic import Quads
 from effc.kernels.register_tile import Accumulators, Dense, Operand
 
-__all__ = ["PairedQuads", "contract_pairs", "pack_pairs", "paired", "whole_pairs"]
+__all__ = [
+    "PairedQuads",
+    "as_bytes",
+    "contract_pairs",
+    "has_pairs",
+    "multiply_add_squares",
+    "pack_pairs",
+    "paired",
+    "to_squares",
+    "whole_pairs",
+]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -41,6 +51,11 @@ class PairedQuads(Quads):
     steps: ClassVar[int] = 2
 
 
+def has_pairs(arithmetic: Quads, target: Target) -> bool:
+    """Whether the instruction is there, in all versions: they share packed weights."""
+    return arithmetic.signed and target.arch == "aarch64" and target.promises("i8mm")
+
+
 def paired(arithmetic: Arithmetic, reduction: int, positions: int, target: Target) -> Arithmetic:
     """The arithmetic with pairs of quads where that is worth it, otherwise itself.
 
@@ -48,17 +63,15 @@ def paired(arithmetic: Arithmetic, reduction: int, positions: int, target: Targe
         arithmetic: Of a convolution.
         reduction: Its reduction steps.
         positions: Output positions of an image.
-        target: Has to promise the instruction: versions of a function share packed weights.
+        target: Has to promise the instruction.
     """
     if (
         isinstance(arithmetic, Quads)
-        and arithmetic.signed
-        and target.arch == "aarch64"
-        and target.promises("i8mm")
+        and has_pairs(arithmetic, target)
         and reduction > 1
         and positions >= _FEWEST_POSITIONS
     ):
-        return PairedQuads(arithmetic.zero_point, arithmetic.signed)
+        return PairedQuads(arithmetic.zero_point, arithmetic.signed, arithmetic.narrow)
     return arithmetic
 
 
@@ -98,12 +111,12 @@ def contract_pairs(
         squares = []
         for start, valid in tile.vectors:
             both = [activations(at, start, valid) for at in (first, second)]
-            squares.append([_bytes(half) for half in _zip_quads(*both)])
+            squares.append([as_bytes(half) for half in _zip_quads(*both)])
         for i in range(0, tile.rows, 2):
-            filters = _bytes(bind(vload(weights.buffer, w_offset + 2 * i, _LANES)))
+            filters = as_bytes(bind(vload(weights.buffer, w_offset + 2 * i, _LANES)))
             for v, halves in enumerate(squares):
                 for j, x in enumerate(halves):
-                    acc.set(i + j, v, _multiply_add(acc.get(i + j, v), filters, x))
+                    acc.set(i + j, v, multiply_add_squares(acc.get(i + j, v), filters, x))
 
     def pair(w_offset: Expr, first: Expr) -> None:
         step(w_offset, first, first + positions.step)
@@ -123,8 +136,13 @@ def _turn(acc: Accumulators) -> None:
     for i in range(0, acc.tile.rows, 2):
         for v in range(len(acc.lanes)):
             rows = [bind(acc.get(i + j, v)) for j in (0, 1)]
-            for j, order in enumerate(((0, 1, 4, 5), (2, 3, 6, 7))):
-                acc.set(i + j, v, concat(rows, order))
+            for j, square in enumerate(to_squares(*rows)):
+                acc.set(i + j, v, square)
+
+
+def to_squares(first: Expr, second: Expr) -> list[Expr]:
+    """The lower halves of two vectors of four, and their upper halves; that is its own inverse."""
+    return [concat([first, second], order) for order in ((0, 1, 4, 5), (2, 3, 6, 7))]
 
 
 def _zip_quads(a: Expr, b: Expr) -> list[Expr]:
@@ -132,10 +150,12 @@ def _zip_quads(a: Expr, b: Expr) -> list[Expr]:
     return [concat([a, b], order) for order in ((0, 4, 1, 5), (2, 6, 3, 7))]
 
 
-def _bytes(x: Expr) -> Expr:
+def as_bytes(x: Expr) -> Expr:
+    """Four 32-bit elements as 16 signed bytes."""
     return bind(T.reinterpret("int8x16", x))
 
 
-def _multiply_add(acc: Expr, filters: Expr, positions: Expr) -> Expr:
+def multiply_add_squares(acc: Expr, left: Expr, right: Expr) -> Expr:
+    """``acc[2*i + j] += sum over c < 8 of left[i][c] * right[j][c]``."""
     name = "llvm.aarch64.neon.smmla.v4i32.v16i8"
-    return T.call_llvm_pure_intrin("int32x4", name, acc, filters, positions)
+    return T.call_llvm_pure_intrin("int32x4", name, acc, left, right)

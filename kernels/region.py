@@ -96,6 +96,16 @@ class Op:
         """Structure of the zeros in the weights, see ``sparsity``."""
         return structure(self)
 
+    @cached_property
+    def narrow(self) -> bool:
+        """Whether no constant 8-bit weight is -128: two products with bytes then fit 16 bits."""
+        if self.domain != DOMAIN or self.op_type not in ("ConvInteger", "MatMulInteger"):
+            return False
+        weight = self.inputs[1]
+        if weight is None or weight.const is None or weight.dtype != "int8":
+            return False
+        return int(weight.const.min(initial=0)) > -128
+
 
 @dataclass(eq=False)
 class Region:
@@ -137,8 +147,8 @@ class Region:
     def signature(self) -> str:
         """Text that two regions share if and only if one function can serve both.
 
-        Holds operators, attributes, shapes, dtypes, wiring, baked constants and how sparse
-        weights are; no names and no weight values.
+        Holds operators, attributes, shapes, dtypes, wiring, baked constants, how sparse weights are
+        and whether they are narrow; no names and no weight values.
         """
         ids: dict[int, str] = {}
 
@@ -163,7 +173,8 @@ class Region:
             ins = ",".join(ref(v) for v in op.inputs)
             outs = ",".join(ref(v) for v in op.outputs)
             zeros = f" zeros[{op.zeros.text}]" if op.zeros is not None else ""
-            lines.append(f"{op.domain}:{op.op_type}({ins})->({outs}){{{attrs}}}{zeros}")
+            narrow = " narrow" if op.narrow else ""
+            lines.append(f"{op.domain}:{op.op_type}({ins})->({outs}){{{attrs}}}{zeros}{narrow}")
         lines.append("in=" + ",".join(ref(v) for v in self.inputs))
         lines.append("out=" + ",".join(ref(v) for v in self.outputs))
         return "\n".join(lines)

@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 import effc
 from effc.errors import UsageError
 from effc.execute import open_executor
+from effc.half_analysis import GOAL_DB
 from effc.options import CompileOptions
 
 RNG = np.random.default_rng(7)
@@ -127,6 +128,16 @@ def test_calibration_finds_what_would_overflow() -> None:
     (record,) = [p for p in artifact.manifest["passes"] if p["name"] == "use_half_precision"]
     assert any("n_c1: " in line and "65504" in line for line in record["refused"])
     assert snr(artifact, proto, {"x": calibration(1)["x"]}) > 50
+
+
+def test_calibration_meets_the_goal() -> None:
+    proto = model()
+    artifact = effc.compile(proto, "raspberry-pi-5", precision="f16", calibration=calibration(20))
+    (record,) = [p for p in artifact.manifest["passes"] if p["name"] == "use_half_precision"]
+    assert record["settings"]["expected_db"] >= GOAL_DB
+    assert any("costs too much" in line for line in record["refused"])
+    assert record["applied"]
+    assert snr(artifact, proto, {"x": calibration(1)["x"]}) > GOAL_DB - 2
 
 
 def test_a_recipe_keeps_layers(tmp_path: Path) -> None:

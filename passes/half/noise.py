@@ -3,16 +3,12 @@
 ``NoiseProbe`` holds a float32 model in which every computed value passes a switch, that rounds it
 to float16 and back or not, and in which weights can be replaced. So one session answers for any set
 of rounded values and weights how large the error of the outputs is against their size.
-
-``keep_exact`` finds what must not be rounded to meet a limit: errors of different roundings add
-up nearly as independent ones do, so groups of neighbouring nodes are measured, and the noisiest one
-is halved until it is a single node, which is then kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,13 +17,13 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from effc.errors import ModelError
-from effc.passes.pruning.batching import open_session
+from effc.passes.graph import const
+from effc.passes.pruning.batching import open_session, threads
 
-__all__ = ["EXACT_OPS", "NoiseProbe", "keep_exact", "value_ranges"]
+__all__ = ["NoiseProbe", "roundings", "value_ranges"]
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
-T = TypeVar("T")
 
 EXACT_OPS = frozenset(
     [
@@ -51,6 +47,28 @@ EXACT_OPS = frozenset(
     ]
 )
 """Operators whose results are rounded if their operands are."""
+
+
+def roundings(model: ir.Model) -> dict[str, frozenset[str]]:
+    """Where each float32 value is rounded, by name.
+
+    That is the value itself, or, behind operators whose results are rounded if their operands are,
+    what those began with: rounding it anywhere on the way is the same.
+    """
+    found = {v.name or "": frozenset([v.name or ""]) for v in _float_values(model)}
+    for node in model.graph:
+        if _is_exact(node):
+            read = [found.get(v.name or "", frozenset()) for v in node.inputs if v is not None]
+            found |= {v.name or "": frozenset[str]().union(*read) for v in node.outputs}
+    return found
+
+
+def _is_exact(node: ir.Node) -> bool:
+    if node.op_type == "Clip":
+        bounds = [const(v) for v in node.inputs[1:] if v is not None]
+        with np.errstate(over="ignore"):
+            return all(a is not None and np.array_equal(a, a.astype(np.float16)) for a in bounds)
+    return node.op_type in EXACT_OPS
 
 
 def value_ranges(model: ir.Model, samples: Sequence[Feeds]) -> dict[str, float]:
@@ -93,8 +111,7 @@ class NoiseProbe:
     ) -> None:
         self.samples = samples
         inputs = {v.name for v in model.graph.inputs}
-        exact = {v.name for n in model.graph if n.op_type in EXACT_OPS for v in n.outputs}
-        self.values = [v.name or "" for v in _float_values(model) if v.name not in exact]
+        self.values = sorted(set[str]().union(*roundings(model).values()))
         proto = ir.to_proto(model)
         nodes = list(proto.graph.node)
         del proto.graph.node[:]
@@ -124,20 +141,28 @@ class NoiseProbe:
                 )
         self._session = _plain_session(proto)
         self._expected = [self._run(sample, (), {}) for sample in samples]
-        self._signal = sum(float(np.sum(np.square(a))) for r in self._expected for a in r)
+        signal = sum(float(np.sum(np.square(a))) for r in self._expected for a in r)
+        self._signal = max(signal / len(samples), np.finfo(np.float64).tiny)
 
-    def noise(self, values: Collection[str], replaced: Mapping[str, Array]) -> float:
-        """Error of the outputs, over all samples, as a share of their power.
+    def errors(
+        self,
+        values: Collection[str],
+        replaced: Mapping[str, Array],
+        samples: Sequence[int] | None = None,
+    ) -> Array:
+        """Error of the outputs, per sample, as a share of the mean power of all samples.
 
         Args:
             values: Names of values to round.
             replaced: Other initializers by name.
+            samples: Which; all if None.
         """
-        error = 0.0
-        for sample, expected in zip(self.samples, self._expected, strict=True):
-            for want, have in zip(expected, self._run(sample, values, replaced), strict=True):
-                error += float(np.sum(np.square(want - have)))
-        return error / max(self._signal, np.finfo(np.float64).tiny) if error == error else np.inf
+        found = []
+        for index in range(len(self.samples)) if samples is None else samples:
+            have = self._run(self.samples[index], values, replaced)
+            pairs = zip(self._expected[index], have, strict=True)
+            found.append(sum(float(np.sum(np.square(a - b))) for a, b in pairs))
+        return np.nan_to_num(np.array(found) / self._signal, nan=np.inf)
 
     def _run(
         self, sample: Feeds, values: Collection[str], replaced: Mapping[str, Array]
@@ -149,59 +174,32 @@ class NoiseProbe:
 
 
 def _switch(name: str, source: str, result: str) -> list[onnx.NodeProto]:
-    """Nodes that round ``source`` to float16 if ``name``'s switch is on."""
-    half, wide = f"{name}#half", f"{name}#wide"
-    return [
+    """A node that rounds ``source`` to float16 if ``name``'s switch is on."""
+    half, wide, same = f"{name}#half", f"{name}#wide", f"{name}#same"
+    rounded = [
         helper.make_node("Cast", [source], [half], to=TensorProto.FLOAT16),
         helper.make_node("Cast", [half], [wide], to=TensorProto.FLOAT),
-        helper.make_node("Where", [f"{name}#on", wide, source], [result]),
     ]
+    branches = {
+        "then_branch": _branch(rounded, wide),
+        "else_branch": _branch([helper.make_node("Identity", [source], [same])], same),
+    }
+    return [helper.make_node("If", [f"{name}#on"], [result], **branches)]
+
+
+def _branch(nodes: Sequence[onnx.NodeProto], result: str) -> onnx.GraphProto:
+    output = helper.make_tensor_value_info(result, TensorProto.FLOAT, None)
+    return helper.make_graph(nodes, result, [], [output])
 
 
 def _plain_session(proto: onnx.ModelProto) -> ort.InferenceSession:
     """A session that leaves casts where they are."""
+    ort.set_default_logger_severity(4)  # it warns of initializers that can be replaced
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads()
     options.log_severity_level = 4
     try:
         return ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # its exception types are private
         raise ModelError("ONNX Runtime cannot load the model", got=str(error)[:300]) from error
-
-
-def keep_exact(
-    items: Sequence[T], noise: Callable[[Sequence[T]], float], limit: float
-) -> tuple[list[T], float]:
-    """Items to leave out so that the noise of the others is within a limit.
-
-    Args:
-        items: In an order in which neighbours belong together.
-        noise: Of a set of items.
-        limit: Largest noise.
-
-    Returns:
-        What was left out, and the noise of the rest.
-    """
-    kept: list[T] = []
-    groups = [(noise(items), list(items))]
-    goal = limit
-    while groups:
-        if sum(size for size, _ in groups) <= goal:
-            rest = [item for _, group in groups for item in group]
-            whole = noise(rest)
-            if whole <= limit:
-                return kept, whole
-            goal *= 0.8 * limit / whole if np.isfinite(whole) else 0.5
-            continue
-        worst = max(range(len(groups)), key=lambda i: groups[i][0])
-        size, group = groups.pop(worst)
-        if len(group) == 1:
-            kept += group
-            continue
-        half = len(group) // 2
-        first = noise(group[:half])
-        groups.append((first, group[:half]))
-        # Independent errors add up.
-        second = max(size - first, 0.0) if np.isfinite(size) else noise(group[half:])
-        groups.append((second, group[half:]))
-    return kept, 0.0

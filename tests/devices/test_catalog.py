@@ -32,6 +32,9 @@ FAMILIES = {
     "c",
 }
 
+PARTS = {"android-armv8.2"}
+"""Parts of families: they have a base, but are no device."""
+
 
 def test_families_are_there() -> None:
     assert {e.name for e in list_targets() if e.base is None} == FAMILIES
@@ -58,7 +61,7 @@ def test_every_entry_is_consistent(name: str) -> None:
 
 def test_devices_have_a_chip_with_enough_cores() -> None:
     for entry in list_targets():
-        if entry.base is not None:
+        if entry.base is not None and entry.name not in PARTS:
             assert entry.soc
             assert sum(c.count for c in entry.clusters) >= get_target(entry.name).cores
 
@@ -77,6 +80,16 @@ def test_device_inherits_from_its_family() -> None:
     assert phone.has("dotprod")
     assert not family.has("dotprod")
     assert phone.cpu != family.cpu
+
+
+def test_part_of_a_family_promises_what_variants_have() -> None:
+    part, family = get_target("android-armv8.2"), get_target("android")
+    assert part.abi == family.abi
+    assert part.half_arithmetic
+    assert not family.half_arithmetic
+    assert family.variants
+    assert not part.variants
+    assert targets_of("android", (part.abi,)) == (family,)
 
 
 def test_unknown_name_lists_near_matches() -> None:

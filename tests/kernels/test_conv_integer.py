@@ -41,6 +41,7 @@ def case(
     group: int = 1,
     mask: np.ndarray | None = None,
     seed: int = 0,
+    least: int = -128,
     **attrs: Any,
 ) -> tuple[list[Node], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Nodes, inputs and constants of a ConvInteger with what usually follows."""
@@ -48,8 +49,8 @@ def case(
     low, high = LIMITS[dtype]
     x = rng.integers(low, high + 1, x_shape).astype(dtype)
     x.reshape(-1)[: x.size // 8] = rng.choice([low, high], x.size // 8)
-    w = rng.integers(-128, 128, (cout, x_shape[1] // group, *kernel)).astype(np.int8)
-    w.reshape(-1)[: w.size // 8] = -128
+    w = rng.integers(least, 128, (cout, x_shape[1] // group, *kernel)).astype(np.int8)
+    w.reshape(-1)[: w.size // 8] = least
     if mask is not None:
         w *= mask
     inputs = {"x": to_quads(x, fill=77 if x_zero != 77 else 5)}
@@ -193,6 +194,14 @@ def emulate(
 def test_arm(target: str) -> None:
     dense = {name: (DIRECT, more) for name, more in CASES.items()}
     emulate(dense | {name: (SPARSE, more) for name, more in SPARSE_CASES.items()}, ARM[target])
+
+
+def test_neon_with_narrow_weights() -> None:
+    """Sums of two products in 16 bits, at their limits; another function than with -128."""
+    emulate({name: (DIRECT, more | {"least": -127}) for name, more in CASES.items()}, ARM["neon"])
+    shape = ((1, 8, 5, 5), 8, (1, 1))
+    wide, narrow = (region_of(*case(*shape, least=n), anchored=True)[0] for n in (-128, -127))
+    assert wide.key != narrow.key
 
 
 def test_i8mm() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from emulated import Case, run_emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integer_cases import Node, check, region_of
-from integer_targets import ARM, NATIVE, native
+from integer_targets import ARM, I8MM, NATIVE, native
 
 from effc.kernels.matmul_integer import MatMulInteger
 from effc.kernels.versions import require_same
@@ -38,32 +39,37 @@ def problem(
     dtype: str = "uint8",
     *,
     epilogue: str = "channel",
+    least: int = -128,
     tail: Sequence[Node] = (),
     more: dict[str, np.ndarray] | None = None,
 ) -> Problem:
-    """Extreme values and zero points, and a Requantize unless ``epilogue`` is ``none``."""
+    """Extreme values and zero points, and a Requantize unless ``epilogue`` is ``none``.
+
+    ``least`` is the smallest element of a constant b: kernels may depend on it.
+    """
     rng = np.random.default_rng(a[-1] * b[-1])
     limits = np.iinfo(dtype)
     arrays = {
         "a": rng.integers(limits.min, limits.max + 1, a).astype(dtype),
-        "b": rng.integers(-128, 128, b, np.int8)
+        "b": rng.integers(least, 128, b, np.int8)
         if constant
         else rng.integers(limits.min, limits.max + 1, b).astype(dtype),
     }
     arrays["a"].reshape(-1)[::3] = limits.max
-    arrays["b"].reshape(-1)[::4] = -128 if constant else limits.max
+    arrays["a"][..., : a[-1] // 2] = limits.min
+    arrays["b"].reshape(-1)[::4] = least if constant else limits.max
     inputs, constants = {"a": arrays["a"]}, {"bias": rng.integers(-9999, 9999, b[-1], np.int32)}
     (constants if constant else inputs)["b"] = arrays["b"]
     attrs = {"a_zero": limits.min + 77, "b_zero": 0 if constant else limits.max - 5}
-    product = Node("MatMulInteger", ["a", "b", "bias"], "y" if epilogue == "none" else "p", attrs)
+    matmul = Node("MatMulInteger", ["a", "b", "bias"], "y" if epilogue == "none" else "p", attrs)
     if epilogue == "none":
-        return [product], inputs, constants
+        return [matmul], inputs, constants
     made = factors(np.geomspace(0.0001, 0.004, b[-1] if epilogue == "channel" else 1))
     constants["m"] = made.multiplier
     scaling = {"left": made.left, "right": made.right, "zero": limits.min + 100}
     scaling |= {"low": limits.min, "high": limits.max, "to": 3 if dtype == "int8" else 2}
     last = Node("Requantize", ["p", "m"], "q" if tail else "y", scaling)
-    return [product, last, *tail], {**inputs, **(more or {})}, constants
+    return [matmul, last, *tail], {**inputs, **(more or {})}, constants
 
 
 def judge(name: str, made: Problem, best: int = 1) -> None:
@@ -119,12 +125,14 @@ def test_any_shape(m: int, k: int, n: int, constant: bool, name: str) -> None:
     judge(name, problem((m, k), (k, n), constant))
 
 
-@pytest.mark.parametrize("name", ARM)
+@pytest.mark.parametrize("name", [*ARM, "i8mm"])
 def test_on_arm(name: str) -> None:
-    target, template = ARM[name], MatMulInteger()
+    target, template = {**ARM, "i8mm": I8MM}[name], MatMulInteger()
     cases, wanted = [], []
-    for epilogue, shape in [("none", SHAPES[0]), *(("channel", s) for s in SHAPES)]:
-        nodes, inputs, constants = problem(*shape, "int8", epilogue=epilogue)
+    made = [problem(*SHAPES[0], "int8", epilogue="none")]
+    made += [problem(*shape, "int8") for shape in SHAPES]
+    made += [problem(*shape, "int8", least=-127) for shape in SHAPES if shape[2]]
+    for nodes, inputs, constants in made:
         region, expected = region_of(nodes, inputs, constants, anchored=True)
         config = template.candidates(region, target)[0][0]
         cases.append(Case(template.build(region, target, config), region, inputs))
@@ -133,10 +141,30 @@ def test_on_arm(name: str) -> None:
         np.testing.assert_array_equal(have, want)
 
 
+@settings(max_examples=2, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(*(st.integers(*e) for e in ((2, 9), (8, 40), (2, 70)))), min_size=3, max_size=5
+    )
+)
+def test_any_shape_by_squares(shapes: list[tuple[int, int, int]]) -> None:
+    cases, wanted, template = [], [], MatMulInteger()
+    for m, k, n in shapes:
+        nodes, inputs, constants = problem((m, k), (k, n), True, "int8")
+        region, expected = region_of(nodes, inputs, constants, anchored=True)
+        for config, _ in template.candidates(region, I8MM)[::5]:
+            kernel = template.build(region, I8MM, config)
+            assert "smmla" in str(kernel.stages[-1].func)
+            cases.append(Case(kernel, region, inputs))
+            wanted.append(expected["y"])
+    for have, want in zip(run_emulated(cases, I8MM), wanted, strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
 def test_versions_share_weights_and_work() -> None:
     template = MatMulInteger()
-    for shape in (SHAPES[0], SHAPES[4]):
-        region, _ = region_of(*problem(*shape, "int8"), anchored=True)
+    for shape, least in product((SHAPES[0], SHAPES[4]), (-128, -127)):
+        region, _ = region_of(*problem(*shape, "int8", least=least), anchored=True)
         config = template.candidates(region, ARM["dotprod"])[0][0]
         base, other = (template.build(region, target, config) for target in ARM.values())
         require_same(base, other, "matmul")
