@@ -26,6 +26,8 @@ Expr = Any  # tvm.tirx expressions have no useful static types
 
 _UNROLLED = 4
 """Quads that an iteration moves, where code may be longer."""
+_SINGLE_ELEMENTS = 64
+"""Most single elements that are moved without a loop."""
 
 
 def slots_of(shape: ConvShape, channels: int) -> tuple[int, bool]:
@@ -36,7 +38,16 @@ def slots_of(shape: ConvShape, channels: int) -> tuple[int, bool]:
         channels: Input channels of a group.
     """
     taps = prod(shape.kernel)
-    return (shape.cin * taps, True) if channels >= 4 else (-(-channels * taps // 4), False)
+    whole = in_quads(shape, channels)
+    return (shape.cin * taps, True) if whole else (-(-channels * taps // 4), False)
+
+
+def in_quads(shape: ConvShape, channels: int) -> bool:
+    """Whether inputs are read quad by quad, which lie at multiples of four bytes.
+
+    Quads of a single position may be a view of a model's input, which lies anywhere.
+    """
+    return channels >= 4 and shape.input_positions > 1
 
 
 def column_weights(shape: ConvShape, quads: np.ndarray, channels: int) -> np.ndarray:
@@ -48,10 +59,11 @@ def column_weights(shape: ConvShape, quads: np.ndarray, channels: int) -> np.nda
         channels: Input channels of a group.
     """
     rows = quads.shape[0]
-    if channels >= 4:
+    if in_quads(shape, channels):
         ordered = np.moveaxis(quads, 1, -2).reshape(rows, -1)
         return np.ascontiguousarray(ordered).view(np.int8).reshape(rows, -1, 4)
-    single = quads.reshape(rows, -1).view(np.int8).reshape(rows, -1, 4)[..., :channels]
+    apart = np.moveaxis(quads, 1, -1).reshape(rows, -1, shape.cin)
+    single = np.ascontiguousarray(apart).view(np.int8)[..., :channels]
     flat = single.reshape(rows, -1)
     return np.pad(flat, [(0, 0), (0, -flat.shape[1] % 4)]).reshape(rows, -1, 4)
 
@@ -166,21 +178,37 @@ class Gather:
         self, x: Any, buffer: Any, base: Expr, starts: Sequence[Expr], position: Expr, tested: bool
     ) -> None:
         shape = self.shape
+        # Known places of single elements save most of what it takes to store them.
+        few = 4 * self.columns.slots <= _SINGLE_ELEMENTS
+        unrolled = self.split and not tested and not self.columns.whole and few
 
         def outer(axis: int, place: Expr, row: Expr, valid: list[Expr]) -> None:
             """``place``: taps so far; ``row``: flat index of outer inputs so far."""
             if axis == len(shape.kernel) - 1:
                 self._row(x, buffer, base, (place, row, starts[-1]), position, (valid, tested))
                 return
-            with loop(shape.kernel[axis]) as k:
+
+            def tap(k: Expr) -> None:
                 index = bind(starts[axis] + k * shape.dilations[axis])
                 tests = list(valid)
                 if _may_leave(shape, axis):
                     tests += [index >= 0, index < shape.input[axis]]
-                taps = bind(place * shape.kernel[axis] + k)
-                outer(axis + 1, taps, bind(row * shape.input[axis] + index), tests)
+                taps = place * shape.kernel[axis] + k
+                outer(
+                    axis + 1,
+                    taps if unrolled else bind(taps),
+                    bind(row * shape.input[axis] + index),
+                    tests,
+                )
 
-        outer(0, T.int32(0), T.int32(0), [])
+            if unrolled:
+                for k in range(shape.kernel[axis]):
+                    tap(k)
+            else:
+                with loop(shape.kernel[axis]) as k:
+                    tap(k)
+
+        outer(0, 0 if unrolled else T.int32(0), T.int32(0), [])
 
     def _row(
         self,
@@ -195,9 +223,8 @@ class Gather:
         shape = self.shape
         taps, row, start = where
         valid, tested = tests
-        place = bind(
-            taps * (shape.kernel[-1] * (shape.cin if self.columns.whole else self.channels))
-        )
+        per = shape.cin if self.columns.whole else self.channels
+        place = _named(taps * (shape.kernel[-1] * per))
         first = bind(base + row * shape.input[-1] + start)
         offsets = [first + k * shape.dilations[-1] for k in range(shape.kernel[-1])]
 
@@ -213,7 +240,6 @@ class Gather:
                 inside()
             with T.Else():
                 fill = self.columns.fill(self.zero)
-                per = shape.cin if self.columns.whole else self.channels
                 with loop(shape.kernel[-1] * per) as i:
                     self.columns.put(buffer, bind(place + i), position, fill)
 
@@ -242,9 +268,19 @@ class Gather:
                     put(columns.fill(self.zero))
 
         if not columns.whole:
+            if self.channels > 4:  # of one position: all quads lie behind each other
+                for k, offset in enumerate(offsets):
+                    with loop(self.channels) as c:
+                        at = bind(place + k * self.channels + c)
+                        tap(
+                            k,
+                            lambda offset=offset, c=c: bind(x[offset * 4 + c]),
+                            lambda value, at=at: columns.put(buffer, at, position, value),
+                        )
+                return
             for k, offset in enumerate(offsets):
                 for c in range(self.channels):
-                    at = bind(place + (k * self.channels + c))
+                    at = _named(place + (k * self.channels + c))
                     tap(
                         k,
                         lambda offset=offset, c=c: bind(x[offset * 4 + c]),
@@ -269,6 +305,11 @@ class Gather:
                     quad(bind(group * step + i))
         for q in range(shape.cin // step * step, shape.cin):
             quad(T.int32(q))
+
+
+def _named(value: Expr) -> Expr:
+    """A Python number as a constant, anything else evaluated once."""
+    return tirx.const(value, "int32") if isinstance(value, int) else bind(value)
 
 
 def _may_leave(shape: ConvShape, axis: int) -> bool:

@@ -8,7 +8,9 @@ a tile walks it with one addition per slot. All pairs of the ``rows`` filters wa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -21,12 +23,39 @@ from effc.kernels.conv_shape import ConvShape
 from effc.kernels.inline_assembly import Routine
 from effc.kernels.sparse_pack import pack_tiles
 
-__all__ = ["AllProducts", "KeptProducts", "Products"]
+__all__ = ["SLOT_BYTES", "AllProducts", "KeptProducts", "Products", "kept_slots"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
-_SLOT = 16
-"""Bytes of a slot in the columns of two positions."""
+SLOT_BYTES = 16
+"""Of a slot in the columns of two positions."""
+
+
+def kept_slots(
+    shape: ConvShape, quads: np.ndarray, rows: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Per ``rows`` filters: the slots that any of them keeps, and their weights.
+
+    There is at least one slot, if only with zeros.
+
+    Args:
+        shape: In quads; a single group.
+        quads: Weights, int32 ``[cout, cin, *kernel]``.
+        rows: An even number.
+
+    Yields:
+        int64 ``[slots]`` in ascending order, int32 ``[rows / 2, slots, 2]``.
+    """
+    filters = quads.reshape(1, shape.cout, shape.cin, prod(shape.kernel))
+    packed = pack_tiles(filters, rows, 1)
+    width = shape.kernel[-1]
+    slots = (packed.taps // width * shape.cin + packed.channels) * width + packed.taps % width
+    for begin, end in pairwise(packed.starts):
+        order = begin + np.argsort(slots[begin:end])
+        kept, words = slots[order], packed.values[order, 0]
+        if not order.size:
+            kept, words = np.zeros(1, np.int64), np.zeros((1, rows), np.int32)
+        yield kept.astype(np.int64), words.reshape(-1, rows // 2, 2).swapaxes(0, 1)
 
 
 class Products(ABC):
@@ -115,18 +144,11 @@ class KeptProducts(Products):
     def __init__(
         self, columns: PairColumns, shape: ConvShape, quads: np.ndarray, rows: int, unroll: int
     ) -> None:
-        filters = quads.reshape(1, shape.cout, shape.cin, prod(shape.kernel))
-        packed = pack_tiles(filters, rows, 1)
-        width = shape.kernel[-1]
-        slots = (packed.taps // width * shape.cin + packed.channels) * width + packed.taps % width
         lists, values, starts = [], [], [0]
-        for begin, end in zip(packed.starts[:-1], packed.starts[1:], strict=True):
-            order = begin + np.argsort(slots[begin:end])
-            kept = slots[order] if order.size else np.zeros(1, np.int64)
-            pairs = packed.values[order, 0] if order.size else np.zeros((1, rows), np.int32)
-            lists.append(np.diff(kept, prepend=0) * _SLOT)
-            values.append(pairs.reshape(-1, rows // 2, 2).swapaxes(0, 1).reshape(-1))
-            starts.append(starts[-1] + len(kept))
+        for slots, words in kept_slots(shape, quads, rows):
+            lists.append(np.diff(slots, prepend=0) * SLOT_BYTES)
+            values.append(words.reshape(-1))
+            starts.append(starts[-1] + len(slots))
         self._pairs, self._unroll, self.quads = rows // 2, unroll, rows // TILE
         self.weights = {
             "w": np.concatenate(values),

@@ -120,11 +120,16 @@ class PairColumns(Columns):
     """Pairs of 16 bits: per slot and position two words, elements 0, 2 and 1, 3.
 
     Single elements come in order, and the bytes of their weights change places instead.
+
+    Attributes:
+        lead: Words before the columns that are left to assembly.
     """
+
+    lead: int = 0
 
     @property
     def buffer(self) -> tuple[str, int]:
-        words = 2 * self.positions * self.slots
+        words = self.lead + 2 * self.positions * self.slots
         return ("int32", words) if self.whole else ("int16", 2 * words)
 
     @property
@@ -133,13 +138,13 @@ class PairColumns(Columns):
 
     def put(self, buffer: Any, place: Expr, position: Expr, value: Expr) -> None:
         if self.whole:
-            at = bind((place * self.positions + position) * 2)
+            at = bind((place * self.positions + position) * 2 + self.lead)
             T.buffer_store(buffer, columns_arm.widened(value, 0), [at])
             T.buffer_store(buffer, columns_arm.widened(value, 8), [at + 1])
             return
-        at = place
+        at = place + 2 * self.lead
         if self.positions == 2:
-            at = place + tirx.bitwise_and(place, tirx.const(-4, "int32")) + position * 4
+            at = at + tirx.bitwise_and(place, tirx.const(-4, "int32")) + position * 4
         T.buffer_store(buffer, T.Cast("int16", value), [at])
 
     def pack(self, weights: np.ndarray) -> np.ndarray:

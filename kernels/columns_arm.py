@@ -15,6 +15,8 @@ from effc.kernels.builder import T, bind
 from effc.kernels.inline_assembly import Routine
 
 __all__ = [
+    "filters",
+    "filters_listed",
     "pair",
     "pairs",
     "pairs_listed",
@@ -69,6 +71,114 @@ def pairs(positions: int, slots: int, unroll: int) -> Routine:
 
 
 @cache
+def filters(slots: int, unroll: int, plane: int, right: int, rolled: bool) -> Routine:
+    """All filters at two positions, requantized and stored.
+
+    Operands: the stream (per two filters: biases, weights of all slots, multipliers), the columns,
+    with four words before them that are used here, the first outputs of either position, half and
+    zero point together, and how often the outer loop runs: the number of quads of filters, if
+    ``rolled`` of pairs.
+
+    Args:
+        slots, unroll: Slots, and how many of them an iteration takes.
+        plane: Bytes from a quad of filters to the next one in the output.
+        right: Shift of the Requantize.
+        rolled: Whether the pairs of a quad share code.
+    """
+    loops, rest = divmod(slots, unroll)
+    body = _slot(2, "ldrd {x0}, {x1}, [{x}], #8")
+    products = body * slots
+    if loops > 1:
+        products = [f"movw {{n}}, #{loops}", "1:", *body * unroll, "subs {n}, #1", "bne 1b"]
+        products += body * rest
+    lines = ["strd {x0}, {x1}, [{x}, #-16]", "strd {l0}, {l1}, [{x}, #-8]", "0:"]
+    for pair in range(1 if rolled else 2):
+        lines += [*_BIASES, *products, f"movw {{n}}, #{16 * slots}", "sub {x}, {n}"]
+        lines += _stored(pair, right)
+    lines += [*_next_outputs(plane, rolled), "bne 0b"]
+    return Routine(
+        f"effc_filters_{slots}_{unroll}_{plane}_{right}_{rolled:d}",
+        (),
+        ("w", "x", "x0", "x1"),
+        ("l0", "l1"),
+        ("a0", "a1", "a2", "a3", "w0", "w1", "n"),
+        "\n".join(lines),
+    )
+
+
+@cache
+def filters_listed(quads: int, unroll: int, plane: int, right: int, rolled: bool) -> Routine:
+    """As ``filters``, of listed slots.
+
+    Operands: as ``filters``, with six words before the columns, and behind the columns the
+    lists. A list of int16 has the number of slots, the bytes to go on from slot to slot,
+    and the bytes back to the first one.
+
+    Args:
+        quads: Quads of filters that share a list.
+        unroll: Slots per iteration, 1 or 2.
+        plane, right, rolled: As ``filters``.
+    """
+    share = 2 * quads if rolled else quads
+    start = ["strd {x0}, {x1}, [{x}, #-16]", "strd {l0}, {l1}, [{x}, #-8]"]
+    start += ["str {l}, [{x}, #-20]", f"movw {{n}}, #{share}", "str {n}, [{x}, #-24]", "0:"]
+    lines = start
+    for pair in range(1 if rolled else 2):
+        lines += ["ldr {l}, [{x}, #-20]", *_BIASES, "ldrsh {n}, [{l}], #2"]
+        lines += [*_listed(unroll), "ldrsh {x0}, [{l}], #2", "add {x}, {x0}"]
+        lines += _stored(pair, right)
+    lines += ["ldr {n}, [{x}, #-24]", "subs {n}, #1", "itt eq", "streq {l}, [{x}, #-20]"]
+    lines += [f"moveq {{n}}, #{share}", "str {n}, [{x}, #-24]"]
+    lines += [*_next_outputs(plane, rolled), "bne 0b"]
+    return Routine(
+        f"effc_filters_listed_{quads}_{unroll}_{plane}_{right}_{rolled:d}",
+        (),
+        ("w", "x", "l", "x0", "x1"),
+        ("l0", "l1"),
+        ("a0", "a1", "a2", "a3", "w0", "w1", "n"),
+        "\n".join(lines),
+    )
+
+
+_BIASES = ("ldrd {a0}, {a2}, [{w}], #8", "mov {a1}, {a0}", "mov {a3}, {a2}")
+
+
+def _stored(pair: int, right: int) -> list[str]:
+    """Sums of two filters at two positions, requantized, into half a quad."""
+    lines = ["ldrd {w0}, {w1}, [{w}], #8", "ldrd {x0}, {x1}, [{x}, #-16]"]
+    lines.append("ldrd {l0}, {l1}, [{x}, #-8]")
+    for filter_ in range(2):
+        for position in range(2):
+            total = f"{{a{2 * filter_ + position}}}"
+            lines += [
+                f"smmla {total}, {total}, {{w{filter_}}}, {{l0}}",
+                f"ssat {total}, #8, {total}, asr #{right}",
+                f"strb {total}, [{{x{position}}}, #{2 * pair + filter_}]",
+            ]
+    return lines
+
+
+def _next_outputs(plane: int, rolled: bool) -> list[str]:
+    """Outputs of the next quad or pair of filters; the flags say whether there is one."""
+    step = plane - 2 if rolled else plane
+    low, high = step & 0xFFFF, step >> 16
+    lines = ["subs {l1}, #1", f"movw {{n}}, #{low}", *([f"movt {{n}}, #{high}"] if high else [])]
+    if rolled:  # behind the first pair of a quad an odd number is left
+        lines += ["tst {l1}, #1", "it ne", "movne {n}, #2"]
+    lines += ["add {x0}, {n}", "add {x1}, {n}", "strd {x0}, {x1}, [{x}, #-16]"]
+    return [*lines, "str {l1}, [{x}, #-4]", "cmp {l1}, #0"]
+
+
+def _listed(unroll: int) -> list[str]:
+    """Products over ``n`` listed slots."""
+    step = ["ldrsh {x0}, [{l}], #2", "add {x}, {x0}", *_slot(2, "", listed=True)]
+    lines = []
+    if unroll == 2:
+        lines = ["lsrs {n}, {n}, #1", "bcc 1f", *step, "cmp {n}, #0", "beq 2f"]
+    return [*lines, "1:", *step * unroll, "subs {n}, #1", "bne 1b", "2:"]
+
+
+@cache
 def single_bytes() -> Routine:
     """Products of two positions by two filters on Armv6-M, a byte at a time.
 
@@ -117,13 +227,8 @@ def pairs_listed(unroll: int) -> Routine:
     Args:
         unroll: Slots per iteration, 1 or 2.
     """
-    step = ["ldrsh {x0}, [{l}], #2", "add {x}, {x0}", *_slot(2, "", listed=True)]
-    lines = []
-    if unroll == 2:
-        lines = ["lsrs {n}, {n}, #1", "bcc 1f", *step, "cmp {n}, #0", "beq 2f"]
-    lines += ["1:", *step * unroll, "subs {n}, #1", "bne 1b", "2:"]
     sums = tuple(f"a{i}" for i in range(4))
-    pointers, numbers, text = ("w", "x", "l"), ("n",), "\n".join(lines)
+    pointers, numbers, text = ("w", "x", "l"), ("n",), "\n".join(_listed(unroll))
     name = f"effc_listed_{unroll}"
     return Routine(name, sums, pointers, numbers, _REGISTERS, text, places=_places(2))
 
@@ -197,9 +302,8 @@ def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right
     """Rows of outputs of one channel of a depthwise kernel, three taps wide, requantized.
 
     Operands: the first input (rows of pairs of 16 bits), the first output (a byte in every
-    fourth), and the words bias, multiplier, half and zero point together, rows (counted
-    down) and one that it uses itself; then, per row of the kernel, its taps as the pairs ``0, 1``
-    and ``1, 2``.
+    fourth), five words that are used here, bias, multiplier, half and zero point together, number
+    of rows; then, per row of the kernel, its taps as the pairs ``0, 1`` and ``1, 2``.
 
     Args:
         height: Rows of the kernel.
@@ -211,7 +315,7 @@ def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right
     pairs, odd = divmod(outputs, 2)
     down, stride = strides
     step = 4 * stride
-    lines = ["0:"]
+    lines = ["strd {a0}, {a1}, [{c}]", "strd {x0}, {x1}, [{c}, #8]", "0:"]
     if pairs:
         lines += [f"add {{x0}}, {{y}}, #{8 * pairs}", "str {x0}, [{c}, #16]", "1:"]
         lines += ["ldr {a0}, [{c}]", "mov {a1}, {a0}"]
@@ -230,8 +334,8 @@ def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right
         f"effc_plane{height}_{down}_{stride}_{pitch}_{outputs}_{right}",
         (),
         ("x", "y", "c"),
-        (),
         ("a0", "a1", "x0", "x1"),
+        (),
         "\n".join(lines),
         inputs=tuple(f"w{i}" for i in range(2 * height)),
     )

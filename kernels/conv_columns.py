@@ -13,13 +13,24 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
+
 from effc.devices.target import Target
+from effc.kernels.column_filters import (
+    AllInAssembly,
+    AssembledFilters,
+    Filters,
+    KeptInAssembly,
+    TileFilters,
+    finish_for,
+)
 from effc.kernels.column_gather import Gather, column_weights, slots_of
 from effc.kernels.column_products import AllProducts, KeptProducts, Products
-from effc.kernels.column_stage import ColumnStage, finish_for
-from effc.kernels.columns import Columns, PairColumns, columns_for, is_narrow, unrolls
+from effc.kernels.column_stage import ColumnStage
+from effc.kernels.columns import TILE, Columns, PairColumns, columns_for, is_narrow, unrolls
 from effc.kernels.conv_problem import ConvProblem, problem_refusal
 from effc.kernels.conv_shape import ConvShape
+from effc.kernels.fixed_point import Scaling, sole_scaling
 from effc.kernels.overlap import Shifts, all_planes, overlap, quad_bytes
 from effc.kernels.quads import operand
 from effc.kernels.region import DOMAIN, Region
@@ -28,6 +39,9 @@ from effc.kernels.template import Config, Kernel, Template
 from effc.kernels.window import window_axes
 
 __all__ = ["ColumnConv", "SparseColumnConv"]
+
+Factors = tuple[np.ndarray, np.ndarray]
+"""Biases and multipliers, int32, one of each per filter."""
 
 _LISTED_STEP = 18 / 16
 """Instructions per product of a listed slot; one in a row of all of them needs 0.94."""
@@ -68,20 +82,45 @@ class ColumnConv(Template):
         op = region.anchor
         assert op is not None
         problem = ConvProblem.of(region, target)
+        assert problem.bias is not None
         shape, channels = problem.shape, operand(op, 1).shape[1]
         slots, whole = slots_of(shape, channels)
-        unroll = int(config["unroll"])
+        unroll, split = int(config["unroll"]), bool(config["split"])
         positions = self.positions(shape)
         columns = columns_for(target, slots, positions, whole=whole, unroll=unroll)
-        split = bool(config["split"])
+        filters: Filters
+        scaling, multipliers = sole_scaling(region), _multipliers(region, shape)
+        if (
+            isinstance(columns, PairColumns)
+            and positions == 2
+            and scaling is not None
+            and multipliers is not None
+        ):
+            factors = problem.bias, multipliers
+            filters = self.assembled(
+                problem, columns, channels, (factors, scaling, not split), config
+            )
+            columns = filters.columns
+        else:
+            products = self.products(problem, columns, channels, config)
+            finish = finish_for(region, shape, target)
+            filters = TileFilters(shape, columns, products, problem.bias, finish, rolled=not split)
         gather = Gather(shape, columns, channels, int(op.attrs["x_zero"]), split)
-        products = self.products(problem, columns, channels, config)
-        finish = finish_for(region, shape, target)
-        assert problem.bias is not None
-        stage = ColumnStage(shape, columns, products, gather, finish, rolled=not split)
         shifts = _shifts(region, shape) if target.serial else ()
         overlaps = overlap(region, operand(op, 0), shifts)
-        return stage.kernel(region, problem.data, problem.bias, overlaps)
+        return ColumnStage(shape, columns, gather, filters).kernel(region, problem.data, overlaps)
+
+    def assembled(
+        self,
+        problem: ConvProblem,
+        columns: PairColumns,
+        channels: int,
+        how: tuple[Factors, Scaling, bool],
+        config: Config,
+    ) -> AssembledFilters:
+        """All filters in assembly; ``how``: with which epilogue, and whether they share code."""
+        weights = column_weights(problem.shape, problem.weight, channels)
+        return AllInAssembly(columns, problem.shape, *how, weights)
 
     def positions(self, shape: ConvShape) -> int:
         """Positions of a tile."""
@@ -131,12 +170,34 @@ class SparseColumnConv(ColumnConv):
     def positions(self, shape: ConvShape) -> int:
         return 2
 
+    def assembled(
+        self,
+        problem: ConvProblem,
+        columns: PairColumns,
+        channels: int,
+        how: tuple[Factors, Scaling, bool],
+        config: Config,
+    ) -> AssembledFilters:
+        rows = int(config["rows"])
+        return KeptInAssembly(columns, problem.shape, *how, problem.weight, rows)
+
     def products(
         self, problem: ConvProblem, columns: Columns, channels: int, config: Config
     ) -> Products:
         assert isinstance(columns, PairColumns)
         rows, unroll = int(config["rows"]), int(config["unroll"])
         return KeptProducts(columns, problem.shape, problem.weight, rows, unroll)
+
+
+def _multipliers(region: Region, shape: ConvShape) -> np.ndarray | None:
+    """Of a Requantize behind the convolution: int32, one per filter; ``None`` if they are more."""
+    if not region.epilogue or len(region.epilogue[0].inputs) < 2:
+        return None
+    found = operand(region.epilogue[0], 1).const
+    full = (shape.groups * shape.cout // TILE, *(1,) * len(shape.output), TILE)
+    if found is None or np.broadcast_shapes(found.shape, full) != full:
+        return None
+    return np.ascontiguousarray(np.broadcast_to(found, full)).astype(np.int32).reshape(-1)
 
 
 def _shifts(region: Region, shape: ConvShape) -> Shifts:

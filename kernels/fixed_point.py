@@ -19,6 +19,7 @@ from effc.devices.target import Target
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import T, bind, splat
 from effc.kernels.lanes import concat
+from effc.kernels.region import DOMAIN, Region
 
 __all__ = [
     "ROOM",
@@ -29,6 +30,7 @@ __all__ = [
     "requantize",
     "saturating_shift",
     "scale",
+    "sole_scaling",
 ]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
@@ -58,6 +60,16 @@ class Scaling:
         """Read the attributes of an operator; ``x_zero`` and ``left`` may be missing."""
         given = {"x_zero": 0, "left": 0, **attrs}
         return cls(*(int(given[k]) for k in ("x_zero", "left", "right", "zero", "low", "high")))
+
+
+def sole_scaling(region: Region) -> Scaling | None:
+    """The Requantize that is all of a region's epilogue, if it clamps to nothing but int8."""
+    if [(op.domain, op.op_type) for op in region.epilogue] != [(DOMAIN, "Requantize")]:
+        return None
+    scaling = Scaling.of(region.epilogue[0].attrs)
+    plain = scaling.left == scaling.x_zero == 0 and scaling.right <= ROOM
+    signed = region.outputs[0].dtype == "int8"
+    return scaling if plain and signed and (scaling.low, scaling.high) == (-128, 127) else None
 
 
 def blocked(vectors: int, lanes: int) -> list[int]:

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +117,18 @@ def _run(
     return found, layers
 
 
+def _in_quads(value: Value) -> bool:
+    """Whether a tensor is quads of several positions: those lie at multiples of four bytes."""
+    shape = value.shape
+    return len(shape) > 3 and shape[-1] == 4 and prod(shape[2:-1]) > 1 and value.dtype == "int8"
+
+
 def _port(value: Value) -> dict[str, Any]:
-    shape = list(value.shape)
+    """A manifest's entry; inside of a model quads of several positions are whole words."""
     return {
         "name": value.name,
         "dtype": value.dtype,
-        "shape": shape,
+        "shape": list(value.shape),
         "bytes": value.type.nbytes,
-        "alignment": 4,  # inside of a model quads are whole words
+        "alignment": 4 if _in_quads(value) else np.dtype(value.dtype).itemsize,
     }

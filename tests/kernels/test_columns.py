@@ -55,8 +55,11 @@ def test_convolutions_on_boards(core: str, optimize: str) -> None:
     if optimize == "size":
         specs = specs[::3]
     target = replace(get_target(core), optimize=optimize)
-    results = run_on_board([conv_case(**spec) for spec in specs], ColumnConv(), target)
-    agree(results, [spec["cout"] for spec in specs])
+    problems = [conv_case(**spec) for spec in specs]
+    alone = [spec for spec in specs if spec.get("requantize", True) and "residual" not in spec]
+    problems += [full_range(conv_case(**spec)) for spec in alone]
+    results = run_on_board(problems, ColumnConv(), target)
+    agree(results, [spec["cout"] for spec in (*specs, *alone)])
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -115,9 +118,12 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(st.lists(convolutions(), min_size=8, max_size=8), st.sampled_from(CORES))
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_any_convolution(specs: list[dict[str, Any]], core: str) -> None:
-    results = run_on_board([conv_case(**s) for s in specs], ColumnConv(), get_target(core))
+    problems = [
+        conv_case(**spec) if spec["residual"] else full_range(conv_case(**spec)) for spec in specs
+    ]
+    results = run_on_board(problems, ColumnConv(), get_target(core))
     agree(results, [spec["cout"] for spec in specs])
 
 
@@ -154,7 +160,8 @@ def test_kept_blocks_on_boards(optimize: str) -> None:
     target = replace(get_target("cortex-m4"), optimize=optimize)
     for spec in LISTED.values():
         for rows in (4, 8, 16):
-            problems.append(sparse_case(**{**spec, "dtype": "int8"}))
+            problem = sparse_case(**{**spec, "dtype": "int8"})
+            problems.append(problem if "residual" in spec else full_range(problem))
             configs.append(
                 {"unroll": 1 + (optimize != "size"), "split": optimize != "size", "rows": rows}
             )
@@ -165,15 +172,16 @@ def test_kept_blocks_on_boards(optimize: str) -> None:
 def test_filters_without_any_weight() -> None:
     mask = np.ones((24, 16, 1, 1), np.int8)
     mask[:8] = mask[12:20] = 0
-    problem = conv_case(x_shape=(1, 16, 5, 5), cout=24, kernel=(1, 1), mask=mask)
-    agree(run_on_board([problem], SparseColumnConv(), get_target("cortex-m4")), [24])
+    shape = {"x_shape": (1, 16, 5, 5), "cout": 24, "kernel": (1, 1), "mask": mask}
+    problems = [conv_case(**shape), full_range(conv_case(**shape))]
+    agree(run_on_board(problems, SparseColumnConv(), get_target("cortex-m4")), [24, 24])
 
 
 def test_a_quarter_of_the_blocks_in_less_than_half_the_instructions() -> None:
     shape = {"x_shape": (1, 64, 8, 8), "cout": 64, "kernel": (3, 3), "pads": (1, 1, 1, 1)}
-    kept = sparse_case(**shape, block=(8, 4), density=0.25, dtype="int8")
+    kept = full_range(sparse_case(**shape, block=(8, 4), density=0.25, dtype="int8"))
     target = get_target("cortex-m4")
-    (dense,) = run_on_board([conv_case(**shape)], ColumnConv(), target)
+    (dense,) = run_on_board([full_range(conv_case(**shape))], ColumnConv(), target)
     (sparse,) = run_on_board([kept], SparseColumnConv(), target)
     np.testing.assert_array_equal(sparse.got, sparse.want)
     assert sparse.instructions <= 0.4 * dense.instructions

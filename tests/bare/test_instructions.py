@@ -1,0 +1,36 @@
+"""What networks need on microcontrollers: instructions and code, all exact."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import SHARED_DATA
+
+import effc
+from effc.bare.board import BoardExecutor
+
+LIMITS = {  # per multiply-accumulate of the dense network; bytes of code
+    ("ic01_resnet8", "cortex-m4", "balanced"): (1.15, 20_000),
+    ("kws01_dscnn", "cortex-m4", "balanced"): (1.32, 15_000),
+    ("kws01_dscnn", "cortex-m4", "size"): (1.47, 8_000),
+    ("kws01_dscnn", "cortex-m55", "balanced"): (0.45, 9_000),
+    ("vww01_mobilenetv1", "cortex-m4", "size"): (1.30, 16_000),
+}
+
+
+@pytest.mark.parametrize(("name", "target", "optimize"), LIMITS)
+def test_instructions_and_code(name: str, target: str, optimize: str, tmp_path: Path) -> None:
+    path = SHARED_DATA / "models" / f"mlperf_tiny_{name}_int8.onnx"
+    if not path.exists() or shutil.which("qemu-system-arm") is None:
+        pytest.skip(f"no {path}, or no qemu-system-arm (tools/install-system-packages.sh)")
+    artifact = effc.compile(
+        path, target=target, output=tmp_path / "m", name="m", optimize=optimize, verify=False
+    )
+    manifest = artifact.manifest
+    with BoardExecutor(artifact.library, manifest) as board:
+        instructions, _ = board.count()
+    per_mac, code = LIMITS[name, target, optimize]
+    assert instructions <= per_mac * sum(layer["macs"] for layer in manifest["layers"])
+    assert manifest["flash_bytes"] - manifest["weights_bytes"] <= code
