@@ -104,13 +104,48 @@ class ToQuadsTemplate(Template):
                         )
                         vstore(out, (unit * plane + at) * 4, value, 4 * width)
 
-                    each_vector(plane, lanes, vector)
+                    whole = 0
+                    if last and _in_words(region, target, channels):
+                        whole = plane // 4
+                        with loop(whole) as group:
+                            _four_positions(source, base + group * 12, out, group * 16, fill)
+                    each_vector(plane - 4 * whole, lanes, lambda at, n: vector(at + 4 * whole, n))
 
                 _by_remainder(quad, quads, channels, emit)
 
         args = (x.name, *epilogue.args, region.outputs[0].name)
         stage = Stage(stage_func(params, body), args, batch * quads)
         return Kernel((stage,), epilogue.weights, inplace=epilogue.inplace)
+
+
+def _in_words(region: Region, target: Target, channels: int) -> bool:
+    """Whether three bytes per position become quads by shifts of words.
+
+    That is less than moving bytes where lanes of vectors are moved one by one; words must be
+    readable at any address (not so on Armv6-M).
+    """
+    data = operand(region.ops[0], 0)
+    plain = len(region.ops) == 1 and data.shape[0] == 1 and data.dtype in ("int8", "uint8")
+    return plain and channels == 3 and target.arch == "thumb" and target.has("dsp")
+
+
+def _four_positions(source: Any, at: Expr, out: Any, to: Expr, fill: Expr) -> None:
+    """Twelve bytes as four quads: three words, cut anew."""
+
+    def const(value: int) -> Expr:
+        return tirx.const(value, "uint32")
+
+    words = [bind(T.reinterpret("uint32", vload(source, at + 4 * i, 4))) for i in range(3)]
+    last = const((int(fill) & 0xFF) << 24)
+    low = [
+        words[0],
+        (words[0] >> const(24)) | (words[1] << const(8)),
+        (words[1] >> const(16)) | (words[2] << const(16)),
+        words[2] >> const(8),
+    ]
+    for i, word in enumerate(low):
+        quad = (word & const(0xFFFFFF)) | last
+        vstore(out, to + 4 * i, T.reinterpret(f"{out.dtype}x4", quad), 4)
 
 
 def _side_by_side(source: Any, start: Expr, width: int, channels: int, fill: Expr) -> Expr:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from boards import Problem, run_on_board
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integer_cases import Node, check, targets
 
+from effc.devices.catalog import get_target
 from effc.devices.target import Target
 from effc.kernels.quads import FromQuadsTemplate, ToQuadsTemplate
 
@@ -49,3 +51,18 @@ def test_epilogues(target: Target) -> None:
     ]
     scales = {"s": np.linspace(1, 2, 6, dtype=np.float32).reshape(6, 1, 1)}
     check(FromQuadsTemplate(), nodes, {"x": q}, scales, target=target)
+
+
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m55"])
+def test_three_channels_by_words_on_boards(core: str) -> None:
+    rng = np.random.default_rng(5)
+    problems: list[Problem] = [
+        (
+            [Node("ToQuads", ["x"], attrs={"fill": fill, "last": 1})],
+            {"x": rng.integers(-128, 128, (1, *size, 3)).astype(np.int8)},
+            {},
+        )
+        for size, fill in (((5, 7), -3), ((2, 2), 127), ((1, 3), -128), ((4, 4), 0))
+    ]
+    for result in run_on_board(problems, ToQuadsTemplate(), get_target(core)):
+        np.testing.assert_array_equal(result.got, result.want)
