@@ -29,7 +29,7 @@ from effc.execute import Tracer, open_tracer
 from effc.float_model import FloatModel, open_float_model
 from effc.metrics import MAX_SNR_DB
 from effc.options import ProgressCallback
-from effc.samples import Arrays, Dataset, Tensor, generate, load_inputs
+from effc.samples import Arrays, Dataset, Tensor, generate, load_inputs, numpy_dtype
 from effc.verify import reference_limits
 
 if TYPE_CHECKING:
@@ -217,6 +217,7 @@ class _Run:
         self.reference = reference
         self.tracer = tracer
         self.values = {value["name"]: value for value in manifest["values"]}
+        self.inputs = [entry["name"] for entry in manifest["inputs"]]
         self.pieces = [_piece(v) for v in manifest["values"] if v["step"] >= 0]
         self.sources = list(manifest["layers"])
         self.layers = [
@@ -263,13 +264,22 @@ class _Run:
         want = self.reference.tensors([*self.outputs, *names], sample)
         got: dict[str, np.ndarray | str] = {}
         for name, value in self.values.items():
-            array = sample[name] if value["step"] < 0 else stored[name]
+            array = self._given(value, sample) if value["step"] < 0 else stored[name]
             tensor = self._tensor(name)
             got[name] = _real(value, array, tensor, want.get(tensor or ""))
         for layer in self.layers:
             self._compare(layer, self.sources[layer.number], want, got)
         for name, noise in self.outputs.items():
             noise.add(want[name], outputs[name])
+
+    def _given(self, value: Mapping[str, Any], sample: Arrays) -> np.ndarray:
+        """An input, or a view of one."""
+        _, index, offset = value["place"]
+        data = np.ascontiguousarray(sample[self.inputs[index]]).reshape(-1).view(np.uint8)
+        dtype = numpy_dtype(value["dtype"])
+        count = int(np.prod(value["shape"], dtype=np.int64))
+        part = data[offset : offset + count * dtype.itemsize]
+        return part.view(dtype).reshape(value["shape"])
 
     def _compare(
         self,

@@ -273,7 +273,8 @@ def _linkers(
         from effc.c_source.library import link_source
         from effc.c_source.module import print_stages
 
-        kernels = print_stages(built.functions[BASE])
+        layers = {c.symbol: f"{c.region} (nodes {', '.join(c.nodes)})" for c in program.calls}
+        kernels = print_stages(built.functions[BASE], layers)
         return (lambda out: link_source(program, kernels, out)), _no_runner
     objects = lower_functions(built, target)
     link = {"apple": link_archive, "none": link_bare}.get(target.os, link_library)

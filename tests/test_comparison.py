@@ -46,6 +46,20 @@ def test_float_artifact_is_nearly_identical() -> None:
     assert found.outputs["y"].snr_db > 110
 
 
+def test_views_of_inputs() -> None:
+    """The first layer reads the input through a Reshape, which is no copy."""
+    flat = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[1, 24] x) => (float[1, 2, 3, 4] y) {
+             shape = Constant <value: tensor = int64[4] {1, 2, 3, 4}> ()
+             z = Reshape (x, shape)
+             y = Softmax <axis = 2> (z)
+           }"""
+    )
+    found = effc.compare(flat, effc.compile(flat, verify=False))
+    assert [layer.tensors for layer in found.layers] == [("y",)]
+    assert found.outputs["y"].snr_db > 110
+
+
 def test_the_guilty_layer_is_blamed() -> None:
     """Errors of one layer's weights show in all outputs behind it, but only it adds them."""
     changed = small_net()

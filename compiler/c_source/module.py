@@ -33,11 +33,14 @@ class KernelSource:
     parameters: Mapping[str, tuple[str, ...]]
 
 
-def print_stages(stages: Mapping[str, Stage]) -> KernelSource:
+def print_stages(
+    stages: Mapping[str, Stage], layers: Mapping[str, str] | None = None
+) -> KernelSource:
     """Print stage functions that compute all of their units in one call.
 
     Args:
         stages: By C symbol.
+        layers: What computes with each, for messages.
 
     Raises:
         UnsupportedError: A function computes what portable C has no means for.
@@ -51,7 +54,13 @@ def print_stages(stages: Mapping[str, Stage]) -> KernelSource:
         try:
             printer = FunctionPrinter(symbol, func)
         except UnsupportedError as error:
-            raise UnsupportedError(error.what, where=symbol, got=error.got) from error
+            where = (layers or {}).get(symbol, symbol)
+            raise UnsupportedError(
+                error.what,
+                where=where,
+                got=error.got,
+                hint="rewrite these nodes, or compile for a core that computes so",
+            ) from error
         declarations[symbol] = printer.signature
         functions[symbol] = printer.text()
         parameters[symbol] = printer.dtypes

@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 import pytest
 from conftest import SHARED_DATA
+from onnx import TensorProto, helper
 from programs import SANITIZERS, build, run
 from small_net import images, small_net
 
 import effc
 from effc.artifact import Artifact
-from effc.errors import ToolError, UsageError
+from effc.errors import ToolError, UnsupportedError, UsageError
 from effc.execute import open_executor, open_tracer
 
 MODELS = SHARED_DATA / "models"
@@ -90,9 +91,9 @@ def test_runs_is_timed_and_traced_on_this_machine(artifact: Artifact) -> None:
         traced, _ = tracer.trace({"x": x}, [])
         np.testing.assert_array_equal(outputs, traced["y"])
         assert opened.bench(runs=3, warmup=1).median_ms > 0
-        layers = opened.profile(runs=3, warmup=1)
     with effc.load(artifact) as runner:
         np.testing.assert_array_equal(runner.run({"x": x})["y"], outputs)
+        layers = runner.profile(runs=3, warmup=1)
     with pytest.raises(UsageError, match="cortex-m4"):
         open_executor(artifact, "qemu", None)
     assert [layer.name for layer in layers] == list(dict.fromkeys(artifact.manifest["steps"]))
@@ -120,6 +121,15 @@ def test_a_compiler_that_refuses_the_source_is_reported(artifact: Artifact, tmp_
 
     with pytest.raises(ToolError, match=r"net\.c:1"):
         hosted_library(broken / "net.c", artifact.manifest)
+
+
+def test_what_c_cannot_compute_is_refused_with_the_layer(tmp_path: Path) -> None:
+    half = helper.make_tensor_value_info("x", TensorProto.FLOAT16, [4])
+    node = helper.make_node("Mul", ["x", "x"], ["y"], "square")
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT16, [4])
+    model = helper.make_model(helper.make_graph([node], "g", [half], [result]), ir_version=9)
+    with pytest.raises(UnsupportedError, match=r"square.*does not compute in float16"):
+        effc.compile(model, target="c", output=tmp_path / "c", name="net")
 
 
 @pytest.mark.skipif(not MODELS.is_dir(), reason="needs ../shared beside the project")
