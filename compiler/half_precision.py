@@ -21,7 +21,7 @@ from effc.errors import UsageError
 from effc.half_analysis import examine
 from effc.kernels import registry
 from effc.kernels.elementwise import OPS
-from effc.kernels.region import Op, Region, TensorType, Value
+from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
 from effc.options import CompileOptions
 from effc.passes.graph import const, shape_of
 from effc.passes.half.use_half_precision import EXACT_INPUTS, StoreHalfWeights, UseHalfPrecision
@@ -46,12 +46,13 @@ def use_half_precision(
         progress: Told what is measured.
 
     Raises:
-        UsageError: An exception names no node.
+        UsageError: An exception names no node, or there are samples for an integer model.
         ModelError: The calibration data does not fit the model.
     """
     keep = _exceptions(model, options.layer_precision)
     found = None
     if options.calibration is not None:
+        _require_floats(model)
         found = examine(
             model, options, lambda keep, ranges: _pass(target, ranges, keep), keep, progress
         )
@@ -74,6 +75,18 @@ def _pass(
     if target.half_arithmetic:
         return UseHalfPrecision(lambda node: _half_refusal(node, target), ranges, keep)
     return StoreHalfWeights(lambda node: _weight_refusal(node, target), keep)
+
+
+def _require_floats(model: ir.Model) -> None:
+    """Noise is measured in ONNX Runtime, which has no integer operators of ours."""
+    integer = next((node for node in model.graph if node.domain == DOMAIN), None)
+    if integer is not None:
+        raise UsageError(
+            "samples cannot show what half precision costs a quantized model",
+            where=f"--calibration, node '{integer.name}'",
+            expected="a float model",
+            hint="leave --calibration out: half precision then is for the layers that are still float",
+        )
 
 
 def _exceptions(model: ir.Model, rules: Sequence[tuple[str, str]]) -> dict[str, str]:

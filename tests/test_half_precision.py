@@ -152,3 +152,9 @@ def test_a_recipe_keeps_layers(tmp_path: Path) -> None:
 def test_wrong_values_are_refused() -> None:
     with pytest.raises(UsageError, match="unknown precision"):
         CompileOptions(precision="f8")
+
+
+def test_samples_for_a_quantized_model_are_refused() -> None:
+    quantized = effc.compress(model(), quantize="int8", calibration=calibration(4))
+    with pytest.raises(UsageError, match="quantized model"):
+        effc.compile(quantized, "raspberry-pi-5", precision="f16", calibration=calibration(2))
