@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared_data import SHARED_DATA
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 _skipped_data: list[str] = []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import SHARED_DATA
+from shared_data import SHARED_DATA
 
 import effc
 from effc.execute import open_executor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED_DATA
+from shared_data import SHARED_DATA
 
 import effc
 from effc.errors import QualityError

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import SHARED_DATA
 from onnx import TensorProto, helper
 from programs import SANITIZERS, build, run
+from shared_data import SHARED_DATA
 from small_net import images, small_net
 
 import effc
