@@ -85,7 +85,7 @@ def _require_floats(model: ir.Model) -> None:
             "samples cannot show what half precision costs a quantized model",
             where=f"--calibration, node '{integer.name}'",
             expected="a float model",
-            hint="leave --calibration out: half precision then is for the layers that are still float",
+            hint="leave --calibration out: half precision is for the layers that are still float",
         )
 
 

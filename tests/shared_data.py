@@ -1,4 +1,4 @@
-"""Where trained models and labelled data lie, beside the project; tests that need them skip without."""
+"""Where trained models and labelled data lie, beside the project; without them tests skip."""
 
 from __future__ import annotations
 
