@@ -8,7 +8,10 @@ from typing import Any
 from effc.cli.console import Console, human_bytes, human_time
 from effc.devices.machine import cpu_ranges
 
-__all__ = ["say_benchmark"]
+__all__ = ["say_benchmark", "say_layers"]
+
+Column = Callable[[Mapping[str, Any]], str]
+"""Text of a layer in a column."""
 
 
 def say_benchmark(
@@ -42,7 +45,13 @@ def say_benchmark(
         return
     for entry in entries:
         if "per_layer" in entry:
-            _say_layers(console, entry)
+            say_layers(
+                console,
+                entry,
+                entry["label"],
+                {"ms": lambda row: f"{row['ms']:.4f}"},
+                {"GMAC/s": lambda row: f"{row['gmacs']:.1f}" if row["gmacs"] else ""},
+            )
 
 
 def _say_times(console: Console, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -106,23 +115,35 @@ def _say_series(console: Console, where: str, rows: Sequence[Mapping[str, Any]])
     )
 
 
-def _say_layers(console: Console, entry: Mapping[str, Any]) -> None:
+def say_layers(
+    console: Console,
+    entry: Mapping[str, Any],
+    title: str,
+    before: Mapping[str, Column],
+    after: Mapping[str, Column],
+) -> None:
+    """Table of an entry's layers.
+
+    Args:
+        console: Where to.
+        entry: With ``per_layer``.
+        title: Of the table.
+        before, after: Columns of figures, on both sides of each layer's share, by heading.
+    """
+    share: dict[str, Column] = {"share": lambda row: f"{100 * row['share']:.1f} %"}
+    figures = {**before, **share, **after}
     console.table(
-        ["layer", "op", "kernel", "ms", "share", "GMAC/s", "nodes"],
+        ["layer", "op", "kernel", *figures, "nodes"],
         [
             [
-                row["name"],
-                row["op"],
-                row["kernel"],
-                f"{row['ms']:.4f}",
-                f"{100 * row['share']:.1f} %",
-                f"{row['gmacs']:.1f}" if row["gmacs"] else "",
+                *(row[key] for key in ("name", "op", "kernel")),
+                *(text(row) for text in figures.values()),
                 ", ".join(row["nodes"])[:60],
             ]
             for row in entry["per_layer"]
         ],
-        title=entry["label"],
-        right=["ms", "share", "GMAC/s"],
+        title=title,
+        right=list(figures),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from effc.cli.bench_tables import say_layers
 from effc.cli.console import Console
 from effc.errors import UsageError
 
@@ -91,19 +92,14 @@ def _say(console: Console, entry: Mapping[str, Any]) -> None:
         f"cycle; stack {entry['stack_bytes']} bytes ({entry['device']})"
     )
     if "per_layer" in entry:
-        console.table(
-            ["layer", "op", "kernel", "instructions", "share", "per MAC", "nodes"],
-            [
-                [
-                    row["name"],
-                    row["op"],
-                    row["kernel"],
-                    f"{row['instructions']:,}",
-                    f"{100 * row['share']:.1f} %",
-                    f"{row['instructions'] / row['macs']:.2f}" if row["macs"] else "",
-                    ", ".join(row["nodes"])[:60],
-                ]
-                for row in entry["per_layer"]
-            ],
-            right=["instructions", "share", "per MAC"],
+        say_layers(
+            console,
+            entry,
+            "",
+            {"instructions": lambda row: f"{row['instructions']:,}"},
+            {
+                "per MAC": lambda row: (
+                    f"{row['instructions'] / row['macs']:.2f}" if row["macs"] else ""
+                )
+            },
         )
