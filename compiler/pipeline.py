@@ -25,7 +25,7 @@ from effc.devices.catalog import get_target, targets_of
 from effc.devices.target import BASE, Target
 from effc.errors import UnsupportedError, UsageError
 from effc.functions import Functions, build_functions, code_variants, lower_functions
-from effc.kernels import registry
+from effc.kernels import columns, registry
 from effc.kernels.float_unit import float_refusal
 from effc.kernels.region import Region
 from effc.kernels.template import Choice
@@ -456,7 +456,9 @@ def import_and_simplify(source: str | Path | onnx.ModelProto, options: CompileOp
     reference = ir.to_proto(imported)
     digest = hashlib.sha256(reference.SerializeToString(deterministic=True)).hexdigest()
     target = get_target(options.target)
-    model, rewritten = integerize(imported, target.activation_dtype)
+    model, rewritten = integerize(
+        imported, target.activation_dtype, plain=columns.is_narrow(target)
+    )
     model, reports = simplify(model)
     records = tuple(
         PassRecord(r.name, tuple(r.applied), tuple(f"{where}: {why}" for where, why in r.refused))

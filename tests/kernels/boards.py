@@ -93,6 +93,7 @@ def _run(
 ) -> tuple[Arrays, dict[str, int]]:
     inputs = [value for region in regions for value in region.inputs]
     outputs = [value for region in regions for value in region.outputs]
+    plain = {op.inputs[0] for region in regions for op in region.ops if "layout" in op.attrs}
     views = plan_views(regions, inputs, outputs)
     built = build_functions("k", views.regions, chosen, target)
     program = build_program(
@@ -104,8 +105,8 @@ def _run(
         manifest = {
             "name": "k",
             "target": target.name,
-            "inputs": [_port(value) for value in inputs],
-            "outputs": [_port(value) for value in outputs],
+            "inputs": [_port(value, value in plain) for value in inputs],
+            "outputs": [_port(value, False) for value in outputs],
             "arena_bytes": arena_bytes(program),
             "stack_bytes": linked.stack_bytes,
             "steps": [call.region for call in program.calls],
@@ -123,12 +124,15 @@ def _in_quads(value: Value) -> bool:
     return len(shape) > 3 and shape[-1] == 4 and prod(shape[2:-1]) > 1 and value.dtype == "int8"
 
 
-def _port(value: Value) -> dict[str, Any]:
-    """A manifest's entry; inside of a model quads of several positions are whole words."""
+def _port(value: Value, plain: bool) -> dict[str, Any]:
+    """A manifest's entry; inside of a model quads of several positions are whole words.
+
+    ``plain``: whether it is no quads, whatever its shape.
+    """
     return {
         "name": value.name,
         "dtype": value.dtype,
         "shape": list(value.shape),
         "bytes": value.type.nbytes,
-        "alignment": 4 if _in_quads(value) else np.dtype(value.dtype).itemsize,
+        "alignment": 4 if _in_quads(value) and not plain else np.dtype(value.dtype).itemsize,
     }
