@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm import tirx
 
-from effc.kernels.builder import T, bind, local, loop
+from effc.kernels.builder import T, bind, local, loop, vstore
 from effc.kernels.column_gather import Gather, Walk, outside_tests
 from effc.kernels.column_order import Rows
 from effc.kernels.column_source import PlainSource
@@ -79,29 +79,30 @@ class RowGather(Gather):
     ) -> None:
         """A window of which some taps are padding: a copy with the padding."""
         shape, order, channels = self.shape, self.order, self.source.channels
-        copy = local(order.rows * order.length, "int8")
-        with loop(order.rows * order.length) as i:
-            T.buffer_store(copy, tirx.const(self.zero, "int8"), [i])
-        first = bind(tirx.Max(-starts[-1], T.int32(0)) * channels)
-        behind = tirx.Min(shape.input[-1] - starts[-1], T.int32(shape.kernel[-1]))
-        last = bind(behind * channels)
+        words = -(-order.rows * order.length // 4)
+        copy = local(4 * words, "int8")
+        for word in range(words):
+            vstore(copy, 4 * word, T.Broadcast(tirx.const(self.zero, "int8"), 4), 4)
+        columns = [bind(starts[-1] + k * shape.dilations[-1]) for k in range(shape.kernel[-1])]
 
         def outer(axis: int, row: Expr, at: Expr, valid: Expr) -> None:
             """``row``: rows so far; ``at``: flat index of their first positions."""
-            if axis == len(shape.kernel) - 1:
-                begin = bind(origin + at * channels)
-                with T.If(valid), T.Then(), loop(first, last) as i:
-                    value = self.source.byte(x, begin + i)
-                    T.buffer_store(copy, value, [row * order.length + i])
+            if axis < len(shape.kernel) - 1:
+                with loop(shape.kernel[axis]) as tap:
+                    index = bind(starts[axis] + tap * shape.dilations[axis])
+                    outer(
+                        axis + 1,
+                        bind(row * shape.kernel[axis] + tap),
+                        bind((at + tap * shape.dilations[axis]) * shape.input[axis + 1]),
+                        tirx.all(valid, index >= 0, index < shape.input[axis]),
+                    )
                 return
-            with loop(shape.kernel[axis]) as tap:
-                index = bind(starts[axis] + tap * shape.dilations[axis])
-                outer(
-                    axis + 1,
-                    bind(row * shape.kernel[axis] + tap),
-                    bind((at + tap * shape.dilations[axis]) * shape.input[axis + 1]),
-                    tirx.all(valid, index >= 0, index < shape.input[axis]),
-                )
+            begin, to = bind(origin + at * channels), bind(row * order.length)
+            with T.If(valid), T.Then():
+                for k, column in enumerate(columns):
+                    with T.If(tirx.all(column >= 0, column < shape.input[-1])), T.Then():
+                        for i in range(k * channels, (k + 1) * channels):
+                            T.buffer_store(copy, self.source.byte(x, begin + i), [to + i])
 
         outer(0, T.int32(0), T.int32(0), tirx.const(True, "bool"))
         self._move(self.routines[1], copy[0], buffer, position)
