@@ -1,7 +1,7 @@
 """Depthwise convolutions of stride 2 that read bytes where they lie (``depthwise_arm``).
 
-There is no copy of the input. The four channels of a quad are computed one after the other;
-each reads and writes bytes of its own, so that the result of a plane may begin where its input does.
+There is no copy of the input. The four channels of a quad are computed one after the other; each
+reads and writes bytes of its own, so that the result of a plane may begin where its input does.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from boards import Problem, Result, run_on_board
+from boards import Problem, Result, run_in_arena, run_on_board
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integer_cases import check
@@ -205,6 +205,31 @@ def test_any_depthwise_in_assembly(drawn: list[tuple[Any, int, bool]]) -> None:
         problems.append(full_range(problem) if full else problem)
     results = run_on_board(problems, DepthwiseBands(), get_target("cortex-m4"))
     agree(results, [spec[0][1] for spec, _, _ in drawn])
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "pads", "strides"),
+    [
+        ((1, 8, 12, 13), (3, 3), (1, 1, 1, 1), (2, 2)),
+        ((1, 5, 9, 10), (3, 3), (0, 0, 1, 1), (2, 2)),
+        ((1, 4, 7, 8), (2, 3), (0, 1, 1, 1), (1, 2)),
+        ((2, 8, 8, 8), (1, 2), (0, 0, 0, 0), (3, 2)),
+        ((1, 4, 1, 21), (1, 3), (0, 1, 0, 1), (1, 2)),
+    ],
+)
+def test_stride_2_over_its_input(shape: Any, kernel: Any, pads: Any, strides: Any) -> None:
+    attrs = {"pads": pads, "strides": strides}
+    problem = full_range(depthwise_case((shape, kernel, attrs), "int8", zero=-17))
+    result, arena = run_in_arena(problem, DepthwiseBands(), get_target("cortex-m4"))
+    agree([result], [shape[1]])
+    assert arena == -(-problem[1]["x"].nbytes // 16) * 16  # no copy, and no room for the result
+
+
+def test_stride_2_in_three_instructions_per_product() -> None:
+    spec = ((1, 16, 24, 24), (3, 3), {"pads": (0, 0, 1, 1), "strides": (2, 2)})
+    problem = full_range(depthwise_case(spec, "int8"))
+    (result,) = run_on_board([problem], DepthwiseBands(), get_target("cortex-m4"))
+    assert result.instructions <= 2.75 * 9 * result.want.size
 
 
 LISTED = {
