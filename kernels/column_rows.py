@@ -14,11 +14,12 @@ from tvm import tirx
 
 from effc.kernels.builder import T, bind, local, loop, vstore
 from effc.kernels.column_gather import Gather, Walk, outside_tests
-from effc.kernels.column_order import Rows
-from effc.kernels.column_source import PlainSource
+from effc.kernels.column_order import Order, Rows
+from effc.kernels.column_source import PlainSource, Source
+from effc.kernels.columns import Columns
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["RowGather"]
+__all__ = ["RowGather", "gather_for"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -110,3 +111,16 @@ class RowGather(Gather):
     def _move(self, routine: Routine, first: Any, buffer: Any, position: Expr) -> None:
         column = bind(self.columns.start(position))
         routine.call(T.address_of(first), T.address_of(buffer[column]))
+
+
+def gather_for(source: Source, order: Order, columns: Columns, zero: int, *, split: bool) -> Gather:
+    """What fills columns in an order.
+
+    Args:
+        zero: What padding counts as.
+        split: Whether positions without padding have a loop of their own.
+    """
+    if isinstance(order, Rows):
+        assert isinstance(source, PlainSource)
+        return RowGather(source, columns, zero, split)
+    return Gather(source, columns, zero, split)

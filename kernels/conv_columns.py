@@ -24,10 +24,9 @@ from effc.kernels.column_filters import (
     TileFilters,
     finish_for,
 )
-from effc.kernels.column_gather import Gather
-from effc.kernels.column_order import Order, Quads, Rows, order_for, source_for
+from effc.kernels.column_order import Order, Quads, order_for, source_for
 from effc.kernels.column_products import AllProducts, KeptProducts, Products
-from effc.kernels.column_rows import RowGather
+from effc.kernels.column_rows import gather_for
 from effc.kernels.column_stage import ColumnStage
 from effc.kernels.columns import TILE, Columns, PairColumns, columns_for, is_narrow, unrolls
 from effc.kernels.conv_problem import ConvProblem, problem_refusal, zero_as_read
@@ -105,9 +104,7 @@ class ColumnConv(Template):
             products = self.products(problem, columns, order, config)
             finish = finish_for(region, shape, target)
             filters = TileFilters(shape, columns, products, problem.bias, finish, rolled=not split)
-        source = source_for(op, order)
-        kind = RowGather if isinstance(order, Rows) else Gather
-        gather = kind(source, columns, zero_as_read(op), split)
+        gather = gather_for(source_for(op, order), order, columns, zero_as_read(op), split=split)
         shifts = _shifts(region, shape) if target.serial else ()
         overlaps = overlap(region, operand(op, 0), shifts)
         return ColumnStage(shape, columns, gather, filters).kernel(region, problem.data, overlaps)
