@@ -269,7 +269,7 @@ def is_narrow(target: Target) -> bool:
 
 def unrolls(target: Target) -> tuple[int, ...]:
     """Slots per iteration of inner loops that are worth a try, best first."""
-    return (1,) if target.optimize == "size" else (4, 2, 1)
+    return {"size": (1,), "balanced": (4, 2, 1), "speed": (16, 8, 4, 2, 1)}[target.optimize]
 
 
 def columns_for(target: Target, slots: int, positions: int, *, whole: bool, unroll: int) -> Columns:
