@@ -58,7 +58,6 @@ __all__ = ["app"]
 app = typer.Typer(
     name="effc",
     help="Turn an ONNX model into a small, fast, self-contained library.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -448,7 +447,13 @@ def compare(
 def export(
     artifact: ArtifactPath,
     format: Annotated[
-        str, typer.Option("--as", metavar="FORMAT", help="Kind of package; see docs/EXPORT.md.")
+        str,
+        typer.Option(
+            "--as",
+            metavar="FORMAT",
+            help="Kind of package: cmake, zip, wheel, aar, maven, xcframework, arduino, zephyr, "
+            "cmsis-pack, monitor.",
+        ),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write into.")

@@ -55,15 +55,14 @@ def compile_command(
         flash=None if flash is None else byte_count(flash, "--flash"),
         optimize=optimize,
     )
-    _require_file(model)
-    if output is None:
-        output = _default_output(options, model)
-
     from effc.artifact import check_output
     from effc.devices.catalog import targets_of
 
-    check_output(output)
+    _require_file(model)
     targets_of(target, abis)
+    if output is None:
+        output = _default_output(options, model)
+    check_output(output)
 
     from effc.api import compile_to
 
