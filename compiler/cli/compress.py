@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from effc.cli.console import Console
+from effc.cli.console import Console, human_bytes
 from effc.compression.options import CompressOptions
 from effc.errors import UsageError
 
 if TYPE_CHECKING:
     import onnx
+
+    from effc.compression.workflow import LayerResult
 
 __all__ = ["compress_command"]
 
@@ -43,31 +46,34 @@ def compress_command(console: Console, model: Path, output: Path, options: Compr
             "levels": None if done.levels is None else done.levels.record,
         }
     )
-    console.table(
-        ["layer", "op", "zeros", "channels", "scheme", "block", "method", "loss", "why not"],
-        [
-            [
-                layer.name,
-                layer.op,
-                f"{layer.sparsity:.1%}",
-                layer.channels,
-                layer.scheme,
-                layer.block,
-                layer.method,
-                "" if layer.loss is None else f"{layer.loss:.2e}",
-                layer.why,
-            ]
-            for layer in done.layers
-        ],
-        right=["zeros", "channels", "loss"],
-    )
-    console.say(f"{output}: {zeros / max(weights, 1):.1%} of {weights} weights are zero")
+    _show_layers(console, done.layers)
+    share = f", {zeros / weights:.1%} of {weights} weights are zero" if zeros else ""
+    console.say(f"{output}: {human_bytes(output.stat().st_size)}{share}")
     for note in done.notes:
         console.note(note)
     if console.verbose:
         for record in done.passes:
             for text in (*record.applied, *(f"refused at {why}" for why in record.refused)):
                 console.note(f"{record.name}: {text}")
+
+
+def _show_layers(console: Console, layers: Sequence[LayerResult]) -> None:
+    """A table of what became of each layer, with the columns that say something."""
+    columns = {
+        "layer": [layer.name for layer in layers],
+        "op": [layer.op for layer in layers],
+        "precision": [layer.precision for layer in layers],
+        "zeros": [f"{layer.sparsity:.1%}" if layer.sparsity else "" for layer in layers],
+        "channels": [layer.channels for layer in layers],
+        "scheme": [layer.scheme for layer in layers],
+        "block": [layer.block for layer in layers],
+        "method": [layer.method for layer in layers],
+        "loss": ["" if layer.loss is None else f"{layer.loss:.2e}" for layer in layers],
+        "not pruned because": [layer.why for layer in layers],
+    }
+    shown = {title: cells for title, cells in columns.items() if any(cells)}
+    rows = list(zip(*shown.values(), strict=True))
+    console.table(list(shown), rows, right=["zeros", "channels", "loss"])
 
 
 def _check_output(output: Path, model: Path) -> None:

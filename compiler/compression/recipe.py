@@ -135,6 +135,11 @@ class Recipe:
     group: int | None = None
     where: str = "recipe"
 
+    @property
+    def prunes(self) -> bool:
+        """Whether zeros were asked for anywhere."""
+        return any("prune" in entry for entry in (self.settings, *self.overrides))
+
     def of_layer(self, name: str) -> dict[str, Any]:
         """What entries say about the precision of a layer."""
         found: dict[str, Any] = {}
