@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effc.cli.console import Console, human_bytes
+from effc.cli.files import check_output_file, output_file
 from effc.compression.options import CompressOptions
 from effc.errors import UsageError
 
 if TYPE_CHECKING:
-    import onnx
-
     from effc.compression.workflow import LayerResult
 
 __all__ = ["compress_command"]
@@ -26,13 +23,18 @@ def compress_command(console: Console, model: Path, output: Path, options: Compr
     options.require_active()
     if not model.is_file():
         raise UsageError("no such file", where=str(model), expected="an ONNX model")
-    _check_output(output, model)
+    check_output_file(output, "-o")
+    if output.exists() and output.samefile(model):
+        raise UsageError(
+            "the result would replace the model", where=f"-o {output}", expected="another file"
+        )
 
     from effc.compression.workflow import compress_model
 
     with console.progress() as progress:
         done = compress_model(model, options, progress)
-    _write(done.model, output)
+    with output_file(output, "-o") as file:
+        file.write_bytes(done.model.SerializeToString())
     weights = sum(layer.weights for layer in done.layers)
     zeros = sum(round(layer.sparsity * layer.weights) for layer in done.layers)
     console.result(
@@ -74,31 +76,3 @@ def _show_layers(console: Console, layers: Sequence[LayerResult]) -> None:
     shown = {title: cells for title, cells in columns.items() if any(cells)}
     rows = list(zip(*shown.values(), strict=True))
     console.table(list(shown), rows, right=["zeros", "channels", "loss"])
-
-
-def _check_output(output: Path, model: Path) -> None:
-    if output.is_dir() or not output.parent.is_dir():
-        raise UsageError(
-            "cannot write the model here", where=f"-o {output}", expected="a file in a folder"
-        )
-    if output.exists() and output.samefile(model):
-        raise UsageError(
-            "the result would replace the model",
-            where=f"-o {output}",
-            expected="another file",
-        )
-
-
-def _write(model: onnx.ModelProto, output: Path) -> None:
-    """The file appears as a whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(model.SerializeToString())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(output)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

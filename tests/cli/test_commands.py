@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from effc.cli.execute import _save
+from effc.samples import write_npz
 
 from .conftest import EXAMPLE, Effc
 
@@ -82,7 +82,8 @@ def test_run_named_inputs(effc: Effc, artifact: Path, tmp_path: Path) -> None:
 
 def test_outputs_of_any_name(tmp_path: Path) -> None:
     arrays = {name: np.arange(3) for name in ("file", "allow_pickle", "../up", "y:0", "名")}
-    _save(tmp_path / "y.npz", arrays)
+    with (tmp_path / "y.npz").open("wb") as stream:
+        write_npz(stream, arrays)
     with np.load(tmp_path / "y.npz") as result:
         assert set(result.files) == set(arrays)
     assert [path.name for path in tmp_path.iterdir()] == ["y.npz"]
