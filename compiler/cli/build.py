@@ -148,7 +148,7 @@ def tune_command(
             where="--device",
             expected="qemu" if bare else "local, adb[:SERIAL] or ssh:[USER@]HOST[:PORT]",
             got=device,
-            hint="times under an emulator say nothing",
+            hint="microcontrollers are counted in an emulator, others are timed on hardware",
         )
     options = CompileOptions(
         target=target,
@@ -165,6 +165,13 @@ def tune_command(
 
     with console.progress() as progress:
         layers, info = tune_model(model, options, progress, device)
+    if "not_measured" in info:
+        raise UsageError(
+            "nothing can be measured here",
+            where=f"--target {target}",
+            got=info["not_measured"],
+            hint="--device adb[:SERIAL] or ssh:[USER@]HOST[:PORT] measures on a device",
+        )
     database = str(tuning_db or default_path())
     chosen = [(layer, layer.choice) for layer in layers if layer.choice is not None]
     console.result(
@@ -202,8 +209,6 @@ def tune_command(
         right=["time", "measured", "possible"],
     )
     console.say(f"tuning database: {database}")
-    if "not_measured" in info:
-        console.note(f"nothing was measured: {info['not_measured']}")
 
 
 def _require_file(model: Path) -> None:

@@ -269,6 +269,7 @@ def test_android_artifact_runs_emulated(effc: Effc, tmp_path: Path) -> None:
         (["verify", MODEL, "--model", MODEL], 3, "not an effc artifact"),
         (["bench", EXAMPLE], 3, "not an effc artifact"),
         (["inspect", "missing"], 2, "no such file"),
+        (["tune", MODEL, "--target", "android"], 2, "nothing can be measured here"),
         (["frobnicate"], 2, "frobnicate"),
         (["compile", MODEL, "--target", "host", "--sparsity", "0.5"], 2, "needs prune"),
         (["compile", MODEL, "--target", "host", "--max-drop", "1"], 2, "needs quantize int8"),
