@@ -64,7 +64,7 @@ def compile_command(
         output = _default_output(options, model)
     check_output(output)
 
-    from effc.api import compile_to
+    from effc.build import compile_to
 
     seconds: dict[str, float] = {}
     with console.progress() as progress:
