@@ -27,7 +27,8 @@ from effc.functions import build_functions, lower_functions
 from effc.kernels.elementwise import ElementwiseTemplate
 from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
 from effc.kernels.template import Choice, Config, Template
-from effc.storage import build_program, plan_views
+from effc.storage import build_program
+from effc.view_plan import plan_views
 
 __all__ = ["Problem", "Result", "run_in_arena", "run_on_board"]
 
