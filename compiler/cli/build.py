@@ -34,6 +34,8 @@ def compile_command(
     ram: str | None,
     flash: str | None,
     optimize: str,
+    stop_after: str | None,
+    dump: Path | None,
     compression: CompressOptions,
 ) -> None:
     """Compile a model and say what came out."""
@@ -54,6 +56,8 @@ def compile_command(
         ram=None if ram is None else byte_count(ram, "--ram"),
         flash=None if flash is None else byte_count(flash, "--flash"),
         optimize=optimize,
+        stop_after=stop_after,
+        dump=dump,
     )
     from effc.artifact import check_output
     from effc.devices.catalog import targets_of
@@ -65,10 +69,17 @@ def compile_command(
     check_output(output)
 
     from effc.build import compile_to
+    from effc.dump import Stopped
 
     seconds: dict[str, float] = {}
-    with console.progress() as progress:
-        artifact = compile_to(model, options, output, progress, seconds, compression)
+    try:
+        with console.progress() as progress:
+            artifact = compile_to(model, options, output, progress, seconds, compression)
+    except Stopped:
+        written = [] if dump is None else sorted(p for p in dump.rglob("*") if p.is_file())
+        console.result({"ok": True, "stopped_after": stop_after, "files": list(map(str, written))})
+        console.say(f"stopped after {stop_after}" + ("" if dump is None else f"; see {dump}"))
+        return
     manifest = artifact.manifest
     console.result(
         {
