@@ -123,7 +123,7 @@ def _write(
             library.parent.mkdir(parents=True)
             linked = compiled.link_library(library)
             headers |= linked.headers
-            manifests.append(build_manifest(compiled, linked, None))
+            manifests.append(build_manifest(compiled, linked))
         weights = weights_path(first)
         if weights is not None:
             write_weights(first.program, folder / weights)
