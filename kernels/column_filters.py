@@ -19,8 +19,9 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.kernels import columns_arm
 from effc.kernels.builder import Param, T, bind, local, loop, vstore
-from effc.kernels.column_products import SLOT_BYTES, Products, kept_slots
-from effc.kernels.columns import TILE, Columns, PairColumns
+from effc.kernels.column_kinds import PairColumns
+from effc.kernels.column_products import Products, kept_slots
+from effc.kernels.columns import TILE, Columns, int16
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.fixed_point import Scaling
@@ -162,7 +163,7 @@ class KeptInAssembly(AssembledFilters):
     """Slots that ``rows`` filters keep, by lists; a single group.
 
     Args:
-        quads: Weights, int32 ``[cout, cin, *kernel]``.
+        weights: int8 ``[cout, slots, 4]``.
         rows: Filters that share a list, a multiple of 4.
     """
 
@@ -175,21 +176,22 @@ class KeptInAssembly(AssembledFilters):
         factors: tuple[np.ndarray, np.ndarray],
         scaling: Scaling,
         rolled: bool,
-        quads: np.ndarray,
+        weights: np.ndarray,
         rows: int,
     ) -> None:
         super().__init__(columns, shape, factors, scaling, rolled)
         lists: list[np.ndarray] = []
         streams: list[np.ndarray] = []
-        for number, (slots, words) in enumerate(kept_slots(shape, quads, rows)):
-            steps = np.diff(slots, prepend=0, append=0) * SLOT_BYTES
+        for number, (slots, kept) in enumerate(kept_slots(weights, rows)):
+            steps = np.diff(slots, prepend=0, append=0) * columns.slot_step
             lists += [np.array([len(slots)]), steps]
             first = number * (rows // 2)
             present = min(rows // 2, shape.cout // 2 - first)
+            words = columns.pack_listed(kept).reshape(rows // 2, -1)
             streams += [self.stream(first + i, words[i]) for i in range(present)]
         self.weights = {
             "w": np.concatenate(streams).astype(np.int32),
-            "lists": np.concatenate(lists).astype(np.int16),
+            "lists": int16(np.concatenate(lists)),
         }
         share = rows // TILE
         self.routines = (
@@ -232,21 +234,13 @@ class TileFilters(Filters):
     ) -> None:
         bias, *constants = others[: len(self.weights)]
         buffers = (constants, bias, others[len(self.weights) :], y, scratch)
-        total, shared = self.shape.cout // TILE, self.products.quads
-        if shared == 1:
-            with loop(total) as number:
-                quad = bind(group * total + number)
-                found = self.products.begin(quad, buffers[0])
-                self._quad(image, quad, T.int32(0), found, places, buffers)
-            return
-        with loop(-(-total // shared)) as block:
-            found = self.products.begin(block, buffers[0])
-            count: Expr = shared
-            if total % shared:
-                count = bind(tirx.Min(T.int32(shared), total - block * shared))
-            with loop(count) as number:
-                quad = bind(block * shared + number)
-                self._quad(image, quad, number, found, places, buffers)
+        total = self.shape.cout // TILE
+
+        def quad(index: Expr, number: Expr, shared: list[Expr]) -> None:
+            self._quad(image, index, number, shared, places, buffers)
+
+        first = T.int32(0) if self.shape.groups == 1 else bind(group * total)
+        self.products.each_quad(first, total, constants, quad)
 
     def _quad(
         self,

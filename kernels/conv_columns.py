@@ -25,15 +25,16 @@ from effc.kernels.column_filters import (
     finish_for,
 )
 from effc.kernels.column_gather import Gather, column_weights, slots_of
-from effc.kernels.column_products import AllProducts, KeptProducts, Products
+from effc.kernels.column_kinds import PairColumns, columns_for
+from effc.kernels.column_products import AllProducts, KeptProducts, Products, lists_reach
 from effc.kernels.column_stage import ColumnStage
-from effc.kernels.columns import TILE, Columns, PairColumns, columns_for, is_narrow, unrolls
+from effc.kernels.columns import TILE, Columns, is_narrow, unrolls
 from effc.kernels.conv_problem import ConvProblem, problem_refusal
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.fixed_point import Scaling, sole_scaling
 from effc.kernels.overlap import Shifts, all_planes, overlap, quad_bytes
 from effc.kernels.quads import operand
-from effc.kernels.region import DOMAIN, Region
+from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Config, Kernel, Template
 from effc.kernels.window import window_axes
@@ -42,11 +43,6 @@ __all__ = ["ColumnConv", "SparseColumnConv"]
 
 Factors = tuple[np.ndarray, np.ndarray]
 """Biases and multipliers, int32, one of each per filter."""
-
-_LISTED_STEP = 18 / 16
-"""Instructions per product of a listed slot; one in a row of all of them needs 0.94."""
-_LONGEST = 2047
-"""Slots that a list can reach."""
 
 
 class ColumnConv(Template):
@@ -70,10 +66,8 @@ class ColumnConv(Template):
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
-        assert region.anchor is not None
-        macs = 4.0 * ConvShape.of(region.anchor).macs
         return [
-            ({"unroll": unroll, "split": unroll > 1}, macs * (0.94 + 0.125 / unroll))
+            ({"unroll": unroll, "split": unroll > 1}, _predicted(region, target, unroll))
             for unroll in unrolls(target)
         ]
 
@@ -84,15 +78,13 @@ class ColumnConv(Template):
         problem = ConvProblem.of(region, target)
         assert problem.bias is not None
         shape, channels = problem.shape, operand(op, 1).shape[1]
-        slots, whole = slots_of(shape, channels)
-        unroll, split = int(config["unroll"]), bool(config["split"])
-        positions = self.positions(shape)
-        columns = columns_for(target, slots, positions, whole=whole, unroll=unroll)
+        split = bool(config["split"])
+        columns = _columns(op, target, int(config["unroll"]))
         filters: Filters
         scaling, multipliers = sole_scaling(region), _multipliers(region, shape)
         if (
             isinstance(columns, PairColumns)
-            and positions == 2
+            and columns.positions == 2
             and scaling is not None
             and multipliers is not None
         ):
@@ -122,10 +114,6 @@ class ColumnConv(Template):
         weights = column_weights(problem.shape, problem.weight, channels)
         return AllInAssembly(columns, problem.shape, *how, weights)
 
-    def positions(self, shape: ConvShape) -> int:
-        """Positions of a tile."""
-        return min(shape.positions, 2)
-
     def products(
         self, problem: ConvProblem, columns: Columns, channels: int, config: Config
     ) -> Products:
@@ -135,7 +123,7 @@ class ColumnConv(Template):
 
 
 class SparseColumnConv(ColumnConv):
-    """The same with weights of which whole blocks are zero, on processors with ``PairColumns``."""
+    """The same with weights of which whole blocks are zero."""
 
     name: ClassVar[str] = "conv_columns_sparse"
 
@@ -147,28 +135,26 @@ class SparseColumnConv(ColumnConv):
         if op.zeros is None:
             return f"fewer than {LEAST_ZEROS:.0%} of the weights are zero"
         shape, channels = ConvShape.of(op), operand(op, 1).shape[1]
-        slots, whole = slots_of(shape, channels)
-        if not isinstance(columns_for(target, slots, 2, whole=whole, unroll=1), PairColumns):
-            return "lists are for the DSP extension"
-        if not whole or shape.groups > 1 or slots > _LONGEST:
-            return "the convolution has groups, or too few or too many channels for a list"
-        return None
+        columns = _columns(op, target, 1)
+        if shape.groups > 1 or not (columns.whole or channels % TILE == 0):
+            return "the convolution has groups, or too few channels for blocks of four"
+        return lists_reach(columns)
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
-        op = region.ops[0]
-        assert op.zeros is not None
-        macs = 4.0 * ConvShape.of(op).macs
+        zeros = region.ops[0].zeros
+        assert zeros is not None
         split = target.optimize != "size"
+        unroll = 1 + split
         found: list[tuple[Config, float]] = [
-            ({"unroll": 1 + split, "split": split, "rows": rows}, macs * share * _LISTED_STEP)
-            for (rows, depth), share in op.zeros.units
-            if depth == 4 and rows % 4 == 0
+            (
+                {"unroll": unroll, "split": split, "rows": rows},
+                _predicted(region, target, unroll, share),
+            )
+            for (rows, depth), share in zeros.units
+            if depth == TILE and rows % TILE == 0
         ]
         return sorted(found, key=lambda item: (item[1], -int(item[0]["rows"])))
-
-    def positions(self, shape: ConvShape) -> int:
-        return 2
 
     def assembled(
         self,
@@ -178,15 +164,28 @@ class SparseColumnConv(ColumnConv):
         how: tuple[Factors, Scaling, bool],
         config: Config,
     ) -> AssembledFilters:
-        rows = int(config["rows"])
-        return KeptInAssembly(columns, problem.shape, *how, problem.weight, rows)
+        weights = column_weights(problem.shape, problem.weight, channels)
+        return KeptInAssembly(columns, problem.shape, *how, weights, int(config["rows"]))
 
     def products(
         self, problem: ConvProblem, columns: Columns, channels: int, config: Config
     ) -> Products:
-        assert isinstance(columns, PairColumns)
-        rows, unroll = int(config["rows"]), int(config["unroll"])
-        return KeptProducts(columns, problem.shape, problem.weight, rows, unroll)
+        weights = column_weights(problem.shape, problem.weight, channels)
+        return KeptProducts(columns, weights, int(config["rows"]))
+
+
+def _columns(op: Op, target: Target, unroll: int) -> Columns:
+    shape = ConvShape.of(op)
+    slots, whole = slots_of(shape, operand(op, 1).shape[1])
+    return columns_for(target, slots, min(shape.positions, 2), whole=whole, unroll=unroll)
+
+
+def _predicted(region: Region, target: Target, unroll: int, share: float | None = None) -> float:
+    """Instructions of all products, see ``Columns.predicted``; the rest is the same for all."""
+    op = region.ops[0]
+    shape, columns = ConvShape.of(op), _columns(op, target, unroll)
+    tiles = -(-shape.positions // columns.positions) * shape.cout // columns.filters
+    return shape.batch * shape.groups * tiles * columns.predicted(share)
 
 
 def _multipliers(region: Region, shape: ConvShape) -> np.ndarray | None:

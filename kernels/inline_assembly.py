@@ -39,6 +39,7 @@ class Routine:
         places: Where the accumulators lie behind each other in the caller's buffer.
         clobbers: Registers beside the named ones (LLVM names).
         even: Whether accumulators need registers of even number.
+        low: Names of operands that need one of the registers r0 to r7.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Routine:
     places: tuple[int, ...] = (0, 1, 2, 3)
     clobbers: tuple[str, ...] = ()
     even: bool = False
+    low: tuple[str, ...] = ()
 
     def call(self, *operands: Expr) -> None:
         """Emit a call.
@@ -75,7 +77,7 @@ class Routine:
         lines = [line.strip() for line in self.text.strip().splitlines()]
         text = "\\0A".join(line.format(**registers) for line in lines)
         constraints = [f"=&{'^Te' if self.even else 'r'}"] * len(self.sums)
-        constraints += ["=&r"] * (len(names) - len(self.sums))
+        constraints += [f"=&{'l' if n in self.low else 'r'}" for n in names[len(self.sums) :]]
         constraints += [str(i) for i in range(len(tied))] + ["r"] * len(self.inputs)
         constraints += [f"~{{{name}}}" for name in (*self.clobbers, "cc", "memory")]
         given = operands[len(self.sums) :]

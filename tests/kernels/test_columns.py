@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from boards import Problem, Result, run_on_board
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from integer_cases import check
 from single_op import host
+from sparse_cases import block_mask
 from test_conv_integer import CASES, SPARSE_CASES, case, sparse_case
 from test_depthwise_integer import GEOMETRY, missing
 from test_depthwise_integer import problem as depthwise_case
@@ -21,7 +22,8 @@ from effc.devices.catalog import get_target
 from effc.devices.target import Target
 from effc.kernels.conv_columns import ColumnConv, SparseColumnConv
 from effc.kernels.depthwise_bands import DepthwiseBands
-from effc.kernels.matmul_columns import ColumnMatMul
+from effc.kernels.matmul_columns import ColumnMatMul, SparseColumnMatMul
+from effc.kernels.sparsity import LEAST_ZEROS
 
 CORES = ["cortex-m0plus", "cortex-m4", "cortex-m33", "cortex-m55", "riscv32"]
 NARROW = replace(host(), vector_bits=32)
@@ -154,27 +156,105 @@ LISTED = {
 }
 
 
+def kept_case(spec: dict[str, Any]) -> Problem:
+    """With a Requantize that assembly knows, if there is no residual."""
+    problem: Problem = sparse_case(**spec, dtype="int8")
+    return problem if spec.get("residual") else full_range(problem)
+
+
+def how(target: Target, rows: int) -> dict[str, Any]:
+    large = target.optimize != "size"
+    return {"unroll": 1 + large, "split": large, "rows": rows}
+
+
 @pytest.mark.parametrize("optimize", ["balanced", "size"])
-def test_kept_blocks_on_boards(optimize: str) -> None:
-    problems, configs, channels = [], [], []
-    target = replace(get_target("cortex-m4"), optimize=optimize)
-    for spec in LISTED.values():
-        for rows in (4, 8, 16):
-            problem = sparse_case(**{**spec, "dtype": "int8"})
-            problems.append(problem if "residual" in spec else full_range(problem))
-            configs.append(
-                {"unroll": 1 + (optimize != "size"), "split": optimize != "size", "rows": rows}
-            )
-            channels.append(spec["cout"])
-    agree(run_on_board(problems, SparseColumnConv(), target, configs), channels)
+@pytest.mark.parametrize("core", CORES)
+def test_kept_blocks_on_boards(core: str, optimize: str) -> None:
+    target = replace(get_target(core), optimize=optimize)
+    specs = [(spec, rows) for spec in LISTED.values() for rows in (4, 8, 16)]
+    problems = [kept_case(spec) for spec, _ in specs]
+    configs = [how(target, rows) for _, rows in specs]
+    results = run_on_board(problems, SparseColumnConv(), target, configs)
+    agree(results, [spec["cout"] for spec, _ in specs])
 
 
-def test_filters_without_any_weight() -> None:
+@pytest.mark.parametrize("name", LISTED)
+def test_kept_blocks_without_assembly(name: str) -> None:
+    spec = LISTED[name]
+    ignore = missing(spec["cout"])
+    configs = [how(NARROW, rows) for rows in (4, 8, 16)]
+    check(SparseColumnConv(), *kept_case(spec), target=NARROW, configs=configs, ignore=ignore)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_filters_without_any_weight(core: str) -> None:
     mask = np.ones((24, 16, 1, 1), np.int8)
     mask[:8] = mask[12:20] = 0
     shape = {"x_shape": (1, 16, 5, 5), "cout": 24, "kernel": (1, 1), "mask": mask}
     problems = [conv_case(**shape), full_range(conv_case(**shape))]
-    agree(run_on_board(problems, SparseColumnConv(), get_target("cortex-m4")), [24, 24])
+    agree(run_on_board(problems, SparseColumnConv(), get_target(core)), [24, 24])
+
+
+@st.composite
+def kept(draw: st.DrawFn) -> dict[str, Any]:
+    """A convolution with blocks of zeros."""
+    spec = draw(convolutions())
+    channels = draw(st.integers(4, 40))
+    one = draw(st.booleans())
+    spec["x_shape"] = (1, channels, 1, 1) if one else (1, channels, *spec["x_shape"][2:])
+    if one:
+        spec |= {"kernel": (1, 1), "pads": (0,) * 4, "strides": (1, 1)}
+        spec["x_shape"] = (1, channels // 4 * 4, 1, 1)
+    spec["block"] = draw(st.sampled_from([(4, 4), (8, 4), (16, 4), (1, 4)]))
+    spec["density"] = draw(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9]))
+    shape = (spec["cout"], spec["x_shape"][1], *spec["kernel"])
+    assume(block_mask(shape, spec["density"], spec["block"]).mean() < 1 - LEAST_ZEROS)
+    return spec
+
+
+@given(
+    st.lists(kept(), min_size=6, max_size=6),
+    st.sampled_from(CORES),
+    st.sampled_from([4, 8, 16]),
+)
+@settings(max_examples=3, deadline=None)
+def test_any_kept_blocks(specs: list[dict[str, Any]], core: str, rows: int) -> None:
+    target = get_target(core)
+    problems = [kept_case(spec) for spec in specs]
+    configs = [how(target, rows)] * len(specs)
+    results = run_on_board(problems, SparseColumnConv(), target, configs)
+    agree(results, [spec["cout"] for spec in specs])
+
+
+def kept_matrix(a: Any, b: tuple[int, int], density: float, block: tuple[int, int]) -> Problem:
+    """A product by a matrix of which blocks (columns x depth) are zero."""
+    nodes, inputs, constants = matmul_case(a, b, True, "int8")
+    mask = block_mask((b[1], b[0], 1, 1), density, block)[:, :, 0, 0]
+    return nodes, inputs, {**constants, "b": constants["b"] * mask.T.astype(np.int8)}
+
+
+SPARSE_MATRICES = [
+    ((1, 70), (70, 130), 0.25, (8, 4)),
+    ((1, 64), (64, 8), 0.5, (4, 4)),
+    ((13, 20), (20, 67), 0.25, (16, 4)),
+    ((2, 3, 5, 23), (23, 62), 0.1, (8, 4)),
+    ((1, 12), (12, 5), 0.0, (8, 4)),
+    ((4, 9), (9, 33), 0.9, (1, 4)),
+]
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_kept_blocks_of_matrices(core: str) -> None:
+    problems = [kept_matrix(*spec) for spec in SPARSE_MATRICES for _ in (4, 8, 16)]
+    configs = [{"unroll": 2, "rows": rows} for _ in SPARSE_MATRICES for rows in (4, 8, 16)]
+    for result in run_on_board(problems, SparseColumnMatMul(), get_target(core), configs):
+        np.testing.assert_array_equal(result.got, result.want)
+
+
+@pytest.mark.parametrize("spec", SPARSE_MATRICES)
+def test_kept_blocks_of_matrices_without_assembly(spec: Any) -> None:
+    configs = [{"unroll": unroll, "rows": rows} for unroll, rows in [(1, 4), (2, 8), (2, 16)]]
+    check(SparseColumnMatMul(), *kept_matrix(*spec), target=NARROW, configs=configs)
 
 
 def test_a_quarter_of_the_blocks_in_less_than_half_the_instructions() -> None:
