@@ -1,40 +1,31 @@
 """What is done with the columns of a tile (``columns``): all filters, and what becomes of sums.
 
-``TileFilters`` goes through tiles of filters, with any products and any epilogue.
-``AssembledFilters`` are one piece of assembly, for convolutions whose epilogue is nothing but a
-Requantize to eight bits: at two positions, a tile's sums are requantized and stored from the
-registers that they were added up in.
+``TileFilters`` goes through tiles of filters, with any products and any epilogue. Convolutions
+whose epilogue is nothing but a Requantize have ``column_assembly``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels import columns_arm
 from effc.kernels.builder import Param, T, bind, local, loop, vstore
-from effc.kernels.column_kinds import PairColumns
-from effc.kernels.column_products import Products, kept_slots
-from effc.kernels.columns import TILE, Columns, int16
+from effc.kernels.column_products import Products
+from effc.kernels.columns import TILE, Columns
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.fixed_point import Scaling
 from effc.kernels.inline_assembly import Routine
 from effc.kernels.quad_rows import QuadRows
 from effc.kernels.region import Region
 
 __all__ = [
-    "AllInAssembly",
-    "AssembledFilters",
     "Filters",
     "Finish",
-    "KeptInAssembly",
     "TileFilters",
     "finish_for",
 ]
@@ -74,129 +65,6 @@ class Filters(ABC):
             others: Buffers of ``weights`` and ``operands``.
             y, scratch: Buffers of the output and of the columns.
         """
-
-
-class AssembledFilters(Filters):
-    """In assembly, two filters at a time.
-
-    Constants are one stream, as the assembly reads them: per pair of filters their biases, their
-    weights slot by slot, and their multipliers.
-
-    Attributes:
-        columns: The columns, with room for words of the assembly before them.
-
-    Args:
-        columns: Of two positions.
-        shape: In quads.
-        factors: Biases and multipliers, int32, one of each per filter.
-        scaling: The epilogue.
-        rolled: Whether pairs of filters share code.
-    """
-
-    lead: ClassVar[int] = 4
-
-    def __init__(
-        self,
-        columns: PairColumns,
-        shape: ConvShape,
-        factors: tuple[np.ndarray, np.ndarray],
-        scaling: Scaling,
-        rolled: bool,
-    ) -> None:
-        self.rolled = rolled
-        self.columns = replace(columns, lead=self.lead)
-        self.shape, self.scaling = shape, scaling
-        self.more_weights = {}
-        self._factors = [factor.reshape(-1, 2) for factor in factors]
-
-    @property
-    def plane(self) -> int:
-        """Bytes from a quad of filters to the next one in the output."""
-        return TILE * self.shape.positions
-
-    def stream(self, number: int, words: np.ndarray) -> np.ndarray:
-        """The constants of pair ``number``, given its weights."""
-        bias, multipliers = self._factors
-        return np.concatenate([bias[number], words.reshape(-1), multipliers[number]])
-
-    def emit(
-        self, image: Expr, group: Expr, places: list[Expr], others: list[Any], y: Any, scratch: Any
-    ) -> None:
-        shape, scaling = self.shape, self.scaling
-        quads = shape.cout // TILE
-        plane = bind((image * shape.groups + group) * (quads * shape.positions))
-        half = (1 << (scaling.right - 1)) + (scaling.zero << scaling.right)
-        outputs = [y[bind((plane + place) * TILE)] for place in places]
-        lead = self.lead if self.columns.whole else 2 * self.lead
-        first = bind(group * (self.weights["w"].size // shape.groups))
-        given = (others[0][first], scratch[lead], *(more[0] for more in others[1:]), *outputs)
-        numbers = (tirx.const(number, "int32") for number in (half, quads * (1 + self.rolled)))
-        self.routines[0].call(*(T.address_of(place) for place in given), *numbers)
-
-
-class AllInAssembly(AssembledFilters):
-    """Every slot.
-
-    Args:
-        weights: int8 ``[groups*cout, slots, 4]``.
-    """
-
-    def __init__(
-        self,
-        columns: PairColumns,
-        shape: ConvShape,
-        factors: tuple[np.ndarray, np.ndarray],
-        scaling: Scaling,
-        rolled: bool,
-        weights: np.ndarray,
-    ) -> None:
-        super().__init__(columns, shape, factors, scaling, rolled)
-        words = columns.pack(weights).reshape(-1, 2 * columns.slots)
-        streams = [self.stream(number, row) for number, row in enumerate(words)]
-        self.weights = {"w": np.concatenate(streams)}
-        self.routines = (
-            columns_arm.filters(columns.slots, columns.unroll, self.plane, scaling.right, rolled),
-        )
-
-
-class KeptInAssembly(AssembledFilters):
-    """Slots that ``rows`` filters keep, by lists; a single group.
-
-    Args:
-        weights: int8 ``[cout, slots, 4]``.
-        rows: Filters that share a list, a multiple of 4.
-    """
-
-    lead: ClassVar[int] = 6
-
-    def __init__(
-        self,
-        columns: PairColumns,
-        shape: ConvShape,
-        factors: tuple[np.ndarray, np.ndarray],
-        scaling: Scaling,
-        rolled: bool,
-        weights: np.ndarray,
-        rows: int,
-    ) -> None:
-        super().__init__(columns, shape, factors, scaling, rolled)
-        lists: list[np.ndarray] = []
-        streams: list[np.ndarray] = []
-        for number, (slots, kept) in enumerate(kept_slots(weights, rows)):
-            steps = np.diff(slots, prepend=0, append=0) * columns.slot_step
-            lists += [np.array([len(slots)]), steps]
-            first = number * (rows // 2)
-            present = min(rows // 2, shape.cout // 2 - first)
-            words = columns.pack_listed(kept).reshape(rows // 2, -1)
-            streams += [self.stream(first + i, words[i]) for i in range(present)]
-        self.weights = {
-            "w": np.concatenate(streams).astype(np.int32),
-            "lists": int16(np.concatenate(lists)),
-        }
-        share = rows // TILE
-        self.routines = (
-            columns_arm.filters_listed(share, columns.unroll, self.plane, scaling.right, rolled),
-        )
 
 
 class TileFilters(Filters):

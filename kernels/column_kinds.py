@@ -22,7 +22,7 @@ from effc.kernels.builder import T, bind, loop
 from effc.kernels.columns import SLOT, TILE, Columns, Instructions, int16
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["PairColumns", "columns_for"]
+__all__ = ["PairColumns", "VectorColumns", "columns_for"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -101,11 +101,22 @@ class VectorColumns(Columns):
 
     Weights of listed slots lie four slots of one filter after the other. Lists are numbers of
     slots, filled up with slots without weights.
+
+    Attributes:
+        aligned: Whether columns are whole vectors; weights behind their end must be 0.
     """
+
+    aligned: bool = False
+
+    @property
+    def pitch(self) -> int:
+        """Words from one column to the next."""
+        quads = columns_helium.QUADS
+        return -(-self.slots // quads) * quads if self.aligned else self.slots
 
     @property
     def buffer(self) -> tuple[str, int]:
-        words = self.positions * self.slots
+        words = self.positions * self.pitch
         return ("int32", words) if self.whole else ("int8", 4 * words)
 
     @property
@@ -114,7 +125,7 @@ class VectorColumns(Columns):
 
     @property
     def listed_routines(self) -> tuple[Routine, ...]:
-        return (columns_helium.vectors_listed(self.positions, 4 * self.slots),)
+        return (columns_helium.vectors_listed(self.positions, 4 * self.pitch),)
 
     @property
     def slot_step(self) -> int:
@@ -129,7 +140,7 @@ class VectorColumns(Columns):
         return Instructions(vector / quads, (vector + 1) / quads, unused + 4)
 
     def put(self, buffer: Any, place: Expr, position: Expr, value: Expr) -> None:
-        pitch = self.slots if self.whole else 4 * self.slots
+        pitch = self.pitch if self.whole else 4 * self.pitch
         T.buffer_store(buffer, value, [position * pitch + place])
 
     def pack(self, weights: np.ndarray) -> np.ndarray:

@@ -7,15 +7,26 @@ Instructions per product, loop included: 0.14 over all slots, 0.16 over listed o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["QUADS", "vectors", "vectors_listed"]
+__all__ = [
+    "LARGEST_SHIFT",
+    "QUADS",
+    "Output",
+    "filters",
+    "filters_listed",
+    "vectors",
+    "vectors_listed",
+]
 
 QUADS = 4
 """Slots of a vector."""
+LARGEST_SHIFT = 16
+"""Of a Requantize: ``vqrshrn`` knows no larger ones."""
 
 _SUMS = tuple(f"a{i}" for i in range(4))
 
@@ -70,6 +81,155 @@ def vectors_listed(positions: int, pitch: int) -> Routine:
     return _routine(name, positions, ("w", "x", "l"), ("n",), temporaries, lines, low=("l",))
 
 
+@dataclass(frozen=True)
+class Output:
+    """What becomes of sums.
+
+    Attributes:
+        quads: Quads of filters.
+        plane: Bytes from one to the next in the output.
+        right, zero: Of the Requantize.
+        uneven: Whether the second position may be missing.
+    """
+
+    quads: int
+    plane: int
+    right: int
+    zero: int
+    uneven: bool
+
+    @property
+    def name(self) -> str:
+        """For functions: different ones are different."""
+        zero = f"m{-self.zero}" if self.zero < 0 else str(self.zero)
+        return f"{self.quads}_{self.plane}_{self.right}_{zero}_{self.uneven:d}"
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Operand with the number of results of a quad, if it is not always eight."""
+        return ("k",) if self.uneven else ()
+
+    @property
+    def begin(self) -> list[str]:
+        """Constants of the routine: the zero point in q7, which results exist in P0."""
+        lines = ["vctp.16 {k}"] if self.uneven else []
+        return [*lines, f"movw {{n}}, #{self.zero & 0xFFFF}", "vdup.16 q7, {n}", "movs {n}, #0"]
+
+    @property
+    def store(self) -> list[str]:
+        """Sums of four filters at two positions, in q4 and q5, to bytes; ``n`` counts quads."""
+        lines = []
+        for q in (4, 5):
+            lines += ["vldrw.u32 q0, [{w}], #16", f"vmulh.s32 q{q}, q{q}, q0"]
+        lines += [f"vqrshrnb.s32 q4, q4, #{self.right}", f"vqrshrnt.s32 q4, q5, #{self.right}"]
+        lines += ["vqadd.s16 q4, q4, q7", "vqmovnb.s16 q4, q4"]
+        lines += ["vpst", "vstrbt.16 q4, [{y}]"] if self.uneven else ["vstrb.16 q4, [{y}]"]
+        return [*lines, *_further("y", "y", self.plane, "a0"), "adds {n}, #1"]
+
+
+@cache
+def filters(vectors: int, unroll: int, output: Output) -> Routine:
+    """All filters at two positions, requantized and stored.
+
+    Operands: the stream (``column_assembly``), the columns, the first output, and, of uneven
+    outputs, how many of the eight results of a quad exist.
+
+    Args:
+        vectors, unroll: Vectors of a column, and how many of them an iteration takes.
+        output: What becomes of sums.
+    """
+    lines = [*output.begin, "0:"]
+    loops, rest = divmod(vectors, unroll)
+    body = ["vldrw.u32 q0, [{p}], #16", "vldrw.u32 q1, [{p1}], #16", *_pair(2, 3, 0, 1)]
+    products = body * vectors
+    if loops > 1:
+        lines.insert(-1, f"movw {{k}}, #{loops}")
+        products = ["dls lr, {k}", "1:", *body * unroll, "le lr, 1b"]
+        products += body * rest
+    for tile in range(2):
+        lines += [*_BIASES, "mov {p}, {x}", *_further("p1", "x", 16 * vectors, "p1")]
+        lines += [*products, *_lanes(4 + tile)]
+    lines += [*output.store, f"cmp {{n}}, #{output.quads}", "bne 0b"]
+    name = f"effc_filters_{vectors}_{unroll}_{output.name}"
+    more = ("n", "p", "p1", *([] if output.uneven else ["k"]))
+    return _filters(name, ("w", "x", "y"), output.numbers, more, lines, ("y",))
+
+
+@cache
+def filters_listed(pitch: int, share: int, output: Output) -> Routine:
+    """As ``filters``, of listed slots.
+
+    Operands: as ``filters``, with the lists behind the columns. A list of int16 has the number of
+    vectors, and the numbers of their slots.
+
+    Args:
+        pitch: Bytes from one column to the next.
+        share: Quads of filters that share a list, a power of two.
+        output: What becomes of sums.
+    """
+    lines = [*output.begin, *_further("x1", "x", pitch, "x1"), "mov {b}, {l}"]
+    lines += ["0:", "ldrh {k}, [{b}], #2", "1:"]
+    for tile in range(2):
+        lines += [*_BIASES, "mov {l}, {b}", "dls lr, {k}", "2:", "vldrh.u32 q0, [{l}], #8"]
+        lines += ["vldrw.u32 q3, [{x}, q0, uxtw #2]", "vldrw.u32 q2, [{x1}, q0, uxtw #2]"]
+        lines += [*_pair(0, 1, 3, 2), "le lr, 2b", *_lanes(4 + tile)]
+    lines += [*output.store, f"cmp {{n}}, #{output.quads}", "beq 3f"]
+    if share > 1:
+        lines += [f"tst {{n}}, #{share - 1}", "bne 1b"]
+    lines += ["mov {b}, {l}", "b 0b", "3:"]
+    name = f"effc_filters_listed_{pitch}_{share}_{output.name}"
+    more = ("n", "x1", "b", *([] if output.uneven else ["k"]))
+    return _filters(name, ("w", "x", "l", "y"), output.numbers, more, lines, ("l", "y"))
+
+
+_BIASES = ["ldrd {a0}, {a2}, [{w}], #8", "mov {a1}, {a0}", "mov {a3}, {a2}"]
+
+
+def _pair(first: int, second: int, x0: int, x1: int) -> list[str]:
+    """A vector of two filters by one of two positions; arguments are vector registers."""
+    lines = []
+    for f, q in enumerate((first, second)):
+        lines.append(f"vldrw.u32 q{q}, [{{w}}], #16")
+        lines += [f"vmladava.s8 {{a{2 * f + p}}}, q{q}, q{x}" for p, x in enumerate((x0, x1))]
+    return lines
+
+
+def _lanes(q: int) -> list[str]:
+    """The sums as a vector: two filters at the first position, then at the second one."""
+    return [f"vmov q{q}[2], q{q}[0], {{a0}}, {{a1}}", f"vmov q{q}[3], q{q}[1], {{a2}}, {{a3}}"]
+
+
+def _further(result: str, base: str, distance: int, temporary: str) -> list[str]:
+    """``result = base + distance``; ``temporary`` may be ``result``, but not ``base``."""
+    if distance < 4096:
+        return [f"addw {{{result}}}, {{{base}}}, #{distance}"]
+    lines = [f"movw {{{temporary}}}, #{distance & 0xFFFF}"]
+    if distance >> 16:
+        lines.append(f"movt {{{temporary}}}, #{distance >> 16}")
+    return [*lines, f"add {{{result}}}, {{{base}}}, {{{temporary}}}"]
+
+
+def _filters(
+    name: str,
+    pointers: tuple[str, ...],
+    numbers: tuple[str, ...],
+    temporaries: tuple[str, ...],
+    lines: list[str],
+    low: tuple[str, ...],
+) -> Routine:
+    return Routine(
+        name,
+        (),
+        pointers,
+        numbers,
+        (*temporaries, *_SUMS),
+        "\n".join(lines),
+        clobbers=("lr", *(f"q{i}" for i in range(6)), "q7", "vpr"),
+        even=_SUMS,
+        low=low,
+    )
+
+
 def _columns(positions: int) -> list[str]:
     return ["x", "x1"][:positions]
 
@@ -104,6 +264,6 @@ def _routine(
         "\n".join(lines),
         places=(0, 1, 2, 3) if positions == 1 else (0, 4, 1, 5),
         clobbers=("lr", *(f"q{i}" for i in range(4)), "vpr"),
-        even=True,
+        even=_SUMS,
         low=low,
     )

@@ -16,22 +16,16 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.column_filters import (
-    AllInAssembly,
-    AssembledFilters,
-    Filters,
-    KeptInAssembly,
-    TileFilters,
-    finish_for,
-)
+from effc.kernels.column_assembly import assembly_for
+from effc.kernels.column_filters import Filters, TileFilters, finish_for
 from effc.kernels.column_gather import Gather, column_weights, slots_of
-from effc.kernels.column_kinds import PairColumns, columns_for
+from effc.kernels.column_kinds import columns_for
 from effc.kernels.column_products import AllProducts, KeptProducts, Products, lists_reach
 from effc.kernels.column_stage import ColumnStage
 from effc.kernels.columns import TILE, Columns, is_narrow, unrolls
 from effc.kernels.conv_problem import ConvProblem, problem_refusal
 from effc.kernels.conv_shape import ConvShape
-from effc.kernels.fixed_point import Scaling, sole_scaling
+from effc.kernels.fixed_point import sole_scaling
 from effc.kernels.overlap import Shifts, all_planes, overlap, quad_bytes
 from effc.kernels.quads import operand
 from effc.kernels.region import DOMAIN, Op, Region
@@ -40,9 +34,6 @@ from effc.kernels.template import Config, Kernel, Template
 from effc.kernels.window import window_axes
 
 __all__ = ["ColumnConv", "SparseColumnConv"]
-
-Factors = tuple[np.ndarray, np.ndarray]
-"""Biases and multipliers, int32, one of each per filter."""
 
 
 class ColumnConv(Template):
@@ -80,21 +71,17 @@ class ColumnConv(Template):
         shape, channels = problem.shape, operand(op, 1).shape[1]
         split = bool(config["split"])
         columns = _columns(op, target, int(config["unroll"]))
+        weights = column_weights(shape, problem.weight, channels)
         filters: Filters
         scaling, multipliers = sole_scaling(region), _multipliers(region, shape)
-        if (
-            isinstance(columns, PairColumns)
-            and columns.positions == 2
-            and scaling is not None
-            and multipliers is not None
-        ):
+        assembly = assembly_for(columns, scaling) if scaling is not None else None
+        if assembly is not None and scaling is not None and multipliers is not None:
             factors = problem.bias, multipliers
-            filters = self.assembled(
-                problem, columns, channels, (factors, scaling, not split), config
-            )
+            rows = self.rows(config)
+            filters = assembly(columns, shape, factors, scaling, not split, weights, rows)
             columns = filters.columns
         else:
-            products = self.products(problem, columns, channels, config)
+            products = self.products(columns, weights, config)
             finish = finish_for(region, shape, target)
             filters = TileFilters(shape, columns, products, problem.bias, finish, rolled=not split)
         gather = Gather(shape, columns, channels, int(op.attrs["x_zero"]), split)
@@ -102,23 +89,12 @@ class ColumnConv(Template):
         overlaps = overlap(region, operand(op, 0), shifts)
         return ColumnStage(shape, columns, gather, filters).kernel(region, problem.data, overlaps)
 
-    def assembled(
-        self,
-        problem: ConvProblem,
-        columns: PairColumns,
-        channels: int,
-        how: tuple[Factors, Scaling, bool],
-        config: Config,
-    ) -> AssembledFilters:
-        """All filters in assembly; ``how``: with which epilogue, and whether they share code."""
-        weights = column_weights(problem.shape, problem.weight, channels)
-        return AllInAssembly(columns, problem.shape, *how, weights)
+    def rows(self, config: Config) -> int | None:
+        """Filters that share a list, if there are lists."""
+        return None
 
-    def products(
-        self, problem: ConvProblem, columns: Columns, channels: int, config: Config
-    ) -> Products:
-        """What is added up."""
-        weights = column_weights(problem.shape, problem.weight, channels)
+    def products(self, columns: Columns, weights: np.ndarray, config: Config) -> Products:
+        """What is added up; ``weights``: int8 ``[groups*cout, slots, 4]``."""
         return AllProducts(columns, columns.pack(weights))
 
 
@@ -156,21 +132,12 @@ class SparseColumnConv(ColumnConv):
         ]
         return sorted(found, key=lambda item: (item[1], -int(item[0]["rows"])))
 
-    def assembled(
-        self,
-        problem: ConvProblem,
-        columns: PairColumns,
-        channels: int,
-        how: tuple[Factors, Scaling, bool],
-        config: Config,
-    ) -> AssembledFilters:
-        weights = column_weights(problem.shape, problem.weight, channels)
-        return KeptInAssembly(columns, problem.shape, *how, weights, int(config["rows"]))
+    def rows(self, config: Config) -> int | None:
+        """See :meth:`ColumnConv.rows`."""
+        return int(config["rows"])
 
-    def products(
-        self, problem: ConvProblem, columns: Columns, channels: int, config: Config
-    ) -> Products:
-        weights = column_weights(problem.shape, problem.weight, channels)
+    def products(self, columns: Columns, weights: np.ndarray, config: Config) -> Products:
+        """See :meth:`ColumnConv.products`."""
         return KeptProducts(columns, weights, int(config["rows"]))
 
 
