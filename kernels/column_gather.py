@@ -19,6 +19,7 @@ from tvm import tirx
 from effc.kernels.builder import T, bind, loop
 from effc.kernels.columns import Columns
 from effc.kernels.conv_shape import ConvShape
+from effc.kernels.inline_assembly import Routine
 
 __all__ = ["Gather", "Walk", "column_weights", "slots_of"]
 
@@ -125,17 +126,30 @@ class Gather:
     split: bool
 
     @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Constants of the stage, by name, in order."""
+        return {}
+
+    @property
+    def routines(self) -> tuple[Routine, ...]:
+        """Assembly that ``emit`` calls."""
+        return ()
+
+    @property
     def flat(self) -> bool:
         """Whether inputs of a position are those at the same place: a 1x1 kernel."""
         shape = self.shape
         plain = set(shape.kernel) == {1} and set(shape.strides) == {1}
         return plain and not any(shape.pads) and shape.input == shape.output
 
-    def emit(self, x: Any, buffer: Any, base: Expr, walk: Walk, position: Expr) -> None:
+    def emit(
+        self, x: Any, tables: list[Any], buffer: Any, base: Expr, walk: Walk, position: Expr
+    ) -> None:
         """Fill one column.
 
         Args:
             x: Buffer of ``columns.source``.
+            tables: Buffers of ``weights``.
             buffer: The columns.
             base: Quad at which the planes of the image's group begin.
             walk: The output position.

@@ -15,16 +15,21 @@ from effc.kernels.inline_assembly import Routine
 
 __all__ = [
     "LARGEST_SHIFT",
+    "OUTSIDE",
     "QUADS",
     "Output",
     "filters",
     "filters_listed",
+    "gather",
+    "gather_inside",
     "vectors",
     "vectors_listed",
 ]
 
 QUADS = 4
 """Slots of a vector."""
+OUTSIDE = 0xFFFF
+"""Place of a quad that is not in the input."""
 LARGEST_SHIFT = 16
 """Of a Requantize: ``vqrshrn`` knows no larger ones."""
 
@@ -79,6 +84,35 @@ def vectors_listed(positions: int, pitch: int) -> Routine:
     name = f"effc_vectors_listed{positions}_{pitch}"
     temporaries = tuple(columns[1:])
     return _routine(name, positions, ("w", "x", "l"), ("n",), temporaries, lines, low=("l",))
+
+
+@cache
+def gather(count: int) -> Routine:
+    """Brings ``count`` quads together.
+
+    Operands: the input, the places (uint16, in words), and where the quads are put.
+    """
+    lines = [f"movw {{n}}, #{count}", "dlstp.32 lr, {n}", "1:", "vldrh.u32 q0, [{o}], #8"]
+    lines += ["vldrw.u32 q1, [{x}, q0, uxtw #2]", "vstrw.32 q1, [{c}], #16", "letp lr, 1b"]
+    return _moves(f"effc_gather_{count}", (), lines)
+
+
+@cache
+def gather_inside(count: int, fill: int) -> Routine:
+    """As ``gather``, with ``fill`` (a quad as int32) for quads whose place is ``OUTSIDE``."""
+    low, high = fill & 0xFFFF, fill >> 16 & 0xFFFF
+    lines = [f"movw {{n}}, #{low}", f"movt {{n}}, #{high}", "vdup.32 q2, {n}"]
+    lines += [f"movw {{f}}, #{OUTSIDE}", f"movw {{n}}, #{count}", "dlstp.32 lr, {n}", "1:"]
+    lines += ["vldrh.u32 q0, [{o}], #8", "vpt.i32 ne, q0, {f}"]
+    lines += ["vldrwt.u32 q1, [{x}, q0, uxtw #2]", "vpsel q1, q1, q2"]
+    lines += ["vstrw.32 q1, [{c}], #16", "letp lr, 1b"]
+    return _moves(f"effc_gather_inside_{count}_{low}_{high}", ("f",), lines)
+
+
+def _moves(name: str, more: tuple[str, ...], lines: list[str]) -> Routine:
+    text, clobbers = "\n".join(lines), ("lr", "q0", "q1", "q2", "vpr")
+    pointers = ("x", "o", "c")
+    return Routine(name, (), pointers, (), ("n", *more), text, clobbers=clobbers, low=("o",))
 
 
 @dataclass(frozen=True)

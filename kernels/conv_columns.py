@@ -19,6 +19,7 @@ from effc.devices.target import Target
 from effc.kernels.column_assembly import assembly_for
 from effc.kernels.column_filters import Filters, TileFilters, finish_for
 from effc.kernels.column_gather import Gather, column_weights, slots_of
+from effc.kernels.column_gather_vectors import VectorGather, gathers_vectors
 from effc.kernels.column_kinds import columns_for
 from effc.kernels.column_products import AllProducts, KeptProducts, Products, lists_reach
 from effc.kernels.column_stage import ColumnStage
@@ -84,7 +85,8 @@ class ColumnConv(Template):
             products = self.products(columns, weights, config)
             finish = finish_for(region, shape, target)
             filters = TileFilters(shape, columns, products, problem.bias, finish, rolled=not split)
-        gather = Gather(shape, columns, channels, int(op.attrs["x_zero"]), split)
+        kind = VectorGather if gathers_vectors(shape, columns) else Gather
+        gather = kind(shape, columns, channels, int(op.attrs["x_zero"]), split)
         shifts = _shifts(region, shape) if target.serial else ()
         overlaps = overlap(region, operand(op, 0), shifts)
         return ColumnStage(shape, columns, gather, filters).kernel(region, problem.data, overlaps)
