@@ -192,7 +192,8 @@ class VectorFilters(AssembledFilters):
         if self.rows is None:
             unroll = 1 if self.rolled else 2
             return columns_helium.filters(columns.pitch // columns_helium.QUADS, unroll, output)
-        return columns_helium.filters_listed(4 * columns.pitch, self.rows // TILE, output)
+        share, short = self.rows // TILE, not self.rolled
+        return columns_helium.filters_listed(4 * columns.pitch, share, output, short=short)
 
     def given(self, places: list[Expr], scratch: Any) -> tuple[Expr, list[Expr], list[Expr]]:
         numbers = []

@@ -18,7 +18,7 @@ from effc.kernels.builder import T, bind, loop
 from effc.kernels.columns import LIST_REACH, TILE, Columns
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["AllProducts", "KeptProducts", "Products", "kept_slots", "lists_reach"]
+__all__ = ["LIST_OVERHEAD", "AllProducts", "KeptProducts", "Products", "kept_slots", "lists_reach"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -47,6 +47,11 @@ def kept_slots(weights: np.ndarray, rows: int) -> Iterator[tuple[np.ndarray, np.
         kept = np.flatnonzero(filters.any(axis=(0, 2)))
         kept = kept if kept.size else np.zeros(1, np.int64)
         yield kept, filters[:, kept]
+
+
+LIST_OVERHEAD = 32
+"""Instructions per quad of filters and tile of positions that ``KeptProducts`` take to find a list
+(measured)."""
 
 
 class Products(ABC):

@@ -107,12 +107,18 @@ class Columns(ABC):
     def instructions(self) -> Instructions:
         """Of a tile's products, for predictions."""
 
-    def predicted(self, share: float | None = None) -> float:
-        """Instructions of a tile's products: over all slots, or a list of that share of them."""
+    def predicted(self, share: float | None = None, overhead: float = 0.0) -> float:
+        """Instructions of a tile's products: over all slots, or a list of that share of them.
+
+        Args:
+            share: Of the slots, at least one of them; ``None``: all, without a list.
+            overhead: What lists of all tiles of a quad cost beside that.
+        """
         costs = self.instructions
         if share is None:
             return costs.slot * self.slots
-        return costs.listed * share * self.slots + costs.list
+        kept = max(share * self.slots, 1)
+        return costs.listed * kept + costs.list + overhead / self.positions
 
     @abstractmethod
     def put(self, buffer: Any, place: Expr, position: Expr, value: Expr) -> None:

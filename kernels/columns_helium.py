@@ -180,9 +180,7 @@ def filters(vectors: int, unroll: int, output: Output) -> Routine:
         lines.insert(-1, f"movw {{k}}, #{loops}")
         products = ["dls lr, {k}", "1:", *body * unroll, "le lr, 1b"]
         products += body * rest
-    for tile in range(2):
-        lines += [*_BIASES, "mov {p}, {x}", *_further("p1", "x", 16 * vectors, "p1")]
-        lines += [*products, *_lanes(4 + tile)]
+    lines += _tiles(["mov {p}, {x}", *_further("p1", "x", 16 * vectors, "p1"), *products])
     lines += [*output.store, f"cmp {{n}}, #{output.quads}", "bne 0b"]
     name = f"effc_filters_{vectors}_{unroll}_{output.name}"
     more = ("n", "p", "p1", *([] if output.uneven else ["k"]))
@@ -190,7 +188,7 @@ def filters(vectors: int, unroll: int, output: Output) -> Routine:
 
 
 @cache
-def filters_listed(pitch: int, share: int, output: Output) -> Routine:
+def filters_listed(pitch: int, share: int, output: Output, *, short: bool) -> Routine:
     """As ``filters``, of listed slots.
 
     Operands: as ``filters``, with the lists behind the columns. A list of int16 has the number of
@@ -200,20 +198,48 @@ def filters_listed(pitch: int, share: int, output: Output) -> Routine:
         pitch: Bytes from one column to the next.
         share: Quads of filters that share a list, a power of two.
         output: What becomes of sums.
+        short: Whether lists of one or two vectors have code of their own, which gathers these
+            vectors once for all filters.
     """
-    lines = [*output.begin, *_further("x1", "x", pitch, "x1"), "mov {b}, {l}"]
-    lines += ["0:", "ldrh {k}, [{b}], #2", "1:"]
-    for tile in range(2):
-        lines += [*_BIASES, "mov {l}, {b}", "dls lr, {k}", "2:", "vldrh.u32 q0, [{l}], #8"]
-        lines += ["vldrw.u32 q3, [{x}, q0, uxtw #2]", "vldrw.u32 q2, [{x1}, q0, uxtw #2]"]
-        lines += [*_pair(0, 1, 3, 2), "le lr, 2b", *_lanes(4 + tile)]
-    lines += [*output.store, f"cmp {{n}}, #{output.quads}", "beq 3f"]
+    lines = [*output.begin, *_further("x1", "x", pitch, "x1"), "mov {l}, {b}"]
+    lines += ["0:", "mov {b}, {l}", "ldrh {k}, [{b}], #2"]
+    if short:
+        lines += ["mov {l}, {b}", "cmp {k}, #2", "beq 2f", "bhi 3f"]
+        lines += [*_kept(1, share, output), "2:", *_kept(2, share, output), "3:"]
+    gathered = ["mov {l}, {b}", "dls lr, {k}", "1:", *_gathered(3, 2, 0), *_pair(0, 1, 3, 2)]
+    lines += ["5:", *_tiles([*gathered, "le lr, 1b"]), *_next(share, output, "5b"), "9:"]
+    name = f"effc_filters_listed_{pitch}_{share}_{short:d}_{output.name}"
+    more = ("n", "x1", "l", *([] if output.uneven else ["k"]))
+    return _filters(name, ("w", "x", "b", "y"), output.numbers, more, lines, ("l", "y"))
+
+
+def _kept(vectors: int, share: int, output: Output) -> list[str]:
+    """The filters of a list that has one or two vectors, and where to go on."""
+    columns = [(1, 2), (3, 6)][:vectors]
+    lines = [line for x0, x1 in columns for line in _gathered(x0, x1, 0)]
+    products = [line for x0, x1 in columns for line in _pair(0, 5, x0, x1)]
+    return [*lines, "5:", *_tiles(products), *_next(share, output, "5b")]
+
+
+def _gathered(x0: int, x1: int, places: int) -> list[str]:
+    """The next vector of a list, of both positions; arguments are vector registers."""
+    lines = [f"vldrh.u32 q{places}, [{{l}}], #8"]
+    for q, base in ((x0, "x"), (x1, "x1")):
+        lines.append(f"vldrw.u32 q{q}, [{{{base}}}, q{places}, uxtw #2]")
+    return lines
+
+
+def _tiles(products: list[str]) -> list[str]:
+    """Sums of four filters at two positions, in q4 and q5."""
+    return [line for q in (4, 5) for line in (*_BIASES, *products, *_lanes(q))]
+
+
+def _next(share: int, output: Output, same: str) -> list[str]:
+    """Stores; goes on with the next quad of the list, the next list, or behind label 9."""
+    lines = [*output.store, f"cmp {{n}}, #{output.quads}", "beq 9f"]
     if share > 1:
-        lines += [f"tst {{n}}, #{share - 1}", "bne 1b"]
-    lines += ["mov {b}, {l}", "b 0b", "3:"]
-    name = f"effc_filters_listed_{pitch}_{share}_{output.name}"
-    more = ("n", "x1", "b", *([] if output.uneven else ["k"]))
-    return _filters(name, ("w", "x", "l", "y"), output.numbers, more, lines, ("l", "y"))
+        lines += [f"tst {{n}}, #{share - 1}", f"bne {same}"]
+    return [*lines, "b 0b"]
 
 
 _BIASES = ["ldrd {a0}, {a2}, [{w}], #8", "mov {a1}, {a0}", "mov {a3}, {a2}"]
@@ -258,7 +284,7 @@ def _filters(
         numbers,
         (*temporaries, *_SUMS),
         "\n".join(lines),
-        clobbers=("lr", *(f"q{i}" for i in range(6)), "q7", "vpr"),
+        clobbers=("lr", *(f"q{i}" for i in range(8)), "vpr"),
         even=_SUMS,
         low=low,
     )

@@ -16,17 +16,23 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.column_assembly import assembly_for
+from effc.kernels.column_assembly import AssembledFilters, assembly_for
 from effc.kernels.column_filters import Filters, TileFilters, finish_for
 from effc.kernels.column_gather import Gather, column_weights, slots_of
 from effc.kernels.column_gather_vectors import VectorGather, gathers_vectors
 from effc.kernels.column_kinds import columns_for
-from effc.kernels.column_products import AllProducts, KeptProducts, Products, lists_reach
+from effc.kernels.column_products import (
+    LIST_OVERHEAD,
+    AllProducts,
+    KeptProducts,
+    Products,
+    lists_reach,
+)
 from effc.kernels.column_stage import ColumnStage
 from effc.kernels.columns import TILE, Columns, is_narrow, unrolls
 from effc.kernels.conv_problem import ConvProblem, problem_refusal
 from effc.kernels.conv_shape import ConvShape
-from effc.kernels.fixed_point import sole_scaling
+from effc.kernels.fixed_point import Scaling, sole_scaling
 from effc.kernels.overlap import Shifts, all_planes, overlap, quad_bytes
 from effc.kernels.quads import operand
 from effc.kernels.region import DOMAIN, Op, Region
@@ -74,11 +80,9 @@ class ColumnConv(Template):
         columns = _columns(op, target, int(config["unroll"]))
         weights = column_weights(shape, problem.weight, channels)
         filters: Filters
-        scaling, multipliers = sole_scaling(region), _multipliers(region, shape)
-        assembly = assembly_for(columns, scaling) if scaling is not None else None
-        if assembly is not None and scaling is not None and multipliers is not None:
-            factors = problem.bias, multipliers
-            rows = self.rows(config)
+        if (found := _assembly(region, columns)) is not None:
+            assembly, scaling, multipliers = found
+            factors, rows = (problem.bias, multipliers), self.rows(config)
             filters = assembly(columns, shape, factors, scaling, not split, weights, rows)
             columns = filters.columns
         else:
@@ -153,8 +157,20 @@ def _predicted(region: Region, target: Target, unroll: int, share: float | None 
     """Instructions of all products, see ``Columns.predicted``; the rest is the same for all."""
     op = region.ops[0]
     shape, columns = ConvShape.of(op), _columns(op, target, unroll)
+    overhead = LIST_OVERHEAD if _assembly(region, columns) is None else 0
     tiles = -(-shape.positions // columns.positions) * shape.cout // columns.filters
-    return shape.batch * shape.groups * tiles * columns.predicted(share)
+    return shape.batch * shape.groups * tiles * columns.predicted(share, overhead)
+
+
+def _assembly(
+    region: Region, columns: Columns
+) -> tuple[type[AssembledFilters], Scaling, np.ndarray] | None:
+    """All filters in assembly, with the Requantize and the multipliers, if they can be."""
+    scaling, multipliers = sole_scaling(region), _multipliers(region, ConvShape.of(region.ops[0]))
+    if scaling is None or multipliers is None:
+        return None
+    found = assembly_for(columns, scaling)
+    return None if found is None else (found, scaling, multipliers)
 
 
 def _multipliers(region: Region, shape: ConvShape) -> np.ndarray | None:

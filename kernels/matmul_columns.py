@@ -16,7 +16,13 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.kernels.builder import Param, T, bind, local, loop, stage_func
 from effc.kernels.column_kinds import columns_for
-from effc.kernels.column_products import AllProducts, KeptProducts, Products, lists_reach
+from effc.kernels.column_products import (
+    LIST_OVERHEAD,
+    AllProducts,
+    KeptProducts,
+    Products,
+    lists_reach,
+)
 from effc.kernels.columns import SLOT, TILE, Columns, is_narrow, unrolls
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.inline_assembly import importing
@@ -117,7 +123,7 @@ def _predicted(region: Region, target: Target, unroll: int, share: float | None 
     p = problem_of(region.ops[0], collapse=True)
     columns = _columns(p, target, unroll)
     tiles = -(-p.m // columns.positions) * -(-p.n // TILE) * columns.positions
-    return tiles * columns.predicted(share)
+    return tiles * columns.predicted(share, LIST_OVERHEAD)
 
 
 def _shifts(p: Problem, rows: int, result: Value) -> Shifts:
