@@ -172,16 +172,23 @@ def filters(vectors: int, unroll: int, output: Output) -> Routine:
         vectors, unroll: Vectors of a column, and how many of them an iteration takes.
         output: What becomes of sums.
     """
-    lines = [*output.begin, "0:"]
-    loops, rest = divmod(vectors, unroll)
-    body = ["vldrw.u32 q0, [{p}], #16", "vldrw.u32 q1, [{p1}], #16", *_pair(2, 3, 0, 1)]
-    products = body * vectors
-    if loops > 1:
-        lines.insert(-1, f"movw {{k}}, #{loops}")
-        products = ["dls lr, {k}", "1:", *body * unroll, "le lr, 1b"]
-        products += body * rest
-    lines += _tiles(["mov {p}, {x}", *_further("p1", "x", 16 * vectors, "p1"), *products])
-    lines += [*output.store, f"cmp {{n}}, #{output.quads}", "bne 0b"]
+    lines = output.begin
+    if vectors <= len(_HELD):
+        held = _HELD[:vectors]
+        for i, (x0, x1) in enumerate(held):
+            lines += [f"vldrw.u32 q{x0}, [{{x}}, #{16 * i}]"]
+            lines += [f"vldrw.u32 q{x1}, [{{x}}, #{16 * (vectors + i)}]"]
+        products = [line for columns in held for line in _pair(0, 5, *columns)]
+    else:
+        products = ["mov {p}, {x}", *_further("p1", "x", 16 * vectors, "p1")]
+        loops, rest = divmod(vectors, unroll)
+        body = ["vldrw.u32 q0, [{p}], #16", "vldrw.u32 q1, [{p1}], #16", *_pair(2, 3, 0, 1)]
+        if loops > 1:
+            lines.append(f"movw {{k}}, #{loops}")
+            products += ["dls lr, {k}", "1:", *body * unroll, "le lr, 1b", *body * rest]
+        else:
+            products += body * vectors
+    lines += ["0:", *_tiles(products), *output.store, f"cmp {{n}}, #{output.quads}", "bne 0b"]
     name = f"effc_filters_{vectors}_{unroll}_{output.name}"
     more = ("n", "p", "p1", *([] if output.uneven else ["k"]))
     return _filters(name, ("w", "x", "y"), output.numbers, more, lines, ("y",))
@@ -215,9 +222,9 @@ def filters_listed(pitch: int, share: int, output: Output, *, short: bool) -> Ro
 
 def _kept(vectors: int, share: int, output: Output) -> list[str]:
     """The filters of a list that has one or two vectors, and where to go on."""
-    columns = [(1, 2), (3, 6)][:vectors]
-    lines = [line for x0, x1 in columns for line in _gathered(x0, x1, 0)]
-    products = [line for x0, x1 in columns for line in _pair(0, 5, x0, x1)]
+    held = _HELD[:vectors]
+    lines = [line for columns in held for line in _gathered(*columns, 0)]
+    products = [line for columns in held for line in _pair(0, 5, *columns)]
     return [*lines, "5:", *_tiles(products), *_next(share, output, "5b")]
 
 
@@ -242,6 +249,8 @@ def _next(share: int, output: Output, same: str) -> list[str]:
     return [*lines, "b 0b"]
 
 
+_HELD = ((1, 2), (3, 6))
+"""Vector registers that hold the columns of both positions while all filters use them."""
 _BIASES = ["ldrd {a0}, {a2}, [{w}], #8", "mov {a1}, {a0}", "mov {a3}, {a2}"]
 
 
