@@ -21,7 +21,7 @@ from effc.kernels.columns import Columns
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["Gather", "Walk", "column_weights", "slots_of"]
+__all__ = ["Gather", "Walk", "column_weights", "inside_tests", "outside_tests", "slots_of"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -165,12 +165,7 @@ class Gather:
             bind(index * stride - pad)
             for index, stride, pad in zip(walk.indices, shape.strides, shape.pads, strict=True)
         ]
-        inner = starts[-1]
-        reach = (shape.kernel[-1] - 1) * shape.dilations[-1]
-        outside = [inner < 0] if shape.pads[-1] else []
-        last = (shape.output[-1] - 1) * shape.strides[-1] - shape.pads[-1] + reach
-        if last >= shape.input[-1]:
-            outside.append(inner + reach >= shape.input[-1])
+        outside = outside_tests(shape, len(starts) - 1, starts[-1])
         if not outside or not self.split:
             self._nest(x, buffer, base, starts, position, bool(outside))
             return
@@ -204,9 +199,7 @@ class Gather:
 
             def tap(k: Expr) -> None:
                 index = bind(starts[axis] + k * shape.dilations[axis])
-                tests = list(valid)
-                if _may_leave(shape, axis):
-                    tests += [index >= 0, index < shape.input[axis]]
+                tests = valid + inside_tests(shape, axis, index)
                 taps = place * shape.kernel[axis] + k
                 outer(
                     axis + 1,
@@ -326,8 +319,16 @@ def _named(value: Expr) -> Expr:
     return tirx.const(value, "int32") if isinstance(value, int) else bind(value)
 
 
-def _may_leave(shape: ConvShape, axis: int) -> bool:
-    """Whether windows reach over a border of an axis."""
+def outside_tests(shape: ConvShape, axis: int, start: Expr) -> list[Expr]:
+    """Whether a window from ``start`` on reaches over a border of an axis: any of these."""
     reach = (shape.kernel[axis] - 1) * shape.dilations[axis]
     last = (shape.output[axis] - 1) * shape.strides[axis] - shape.pads[axis] + reach
-    return shape.pads[axis] > 0 or last >= shape.input[axis]
+    tests = [start < 0] if shape.pads[axis] else []
+    return [*tests, start + reach >= shape.input[axis]] if last >= shape.input[axis] else tests
+
+
+def inside_tests(shape: ConvShape, axis: int, index: Expr) -> list[Expr]:
+    """Whether an index of an axis is one of the input, all of these; none if it must be."""
+    if not outside_tests(shape, axis, index):
+        return []
+    return [index >= 0, index < shape.input[axis]]

@@ -1,8 +1,9 @@
 """Brings inputs into ``VectorColumns`` four quads at a time (``Gather``), by MVE's gathering loads.
 
-The quads of one row of the kernel, for all channels, lie at distances from the row that depend on
-nothing but how the window lies to the borders of the innermost axis. Every such case has a list of
-distances; what is outside has none and becomes the zero point.
+The quads of a window that lies within the input are at fixed distances from its first one: a list
+of places, in words. Where windows reach over a border, rows of the kernel that lie outside consist
+of the zero point, and for the others there is a list for every way in which the window lies to the
+borders of the innermost axis: what is outside has no place.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tvm import tirx
 
 from effc.kernels import columns_helium
 from effc.kernels.builder import T, bind
-from effc.kernels.column_gather import Gather, Walk
+from effc.kernels.column_gather import Gather, Walk, outside_tests
 from effc.kernels.column_kinds import VectorColumns
 from effc.kernels.columns import Columns
 from effc.kernels.conv_shape import ConvShape
@@ -30,114 +31,128 @@ _REACH = columns_helium.OUTSIDE - 1
 
 
 @dataclass(frozen=True)
-class _Input:
-    """The input, the lists, and where the list of a position begins (``None``: the only one)."""
+class _Row:
+    """The input, the lists of rows, and where the list of a position begins."""
 
     x: Any
     lists: Any
-    begin: Expr | None
+    begin: Expr
 
 
 @dataclass(frozen=True)
 class VectorGather(Gather):
-    """For whole quads of convolutions whose rows of quads lists can reach."""
+    """For whole quads of convolutions whose windows lists can reach."""
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
         """See :attr:`Gather.weights`."""
-        found, which = self._lists
-        weights = {"places": np.concatenate(found).astype(np.uint16)}
-        if len(found) > 1:
-            weights["cases"] = np.array(which, np.uint16)
+        weights = {"window": _window(self.shape).astype(np.uint16)}
+        if self._leaves:
+            rows, begins = self._rows
+            weights["rows"] = np.concatenate(rows).astype(np.uint16)
+            weights["begins"] = np.array(begins, np.uint16)
         return weights
 
     @property
     def routines(self) -> tuple[Routine, ...]:
         """See :attr:`Gather.routines`."""
-        fill = np.array([self.zero] * 4, np.int8).view(np.int32)[0]
-        found, _ = self._lists
-        count = found[0].size
-        routines = [columns_helium.gather(count)]
-        if any(_leaves(places) for places in found):
-            routines.append(columns_helium.gather_inside(count, int(fill)))
-        return tuple(routines)
+        window = columns_helium.gather(self.columns.slots)
+        if not self._leaves:
+            return (window,)
+        fill = int(np.array([self.zero] * 4, np.int8).view(np.int32)[0])
+        count = self.shape.cin * self.shape.kernel[-1]
+        return window, columns_helium.gather_inside(count, fill)
+
+    @property
+    def _leaves(self) -> bool:
+        """Whether windows reach over borders."""
+        shape = self.shape
+        return any(outside_tests(shape, axis, T.int32(0)) for axis in range(len(shape.kernel)))
 
     @cached_property
-    def _lists(self) -> tuple[list[np.ndarray], list[int]]:
-        """Lists of distances in words, those that leave the input last, and per position of the
+    def _rows(self) -> tuple[list[np.ndarray], list[int]]:
+        """Lists of a row of the kernel, from its first column in the input on; per position of the
         innermost axis where its list begins."""
         shape = self.shape
         taps = np.arange(shape.kernel[-1]) * shape.dilations[-1]
         planes = np.arange(shape.cin)[:, None] * shape.input_positions
-        rows = []
+        found: dict[tuple[int, ...], int] = {}
+        begins = []
         for position in range(shape.output[-1]):
             start = position * shape.strides[-1] - shape.pads[-1]
             columns = start + taps
             inside = (columns >= 0) & (columns < shape.input[-1])
             places = np.where(inside, planes + columns - max(start, 0), columns_helium.OUTSIDE)
-            rows.append(tuple(places.reshape(-1)))
-        found = sorted(set(rows), key=lambda row: (_leaves(np.array(row)), row))
-        begins = {row: number * len(row) for number, row in enumerate(found)}
-        return [np.array(row) for row in found], [begins[row] for row in rows]
+            row = tuple(places.reshape(-1).tolist())
+            begins.append(found.setdefault(row, len(found) * len(row)))
+        return [np.array(row) for row in found], begins
 
     def emit(
         self, x: Any, tables: list[Any], buffer: Any, base: Expr, walk: Walk, position: Expr
     ) -> None:
         """See :meth:`Gather.emit`."""
         shape = self.shape
-        lists, *cases = tables
+        assert isinstance(self.columns, VectorColumns)
+        column = T.address_of(buffer[bind(position * self.columns.pitch)])
         if self.flat:
-            source = _Input(x, lists, None)
-            self._run(source, buffer, [bind(base + walk.flat[0])], T.int32(0), position, None)
+            first = T.address_of(x[bind(base + walk.flat[0])])
+            self.routines[0].call(first, T.address_of(tables[0][0]), column)
             return
         indices = walk.indices
         starts = [
             bind(index * stride - pad)
             for index, stride, pad in zip(indices, shape.strides, shape.pads, strict=True)
         ]
-        if shape.pads[-1]:
-            starts[-1] = bind(tirx.Max(starts[-1], T.int32(0)))
-        begin = bind(T.Cast("int32", cases[0][indices[-1]])) if cases else None
-        self._nest(_Input(x, lists, begin), buffer, base, starts, position, False)
+        outside = [
+            test for axis, start in enumerate(starts) for test in outside_tests(shape, axis, start)
+        ]
+
+        def window() -> None:
+            flat: Expr = 0
+            for start, size in zip(starts, shape.input, strict=True):
+                flat = flat * size + start
+            first = T.address_of(x[bind(base + flat)])
+            self.routines[0].call(first, T.address_of(tables[0][0]), column)
+
+        if not outside:
+            window()
+            return
+        with T.If(outside[0] if len(outside) == 1 else tirx.any(*outside)):
+            with T.Then():
+                begin = bind(T.Cast("int32", tables[2][indices[-1]]))
+                starts[-1] = bind(tirx.Max(starts[-1], T.int32(0)))
+                row = _Row(x, tables[1], begin)
+                self._nest(row, buffer, base, starts, position, False)
+            with T.Else():
+                window()
 
     def _run(
-        self,
-        x: Any,
-        buffer: Any,
-        offsets: Any,
-        place: Expr,
-        position: Expr,
-        tested: Any,
+        self, x: Any, buffer: Any, offsets: Any, place: Expr, position: Expr, tested: Any
     ) -> None:
         """A row of the kernel, for all channels."""
-        assert isinstance(x, _Input)
+        assert isinstance(x, _Row)
         assert isinstance(self.columns, VectorColumns)
-        begin = T.int32(0) if x.begin is None else x.begin
         at = bind(position * self.columns.pitch + place)
-        places = [T.address_of(p) for p in (x.x[offsets[0]], x.lists[begin], buffer[at])]
-        plain, *masked = self.routines
-        found, _ = self._lists
-        inside = sum(not _leaves(places) for places in found)
-        if not masked or not inside:
-            (masked or [plain])[0].call(*places)
-            return
-        if x.begin is None:
-            plain.call(*places)
-            return
-        with T.If(x.begin < inside * found[0].size):
-            with T.Then():
-                plain.call(*places)
-            with T.Else():
-                masked[0].call(*places)
+        places = x.x[offsets[0]], x.lists[x.begin], buffer[at]
+        self.routines[1].call(*(T.address_of(place) for place in places))
 
 
-def _leaves(places: np.ndarray) -> bool:
-    return bool((places == columns_helium.OUTSIDE).any())
+def _window(shape: ConvShape) -> np.ndarray:
+    """Places of a window's quads, in the order of slots."""
+    places = np.zeros((1,) * len(shape.kernel), np.int64)
+    pitch = 1
+    for axis in reversed(range(len(shape.kernel))):
+        steps = np.arange(shape.kernel[axis]) * shape.dilations[axis] * pitch
+        places = places + np.expand_dims(steps, [i for i in range(len(shape.kernel)) if i != axis])
+        pitch *= shape.input[axis]
+    planes = np.arange(shape.cin)[:, None] * shape.input_positions
+    rows: np.ndarray = places.reshape(-1, 1, shape.kernel[-1]) + planes
+    return rows.reshape(-1)
 
 
 def gathers_vectors(shape: ConvShape, columns: Columns) -> bool:
     """Whether ``VectorGather`` can fill columns."""
-    taps = (shape.kernel[-1] - 1) * shape.dilations[-1]
-    reach = (shape.cin - 1) * shape.input_positions + taps
+    if not isinstance(columns, VectorColumns) or not columns.whole:
+        return False
     rows = shape.output[-1] * shape.cin * shape.kernel[-1]
-    return isinstance(columns, VectorColumns) and columns.whole and max(reach, rows) <= _REACH
+    return max(int(_window(shape).max()), rows) <= _REACH
