@@ -1,9 +1,9 @@
 """All filters at two positions in one piece of assembly (``Filters``).
 
-For convolutions whose epilogue is nothing but a Requantize to eight bits: a tile's sums are
-requantized and stored from the registers that they were added up in. Biases, weights and
-multipliers are one stream, as the assembly reads them. ``PairFilters`` are for the DSP extension,
-``VectorFilters`` for MVE.
+For convolutions whose epilogue is nothing but a Requantize to eight bits, with MVE also a residual
+behind it: a tile's sums are requantized and stored from the registers that they were added up in.
+Biases, weights and multipliers are one stream, as the assembly reads them. ``PairFilters`` are
+for the DSP extension, ``VectorFilters`` for MVE.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tvm import tirx
 
 from effc.kernels import columns_arm, columns_helium
 from effc.kernels.builder import T, bind
+from effc.kernels.column_ending import Ending
 from effc.kernels.column_filters import Filters
 from effc.kernels.column_kinds import PairColumns, VectorColumns
 from effc.kernels.column_products import kept_slots
 from effc.kernels.columns import TILE, Columns, int16
 from effc.kernels.conv_shape import ConvShape
-from effc.kernels.fixed_point import Scaling
 from effc.kernels.inline_assembly import Routine
 
 __all__ = ["AssembledFilters", "assembly_for"]
@@ -41,8 +41,9 @@ class AssembledFilters(Filters):
     Args:
         columns: Of two positions.
         shape: In quads; of one group, if there are lists.
-        factors: Biases and multipliers, int32, one of each per filter.
-        scaling: The epilogue.
+        bias: int32, one per filter.
+        ending: The epilogue.
+        result: Name of the output.
         rolled: Whether tiles of filters share code.
         weights: int8 ``[groups*cout, slots, 4]``.
         rows: Filters that share a list, a multiple of 4; ``None`` without lists.
@@ -54,15 +55,21 @@ class AssembledFilters(Filters):
         self,
         columns: Columns,
         shape: ConvShape,
-        factors: tuple[np.ndarray, np.ndarray],
-        scaling: Scaling,
+        bias: np.ndarray,
+        ending: Ending,
+        result: str,
         rolled: bool,
         weights: np.ndarray,
         rows: int | None,
     ) -> None:
-        self.shape, self.scaling, self.rolled, self.rows = shape, scaling, rolled, rows
+        self.shape, self.scaling, self.residual = shape, ending.scaling, ending.residual
+        self.rolled, self.rows = rolled, rows
         self.columns, self.more_weights = self.prepared(columns), {}
-        self._factors = factors
+        self._factors = bias, ending.multipliers
+        if self.residual is not None:
+            other = self.residual.other
+            self.operands, self.args = [(other.name, "int8", other.type.size)], (other.name,)
+            self.inplace = ((other.name, result),)
         share = rows or len(weights)
         blocks: Iterable[tuple[np.ndarray, np.ndarray]] = [(np.arange(columns.slots), weights)]
         if rows is not None:
@@ -102,7 +109,7 @@ class AssembledFilters(Filters):
     @abstractmethod
     def routine(self) -> Routine:
         """The assembly: takes the stream, the columns, the lists if there are any, the outputs,
-        and numbers."""
+        the residual at the first output if there is one, and numbers."""
 
     @abstractmethod
     def given(self, places: list[Expr], scratch: Any) -> tuple[Expr, list[Expr], list[Expr]]:
@@ -118,8 +125,11 @@ class AssembledFilters(Filters):
         first = bind(group * (self.weights["w"].size // shape.groups))
         columns, outputs, numbers = self.given(places, scratch)
         lists = [more[0] for more in others[1 : len(self.weights)]]
-        results = [y[bind((plane + place) * TILE)] for place in outputs]
-        addresses = (T.address_of(x) for x in (others[0][first], columns, *lists, *results))
+        starts = [bind((plane + place) * TILE) for place in outputs]
+        results = [y[at] for at in starts]
+        added = [more[starts[0]] for more in others[len(self.weights) :]]
+        given = (others[0][first], columns, *lists, *results, *added)
+        addresses = (T.address_of(x) for x in given)
         self.routines[0].call(*addresses, *numbers)
 
 
@@ -160,7 +170,8 @@ class PairFilters(AssembledFilters):
 
 class VectorFilters(AssembledFilters):
     """For ``VectorColumns``: per four filters, of 0 and 2 the biases and the weights vector by
-    vector, the same of 1 and 3, then the multipliers for two positions, in the same order."""
+    vector, the same of 1 and 3, then the multipliers for two positions, in the same order, and
+    the numbers of a residual."""
 
     together: ClassVar[int] = 4
 
@@ -173,7 +184,10 @@ class VectorFilters(AssembledFilters):
         bias, multipliers = (factor[first + order] for factor in self._factors)
         words = self.columns.pack_listed(weights[order.reshape(-1)]).reshape(2, -1)
         halves = np.concatenate([bias, words], axis=1)
-        return np.concatenate([halves.reshape(-1), np.tile(multipliers, 2).reshape(-1)])
+        parts = [halves.reshape(-1), np.tile(multipliers, 2).reshape(-1)]
+        if (added := self.residual) is not None:
+            parts.append(np.array([added.own, added.factor, added.offset, added.zero], np.int32))
+        return np.concatenate(parts)
 
     def listed(self, slots: np.ndarray) -> np.ndarray:
         entries = self.columns.entries(slots)
@@ -188,6 +202,7 @@ class VectorFilters(AssembledFilters):
             self.scaling.right,
             self.scaling.zero,
             uneven=shape.positions % 2 == 1,
+            added=self.residual.right if self.residual is not None else None,
         )
         if self.rows is None:
             unroll = 1 if self.rolled else 2
@@ -202,12 +217,13 @@ class VectorFilters(AssembledFilters):
         return scratch[0], places[:1], numbers
 
 
-def assembly_for(columns: Columns, scaling: Scaling) -> type[AssembledFilters] | None:
-    """The assembly for columns and a Requantize, if there is any."""
+def assembly_for(columns: Columns, ending: Ending) -> type[AssembledFilters] | None:
+    """The assembly for columns and an epilogue, if there is any."""
+    shifts = [ending.scaling.right, *([ending.residual.right] if ending.residual else [])]
     if columns.positions == 1:
         return None
-    if isinstance(columns, PairColumns):
+    if isinstance(columns, PairColumns) and ending.residual is None:
         return PairFilters
-    if isinstance(columns, VectorColumns) and scaling.right <= columns_helium.LARGEST_SHIFT:
-        return VectorFilters
+    if isinstance(columns, VectorColumns) and max(shifts) <= columns_helium.LARGEST_SHIFT:
+        return VectorFilters if min(shifts) > 0 else None
     return None

@@ -124,6 +124,7 @@ class Output:
         plane: Bytes from one to the next in the output.
         right, zero: Of the Requantize.
         uneven: Whether the second position may be missing.
+        added: Shift of the AddRescaled behind, ``None`` if there is none.
     """
 
     quads: int
@@ -131,17 +132,23 @@ class Output:
     right: int
     zero: int
     uneven: bool
+    added: int | None = None
 
     @property
     def name(self) -> str:
         """For functions: different ones are different."""
         zero = f"m{-self.zero}" if self.zero < 0 else str(self.zero)
-        return f"{self.quads}_{self.plane}_{self.right}_{zero}_{self.uneven:d}"
+        return f"{self.quads}_{self.plane}_{self.right}_{zero}_{self.uneven:d}_{self.added}"
 
     @property
     def numbers(self) -> tuple[str, ...]:
         """Operand with the number of results of a quad, if it is not always eight."""
         return ("k",) if self.uneven else ()
+
+    @property
+    def pointers(self) -> tuple[str, ...]:
+        """Operands: the output, and what is added."""
+        return ("y",) if self.added is None else ("y", "o")
 
     @property
     def begin(self) -> list[str]:
@@ -156,17 +163,33 @@ class Output:
         for q in (4, 5):
             lines += ["vldrw.u32 q0, [{w}], #16", f"vmulh.s32 q{q}, q{q}, q0"]
         lines += [f"vqrshrnb.s32 q4, q4, #{self.right}", f"vqrshrnt.s32 q4, q5, #{self.right}"]
-        lines += ["vqadd.s16 q4, q4, q7", "vqmovnb.s16 q4, q4"]
+        lines += ["vqadd.s16 q4, q4, q7", "vqmovnb.s16 q4, q4", *self._sum]
         lines += ["vpst", "vstrbt.16 q4, [{y}]"] if self.uneven else ["vstrb.16 q4, [{y}]"]
-        return [*lines, *_further("y", "y", self.plane, "a0"), "adds {n}, #1"]
+        for pointer in self.pointers:
+            lines += _further(pointer, pointer, self.plane, "a0")
+        return [*lines, "adds {n}, #1"]
+
+    @property
+    def _sum(self) -> list[str]:
+        """Adds the residual, whose numbers are next in the stream, to bytes in lanes of 16 bits."""
+        if self.added is None:
+            return []
+        load = ["vpst", "vldrbt.s16 q0, [{o}]"] if self.uneven else ["vldrb.s16 q0, [{o}]"]
+        lines = ["ldrd {a0}, {a1}, [{w}], #8", "ldrd {a2}, {a3}, [{w}], #8", "vmovlb.s8 q4, q4"]
+        lines += ["vmovlt.s16 q5, q4", "vmovlb.s16 q4, q4"]
+        for q, half in ((4, "b"), (5, "t")):
+            lines += [f"vmul.i32 q{q}, q{q}, {{a0}}", *load, f"vmovl{half}.s16 q0, q0"]
+            lines += [f"vmla.i32 q{q}, q0, {{a1}}", f"vadd.i32 q{q}, q{q}, {{a2}}"]
+        lines += [f"vqshrnb.s32 q4, q4, #{self.added}", f"vqshrnt.s32 q4, q5, #{self.added}"]
+        return [*lines, "vqadd.s16 q4, q4, {a3}", "vqmovnb.s16 q4, q4"]
 
 
 @cache
 def filters(vectors: int, unroll: int, output: Output) -> Routine:
     """All filters at two positions, requantized and stored.
 
-    Operands: the stream (``column_assembly``), the columns, the first output, and, of uneven
-    outputs, how many of the eight results of a quad exist.
+    Operands: the stream (``column_assembly``), the columns, the first output, what is added to it,
+    if anything is, and, of uneven outputs, how many of the eight results of a quad exist.
 
     Args:
         vectors, unroll: Vectors of a column, and how many of them an iteration takes.
@@ -191,7 +214,7 @@ def filters(vectors: int, unroll: int, output: Output) -> Routine:
     lines += ["0:", *_tiles(products), *output.store, f"cmp {{n}}, #{output.quads}", "bne 0b"]
     name = f"effc_filters_{vectors}_{unroll}_{output.name}"
     more = ("n", "p", "p1", *([] if output.uneven else ["k"]))
-    return _filters(name, ("w", "x", "y"), output.numbers, more, lines, ("y",))
+    return _filters(name, ("w", "x"), output, more, lines, ())
 
 
 @cache
@@ -217,7 +240,7 @@ def filters_listed(pitch: int, share: int, output: Output, *, short: bool) -> Ro
     lines += ["5:", *_tiles([*gathered, "le lr, 1b"]), *_next(share, output, "5b"), "9:"]
     name = f"effc_filters_listed_{pitch}_{share}_{short:d}_{output.name}"
     more = ("n", "x1", "l", *([] if output.uneven else ["k"]))
-    return _filters(name, ("w", "x", "b", "y"), output.numbers, more, lines, ("l", "y"))
+    return _filters(name, ("w", "x", "b"), output, more, lines, ("l",))
 
 
 def _kept(vectors: int, share: int, output: Output) -> list[str]:
@@ -281,7 +304,7 @@ def _further(result: str, base: str, distance: int, temporary: str) -> list[str]
 def _filters(
     name: str,
     pointers: tuple[str, ...],
-    numbers: tuple[str, ...],
+    output: Output,
     temporaries: tuple[str, ...],
     lines: list[str],
     low: tuple[str, ...],
@@ -289,13 +312,13 @@ def _filters(
     return Routine(
         name,
         (),
-        pointers,
-        numbers,
+        (*pointers, *output.pointers),
+        output.numbers,
         (*temporaries, *_SUMS),
         "\n".join(lines),
         clobbers=("lr", *(f"q{i}" for i in range(8)), "vpr"),
         even=_SUMS,
-        low=low,
+        low=(*low, *output.pointers),
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from effc.devices.target import Target
 from effc.kernels.column_assembly import AssembledFilters, assembly_for
+from effc.kernels.column_ending import Ending, ending_of
 from effc.kernels.column_filters import Filters, TileFilters, finish_for
 from effc.kernels.column_gather import Gather, column_weights, slots_of
 from effc.kernels.column_gather_vectors import VectorGather, gathers_vectors
@@ -32,7 +33,6 @@ from effc.kernels.column_stage import ColumnStage
 from effc.kernels.columns import TILE, Columns, is_narrow, unrolls
 from effc.kernels.conv_problem import ConvProblem, problem_refusal
 from effc.kernels.conv_shape import ConvShape
-from effc.kernels.fixed_point import Scaling, sole_scaling
 from effc.kernels.overlap import Shifts, all_planes, overlap, quad_bytes
 from effc.kernels.quads import operand
 from effc.kernels.region import DOMAIN, Op, Region
@@ -81,9 +81,11 @@ class ColumnConv(Template):
         weights = column_weights(shape, problem.weight, channels)
         filters: Filters
         if (found := _assembly(region, columns)) is not None:
-            assembly, scaling, multipliers = found
-            factors, rows = (problem.bias, multipliers), self.rows(config)
-            filters = assembly(columns, shape, factors, scaling, not split, weights, rows)
+            assembly, ending = found
+            rows, result = self.rows(config), region.outputs[0].name
+            filters = assembly(
+                columns, shape, problem.bias, ending, result, not split, weights, rows
+            )
             columns = filters.columns
         else:
             products = self.products(columns, weights, config)
@@ -162,26 +164,11 @@ def _predicted(region: Region, target: Target, unroll: int, share: float | None 
     return shape.batch * shape.groups * tiles * columns.predicted(share, overhead)
 
 
-def _assembly(
-    region: Region, columns: Columns
-) -> tuple[type[AssembledFilters], Scaling, np.ndarray] | None:
-    """All filters in assembly, with the Requantize and the multipliers, if they can be."""
-    scaling, multipliers = sole_scaling(region), _multipliers(region, ConvShape.of(region.ops[0]))
-    if scaling is None or multipliers is None:
-        return None
-    found = assembly_for(columns, scaling)
-    return None if found is None else (found, scaling, multipliers)
-
-
-def _multipliers(region: Region, shape: ConvShape) -> np.ndarray | None:
-    """Of a Requantize behind the convolution: int32, one per filter; ``None`` if they are more."""
-    if not region.epilogue or len(region.epilogue[0].inputs) < 2:
-        return None
-    found = operand(region.epilogue[0], 1).const
-    full = (shape.groups * shape.cout // TILE, *(1,) * len(shape.output), TILE)
-    if found is None or np.broadcast_shapes(found.shape, full) != full:
-        return None
-    return np.ascontiguousarray(np.broadcast_to(found, full)).astype(np.int32).reshape(-1)
+def _assembly(region: Region, columns: Columns) -> tuple[type[AssembledFilters], Ending] | None:
+    """All filters in assembly, and the epilogue, if there is assembly for it."""
+    ending = ending_of(region, ConvShape.of(region.ops[0]))
+    found = assembly_for(columns, ending) if ending is not None else None
+    return None if ending is None or found is None else (found, ending)
 
 
 def _shifts(region: Region, shape: ConvShape) -> Shifts:

@@ -38,8 +38,9 @@ def conv_case(**spec: Any) -> Problem:
 
 
 def full_range(problem: Problem) -> Problem:
-    """With a Requantize that clamps to nothing but eight bits."""
-    problem[0][1].attrs |= {"low": -128, "high": 127}
+    """With an epilogue that clamps to nothing but eight bits."""
+    for node in problem[0][1:]:
+        node.attrs |= {"low": -128, "high": 127}
     return problem
 
 
@@ -59,7 +60,7 @@ def test_convolutions_on_boards(core: str, optimize: str) -> None:
         specs = specs[::3]
     target = replace(get_target(core), optimize=optimize)
     problems = [conv_case(**spec) for spec in specs]
-    alone = [spec for spec in specs if spec.get("requantize", True) and "residual" not in spec]
+    alone = [spec for spec in specs if spec.get("requantize", True)]
     problems += [full_range(conv_case(**spec)) for spec in alone]
     results = run_on_board(problems, ColumnConv(), target)
     agree(results, [spec["cout"] for spec in (*specs, *alone)])
@@ -120,12 +121,10 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@given(st.lists(convolutions(), min_size=8, max_size=8), st.sampled_from(CORES))
+@given(st.lists(convolutions(), min_size=6, max_size=6), st.sampled_from(CORES), st.booleans())
 @settings(max_examples=4, deadline=None)
-def test_any_convolution(specs: list[dict[str, Any]], core: str) -> None:
-    problems = [
-        conv_case(**spec) if spec["residual"] else full_range(conv_case(**spec)) for spec in specs
-    ]
+def test_any_convolution(specs: list[dict[str, Any]], core: str, full: bool) -> None:
+    problems = [full_range(conv_case(**spec)) if full else conv_case(**spec) for spec in specs]
     results = run_on_board(problems, ColumnConv(), get_target(core))
     agree(results, [spec["cout"] for spec in specs])
 
@@ -157,10 +156,10 @@ LISTED = {
 }
 
 
-def kept_case(spec: dict[str, Any]) -> Problem:
-    """With a Requantize that assembly knows, if there is no residual."""
+def kept_case(spec: dict[str, Any], *, full: bool = True) -> Problem:
+    """With an epilogue that assembly knows, or without."""
     problem: Problem = sparse_case(**spec, dtype="int8")
-    return problem if spec.get("residual") else full_range(problem)
+    return full_range(problem) if full else problem
 
 
 def how(target: Target, rows: int) -> dict[str, Any]:
@@ -172,11 +171,12 @@ def how(target: Target, rows: int) -> dict[str, Any]:
 @pytest.mark.parametrize("core", CORES)
 def test_kept_blocks_on_boards(core: str, optimize: str) -> None:
     target = replace(get_target(core), optimize=optimize)
-    specs = [(spec, rows) for spec in LISTED.values() for rows in (4, 8, 16)]
-    problems = [kept_case(spec) for spec, _ in specs]
-    configs = [how(target, rows) for _, rows in specs]
+    specs = [(spec, rows, True) for spec in LISTED.values() for rows in (4, 8, 16)]
+    specs += [(spec, 8, False) for spec in LISTED.values()]
+    problems = [kept_case(spec, full=full) for spec, _, full in specs]
+    configs = [how(target, rows) for _, rows, _ in specs]
     results = run_on_board(problems, SparseColumnConv(), target, configs)
-    agree(results, [spec["cout"] for spec, _ in specs])
+    agree(results, [spec["cout"] for spec, _, _ in specs])
 
 
 @pytest.mark.parametrize("name", LISTED)
@@ -217,11 +217,12 @@ def kept(draw: st.DrawFn) -> dict[str, Any]:
     st.lists(kept(), min_size=6, max_size=6),
     st.sampled_from(CORES),
     st.sampled_from([4, 8, 16]),
+    st.booleans(),
 )
 @settings(max_examples=3, deadline=None)
-def test_any_kept_blocks(specs: list[dict[str, Any]], core: str, rows: int) -> None:
+def test_any_kept_blocks(specs: list[dict[str, Any]], core: str, rows: int, full: bool) -> None:
     target = get_target(core)
-    problems = [kept_case(spec) for spec in specs]
+    problems = [kept_case(spec, full=full) for spec in specs]
     configs = [how(target, rows)] * len(specs)
     results = run_on_board(problems, SparseColumnConv(), target, configs)
     agree(results, [spec["cout"] for spec in specs])
