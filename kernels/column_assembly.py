@@ -219,11 +219,10 @@ class VectorFilters(AssembledFilters):
 
 def assembly_for(columns: Columns, ending: Ending) -> type[AssembledFilters] | None:
     """The assembly for columns and an epilogue, if there is any."""
-    shifts = [ending.scaling.right, *([ending.residual.right] if ending.residual else [])]
     if columns.positions == 1:
         return None
     if isinstance(columns, PairColumns) and ending.residual is None:
         return PairFilters
-    if isinstance(columns, VectorColumns) and max(shifts) <= columns_helium.LARGEST_SHIFT:
-        return VectorFilters if min(shifts) > 0 else None
+    if isinstance(columns, VectorColumns) and ending.scaling.right <= columns_helium.LARGEST_SHIFT:
+        return VectorFilters
     return None

@@ -31,7 +31,7 @@ QUADS = 4
 OUTSIDE = 0xFFFF
 """Place of a quad that is not in the input."""
 LARGEST_SHIFT = 16
-"""Of a Requantize: ``vqrshrn`` knows no larger ones."""
+"""Of a Requantize, in one instruction."""
 
 _SUMS = tuple(f"a{i}" for i in range(4))
 
@@ -180,7 +180,10 @@ class Output:
         for q, half in ((4, "b"), (5, "t")):
             lines += [f"vmul.i32 q{q}, q{q}, {{a0}}", *load, f"vmovl{half}.s16 q0, q0"]
             lines += [f"vmla.i32 q{q}, q0, {{a1}}", f"vadd.i32 q{q}, q{q}, {{a2}}"]
-        lines += [f"vqshrnb.s32 q4, q4, #{self.added}", f"vqshrnt.s32 q4, q5, #{self.added}"]
+        last = min(self.added, LARGEST_SHIFT)
+        if self.added > last:
+            lines += [f"vshr.s32 q{q}, q{q}, #{self.added - last}" for q in (4, 5)]
+        lines += [f"vqshrnb.s32 q4, q4, #{last}", f"vqshrnt.s32 q4, q5, #{last}"]
         return [*lines, "vqadd.s16 q4, q4, {a3}", "vqmovnb.s16 q4, q4"]
 
 
