@@ -52,6 +52,8 @@ def compile_to(
     """
     from effc.pipeline import compile_models
 
+    if compression is not None and options.calibration is None:
+        compression.require_use_of_samples()
     if compression is not None and compression.recipe is not None and options.precision == "f16":
         from effc.compression.recipe import layer_precisions
 

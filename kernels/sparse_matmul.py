@@ -25,8 +25,7 @@ from effc.kernels.lanes import dtype_lanes
 from effc.kernels.matmul_problem import problem_of
 from effc.kernels.region import Region
 from effc.kernels.sparse_matmul_cost import sparse_matmul_candidates
-from effc.kernels.sparse_matmul_problem import Roles, SparseMatMulConfig
-from effc.kernels.sparse_matmul_product import SparseMatMulProduct
+from effc.kernels.sparse_matmul_product import Roles, SparseMatMulConfig, SparseMatMulProduct
 from effc.kernels.sparse_pack import pack_tiles
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Config, Kernel, Stage, Template

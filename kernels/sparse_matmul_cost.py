@@ -13,7 +13,7 @@ from effc.kernels.conv_cost import tile_fits, tile_parts
 from effc.kernels.lanes import dtype_lanes, uses_lanes
 from effc.kernels.matmul_cost import streamed
 from effc.kernels.register_tile import Tile, split_widths
-from effc.kernels.sparse_matmul_problem import Roles, SparseMatMulConfig
+from effc.kernels.sparse_matmul_product import Roles, SparseMatMulConfig
 from effc.kernels.sparse_positions import row_widths
 from effc.kernels.sparsity import Structure
 from effc.kernels.template import Config

@@ -16,26 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
-from effc.kernels.arithmetic import FLOAT32
-from effc.kernels.builder import (
-    Param,
-    T,
-    bind,
-    loop,
-    splat,
-    stage_func,
-    tiles,
-    vload,
-    vstore,
-    whole_or_rest,
-)
+from effc.devices.target import Target
+from effc.errors import InternalError
+from effc.kernels.arithmetic import FLOAT32, Arithmetic, Float16
+from effc.kernels.builder import Param, T, bind, loop, splat, stage_func, vload, vstore
+from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import dtype_lanes, load_scalars, pieces, uses_lanes
 from effc.kernels.matmul_operands import Scalars, Store
+from effc.kernels.matmul_problem import Factor, Problem
 from effc.kernels.register_tile import (
     Accumulators,
     Listed,
@@ -46,13 +40,87 @@ from effc.kernels.register_tile import (
     weights_ahead,
 )
 from effc.kernels.shuffles import store_transposed, transpose
-from effc.kernels.sparse_matmul_layout import SparseMatMulLayout
+from effc.kernels.sparse_pack import TILE_OVERHEAD, SparseTiles, cut_evenly
 from effc.kernels.sparse_positions import row_widths
+from effc.kernels.template import Config
 from effc.kernels.vectorbase import cast, weight_as
 
-__all__ = ["SparseMatMulProduct"]
+__all__ = ["Roles", "SparseMatMulConfig", "SparseMatMulProduct"]
 
 Expr = Any
+
+
+@dataclass(frozen=True)
+class SparseMatMulConfig:
+    """Knobs of the product stage.
+
+    Attributes:
+        along: ``space`` or ``channel``: what the vectors run along.
+        lanes: Elements of one vector.
+        rows: Filters of a tile.
+        depth: Channels of an entry.
+        columns: Positions of a register tile.
+        pack: Pack the positions that a unit reads into scratch first (``space`` only).
+        panels: Register tiles, side by side, in a block of positions; 0: all positions.
+        splits: Units that share a block of positions, each with some tiles of filters.
+        unroll: Entries per loop iteration.
+        chains: Partial sums.
+    """
+
+    along: str
+    lanes: int
+    rows: int
+    depth: int
+    columns: int
+    pack: bool
+    panels: int
+    splits: int
+    unroll: int
+    chains: int
+
+    @staticmethod
+    def of(config: Config) -> SparseMatMulConfig:
+        return SparseMatMulConfig(**dict(config))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """A matrix product as filters, the rows or columns of the constant matrix, at positions.
+
+    Attributes:
+        problem: The product.
+        matrix: The constant matrix, filters first: ``[filters, channels]``.
+        data: The other operand.
+        on_rows: Filters are the rows of the result, and positions contiguous in it.
+        positions: How many, per item of the batch.
+        position, channel: Strides of the data.
+    """
+
+    problem: Problem
+    matrix: np.ndarray
+    data: Factor
+    on_rows: bool
+    positions: int
+    position: int
+    channel: int
+
+    @staticmethod
+    def of(problem: Problem) -> Roles | None:
+        """``None`` unless exactly one operand is constant, and one matrix for the whole batch."""
+        p = problem
+        if p.a.const is not None and p.b.const is None and len(p.a.const) == 1:
+            return Roles(p, p.a.const[0], p.b, True, p.n, p.b.column, p.b.row)
+        if p.b.const is not None and p.a.const is None and len(p.b.const) == 1:
+            return Roles(p, p.b.const[0].T, p.a, False, p.m, p.a.row, p.a.column)
+        return None
+
+    @property
+    def filters(self) -> int:
+        return int(self.matrix.shape[0])
+
+    @property
+    def channels(self) -> int:
+        return int(self.matrix.shape[1])
 
 
 @dataclass(frozen=True)
@@ -72,8 +140,89 @@ class _Run:
     columns: int
 
 
-class SparseMatMulProduct(SparseMatMulLayout):
-    """Builds the stage function."""
+class SparseMatMulProduct:
+    """Builds the stage function; holds the sizes that its parts share."""
+
+    def __init__(
+        self,
+        roles: Roles,
+        knobs: SparseMatMulConfig,
+        target: Target,
+        epilogue: Epilogue,
+        terms: int,
+    ) -> None:
+        self.roles, self.knobs, self.target, self.epilogue = roles, knobs, target, epilogue
+        self.dtype, self.stored, self.terms = roles.problem.dtype, str(roles.matrix.dtype), terms
+        self.arithmetic: Arithmetic = Float16(terms) if self.dtype == "float16" else FLOAT32
+        full = dtype_lanes(target, self.dtype)
+        self.space = knobs.along == "space"
+        readable = knobs.pack or roles.position == 1 if self.space else not roles.on_rows
+        if not readable:
+            raise InternalError("invalid configuration", where="matmul_sparse", got=knobs)
+        self.tiles = -(-roles.filters // knobs.rows)
+        self.collected = self.space and not roles.on_rows
+        self.group = max(1, full // knobs.rows) if self.collected else 1
+        self.groups = -(-self.tiles // self.group)
+        self.splits = min(knobs.splits, self.groups)
+        self.full, self.rest = divmod(roles.positions, knobs.columns)
+        self.full_blocks, self.blocks = 0, 1
+        if knobs.panels:
+            self.full_blocks = -(-self.full // knobs.panels)
+            self.blocks = self.full_blocks + (1 if self.rest else 0)
+        self.units = roles.problem.batch * self.splits * self.blocks
+        self.entries = self.tiles * -(-roles.channels // knobs.depth)
+        self.pitch = sum(row_widths(knobs.columns, knobs.lanes, True))
+        self.panel_size = roles.channels * self.pitch
+        panels = (knobs.panels or self.full + (1 if self.rest else 0)) if knobs.pack else 0
+        sums = self.group * knobs.rows * self.pitch if self.collected else 0
+        self.sums_at = panels * self.panel_size
+        self.room_at = self.sums_at + sums
+        self.scratch_elements = self.room_at + (full**2 if self.collected else 0)
+
+    # -- data ---------------------------------------------------------------------------------
+
+    def weights(self, packed: SparseTiles) -> dict[str, np.ndarray]:
+        """The stage's constants by parameter name."""
+        step = self.pitch if self.knobs.pack else self.roles.channel
+        found = {
+            "w": packed.values.reshape(-1),
+            "starts": packed.starts,
+            "offsets": (packed.channels * np.int64(step)).astype(np.int32),
+        }
+        if self.splits > 1:
+            found["cuts"] = np.array(self._cuts(packed), np.int32)
+        return found
+
+    def _group_starts(self, packed: SparseTiles) -> np.ndarray:
+        """First entry of each group of tiles, and the end."""
+        ends = np.minimum(np.arange(self.groups + 1) * self.group, self.tiles)
+        return packed.starts[ends]
+
+    def _cuts(self, packed: SparseTiles) -> list[int]:
+        """First group of tiles of each split, and the end."""
+        overhead = TILE_OVERHEAD * self.group
+        return cut_evenly(self._group_starts(packed), self.groups, self.splits, overhead)
+
+    def bounds(self, packed: SparseTiles) -> tuple[int, ...] | None:
+        """Cumulative work per unit; ``None`` if all units do the same."""
+        if self.splits == 1 and self.blocks == 1:
+            return None
+        entries = np.diff(self._group_starts(packed)) + TILE_OVERHEAD * self.group
+        of_split = np.array([entries[a:b].sum() for a, b in pairwise(self._cuts(packed))])
+        positions = [self.roles.positions]
+        if self.knobs.panels:
+            size = self.knobs.panels * self.knobs.columns
+            whole = self.full * self.knobs.columns
+            positions = [min(size, whole - i * size) for i in range(self.full_blocks)]
+            positions += [self.rest] if self.rest else []
+        work = np.tile(np.outer(of_split, positions).reshape(-1), self.roles.problem.batch)
+        return tuple(int(b) for b in np.concatenate([[0], np.cumsum(work)]))
+
+    @property
+    def scratch_bytes(self) -> int:
+        return self.scratch_elements * np.dtype(self.dtype).itemsize
+
+    # -- code -----------------------------------------------------------------------------------
 
     def function(self) -> tirx.PrimFunc:
         """The stage function; parameters: x, ``weights``, c, epilogue, y, scratch."""
@@ -141,7 +290,16 @@ class SparseMatMulProduct(SparseMatMulLayout):
                 count = bind(T.min(knobs.panels, self.full - block * knobs.panels))
             self._block([_Run(bind(block * size), 0, count, knobs.columns)])
 
-        whole_or_rest(block, self.full_blocks, self.rest, whole_block, lambda: self._block([tail]))
+        if not self.rest:
+            whole_block()
+        elif not self.full:
+            self._block([tail])
+        else:
+            with T.If(block < self.full_blocks):
+                with T.Then():
+                    whole_block()
+                with T.Else():
+                    self._block([tail])
 
     def _block(self, runs: list[_Run]) -> None:
         """All groups of tiles of this split at some positions."""
@@ -151,13 +309,12 @@ class SparseMatMulProduct(SparseMatMulLayout):
                     to = bind((i + run.panel) * self.panel_size)
                     self._pack(bind(run.first + i * run.columns), to, run.columns)
         size = self.group * self.knobs.rows
-        tiles(
-            self.first,
-            self.last,
-            self.roles.filters,
-            size,
-            lambda group, filters: self._group(group, filters, runs),
-        )
+        whole, left = divmod(self.roles.filters, size)
+        with loop(self.first, T.min(self.last, whole) if left else self.last) as group:
+            self._group(group, size, runs)
+        if left:
+            with T.If(self.last > whole), T.Then():
+                self._group(T.int32(whole), left, runs)
 
     def _pack(self, first: Expr, to: Expr, columns: int) -> None:
         """Positions from ``first`` on as ``[channel][position]``, zeros behind them."""

@@ -55,15 +55,14 @@ def compile_command(
         flash=None if flash is None else byte_count(flash, "--flash"),
         optimize=optimize,
     )
-    _require_file(model)
-    if output is None:
-        output = _default_output(options, model)
-
     from effc.artifact import check_output
     from effc.devices.catalog import targets_of
 
-    check_output(output)
+    _require_file(model)
     targets_of(target, abis)
+    if output is None:
+        output = _default_output(options, model)
+    check_output(output)
 
     from effc.build import compile_to
 
@@ -149,7 +148,7 @@ def tune_command(
             where="--device",
             expected="qemu" if bare else "local, adb[:SERIAL] or ssh:[USER@]HOST[:PORT]",
             got=device,
-            hint="times under an emulator say nothing",
+            hint="microcontrollers are counted in an emulator, others are timed on hardware",
         )
     options = CompileOptions(
         target=target,
@@ -166,6 +165,13 @@ def tune_command(
 
     with console.progress() as progress:
         layers, info = tune_model(model, options, progress, device)
+    if "not_measured" in info:
+        raise UsageError(
+            "nothing can be measured here",
+            where=f"--target {target}",
+            got=info["not_measured"],
+            hint="--device adb[:SERIAL] or ssh:[USER@]HOST[:PORT] measures on a device",
+        )
     database = str(tuning_db or default_path())
     chosen = [(layer, layer.choice) for layer in layers if layer.choice is not None]
     console.result(
@@ -203,8 +209,6 @@ def tune_command(
         right=["time", "measured", "possible"],
     )
     console.say(f"tuning database: {database}")
-    if "not_measured" in info:
-        console.note(f"nothing was measured: {info['not_measured']}")
 
 
 def _require_file(model: Path) -> None:

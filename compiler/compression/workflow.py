@@ -194,7 +194,8 @@ def compress_model(
     levels = None
     if recipe.goal is not None:
         plans, levels = _choose_levels(work, plans, recipe.goal)
-    work.refused |= {plan.layer.name: plan.why for plan in plans if plan.setting is None}
+    if recipe.prunes:
+        work.refused |= {plan.layer.name: plan.why for plan in plans if plan.setting is None}
     _prune(work, plans)
     _regroup(work)
     refit_step(work)
