@@ -120,9 +120,9 @@ class VectorGather(Gather):
         with T.If(outside[0] if len(outside) == 1 else tirx.any(*outside)):
             with T.Then():
                 begin = bind(T.Cast("int32", tables[2][indices[-1]]))
-                starts[-1] = bind(tirx.Max(starts[-1], T.int32(0)))
+                inside = [*starts[:-1], bind(tirx.Max(starts[-1], T.int32(0)))]
                 row = _Row(x, tables[1], begin)
-                self._nest(row, buffer, base, starts, position, False)
+                self._nest(row, buffer, base, inside, position, False)
             with T.Else():
                 window()
 
