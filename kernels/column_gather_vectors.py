@@ -19,6 +19,7 @@ from effc.kernels import columns_helium
 from effc.kernels.builder import T, bind
 from effc.kernels.column_gather import Gather, Walk, outside_tests
 from effc.kernels.column_kinds import VectorColumns
+from effc.kernels.column_source import QuadSource, Source
 from effc.kernels.columns import Columns
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.inline_assembly import Routine
@@ -150,9 +151,10 @@ def _window(shape: ConvShape) -> np.ndarray:
     return rows.reshape(-1)
 
 
-def gathers_vectors(shape: ConvShape, columns: Columns) -> bool:
-    """Whether ``VectorGather`` can fill columns."""
-    if not isinstance(columns, VectorColumns) or not columns.whole:
+def gathers_vectors(source: Source, columns: Columns) -> bool:
+    """Whether ``VectorGather`` can fill columns with quads of an input."""
+    if not isinstance(columns, VectorColumns) or not isinstance(source, QuadSource):
         return False
+    shape = source.shape
     rows = shape.output[-1] * shape.cin * shape.kernel[-1]
     return max(int(_window(shape).max()), rows) <= _REACH

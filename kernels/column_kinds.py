@@ -17,9 +17,9 @@ import numpy as np
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels import columns_arm, columns_armv6, columns_helium
+from effc.kernels import columns_arm, columns_armv6, columns_helium, window_arm
 from effc.kernels.builder import T, bind, loop
-from effc.kernels.columns import SLOT, TILE, Columns, Instructions, int16
+from effc.kernels.columns import SLOT, TILE, Columns, Distances, Instructions, int16
 from effc.kernels.inline_assembly import Routine
 
 __all__ = ["PairColumns", "VectorColumns", "columns_for"]
@@ -73,6 +73,12 @@ class PairColumns(Columns):
         if self.positions == 2:
             at = at + tirx.bitwise_and(place, tirx.const(-4, "int32")) + position * 4
         T.buffer_store(buffer, T.Cast("int16", value), [at])
+
+    def window(self, words: Distances, left: Distances, *, unsigned: bool) -> Routine:
+        return window_arm.pairs_of_window(words, left, 8 * self.positions, unsigned)
+
+    def start(self, position: Expr) -> Expr:
+        return position * 2 + self.lead
 
     def pack(self, weights: np.ndarray) -> np.ndarray:
         if not self.whole:
@@ -142,6 +148,12 @@ class VectorColumns(Columns):
     def put(self, buffer: Any, place: Expr, position: Expr, value: Expr) -> None:
         pitch = self.pitch if self.whole else 4 * self.pitch
         T.buffer_store(buffer, value, [position * pitch + place])
+
+    def window(self, words: Distances, left: Distances, *, unsigned: bool) -> Routine:
+        return window_arm.bytes_of_window(words, left, unsigned)
+
+    def start(self, position: Expr) -> Expr:
+        return position * self.pitch
 
     def pack(self, weights: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(weights).view(np.int32).reshape(-1)

@@ -46,11 +46,9 @@ class ColumnStage:
         """
         shape, filters = self.shape, self.filters
         weights = self.gather.weights | filters.weights
-        quads = shape.batch * shape.groups * shape.cin * shape.input_positions
-        source = self.columns.source
         dtype, elements = self.columns.buffer
         params: list[Param] = [
-            ("x", source, quads * (4 if source == "int8" else 1)),
+            ("x", *self.gather.source.param),
             *((name, str(array.dtype), array.size) for name, array in weights.items()),
             *filters.operands,
             ("y", filters.out_dtype, region.outputs[0].type.size),
@@ -81,7 +79,7 @@ class ColumnStage:
         x, *others, y, scratch = buffers
         count = len(self.gather.weights)
         tables, others = others[:count], others[count:]
-        base = bind((image * shape.groups + group) * (shape.cin * shape.input_positions))
+        base = bind(self.gather.source.base(image, group))
         walk = Walk(shape)
         with loop(-(-shape.positions // positions)) as tile:
             with loop(positions) as column:

@@ -5,8 +5,8 @@ into a small buffer, in the form that the processor's multiplications want, and 
 filters. That is CMSIS-NN's method (Lai, Suda, Chandra 2018): a tile is four sums, two filters by
 two positions, or four filters at a single position, so that every load serves two products.
 
-The reduction is cut into *slots* of four 8-bit elements: a quad of channels at one kernel tap, or
-any four elements that follow each other where there are fewer than four channels. Weights lie
+The reduction is cut into *slots* of four 8-bit elements (``column_order``): a quad of channels at
+one kernel tap, or any four elements that follow each other where that is not to be had. Weights lie
 ``[filters / tile][slot][filter of the tile]`` or as the processor's loads want them.
 
 Products are over all slots, or over a list of those that a tile's filters keep
@@ -32,12 +32,14 @@ __all__ = [
     "SLOT",
     "TILE",
     "Columns",
+    "Distances",
     "Instructions",
     "int16",
     "is_narrow",
     "unrolls",
 ]
 
+Distances = tuple[int, ...]
 Expr = Any  # tvm.tirx expressions have no useful static types
 
 TILE = 4
@@ -61,7 +63,7 @@ class Columns(ABC):
     Attributes:
         slots: Quads of the reduction.
         positions: Columns of a tile, 1 or 2.
-        whole: Whether slots are quads as they lie in memory, or made of single elements.
+        whole: Whether slots are given as words of four elements, or element by element.
         unroll: Slots per iteration of the inner loop.
     """
 
@@ -81,11 +83,6 @@ class Columns(ABC):
     @abstractmethod
     def buffer(self) -> tuple[str, int]:
         """Element type and elements of the buffer."""
-
-    @property
-    def source(self) -> str:
-        """Element type that activations are read as: a quad or a byte."""
-        return "int32" if self.whole else "int8"
 
     @property
     def routines(self) -> tuple[Routine, ...]:
@@ -122,7 +119,7 @@ class Columns(ABC):
 
     @abstractmethod
     def put(self, buffer: Any, place: Expr, position: Expr, value: Expr) -> None:
-        """Store what was read from ``source``.
+        """Store what was read: a word of four elements if ``whole``, otherwise one of them.
 
         Args:
             buffer: The columns.
@@ -178,6 +175,21 @@ class Columns(ABC):
             list_: Buffer of ``entries``, where the list begins, and its length.
         """
 
+    def window(self, words: Distances, left: Distances, *, unsigned: bool) -> Routine:
+        """Assembly that fills a column of ``whole`` slots from bytes at known distances.
+
+        Operands: the first byte, and ``buffer[self.start(position)]``.
+
+        Args:
+            words, left: Distances of words, and of single bytes behind them.
+            unsigned: Whether 128 is taken off every byte.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no assembly for windows")
+
+    def start(self, position: Expr) -> Expr:
+        """Where in the buffer a column of ``whole`` slots begins, for ``window``."""
+        raise NotImplementedError(f"{type(self).__name__} has no assembly for windows")
+
     def fill(self, zero: int) -> Expr:
         """What padding consists of, as a value for ``put``."""
         if not self.whole:
@@ -199,7 +211,7 @@ def is_narrow(target: Target) -> bool:
 
 def unrolls(target: Target) -> tuple[int, ...]:
     """Slots per iteration of inner loops that are worth a try, best first."""
-    return (1,) if target.optimize == "size" else (4, 2, 1)
+    return {"size": (1,), "balanced": (4, 2, 1), "speed": (16, 8, 4, 2, 1)}[target.optimize]
 
 
 LIST_REACH = 32767

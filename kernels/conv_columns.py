@@ -19,9 +19,8 @@ from effc.devices.target import Target
 from effc.kernels.column_assembly import AssembledFilters, assembly_for
 from effc.kernels.column_ending import Ending, ending_of
 from effc.kernels.column_filters import Filters, TileFilters, finish_for
-from effc.kernels.column_gather import Gather, column_weights, slots_of
-from effc.kernels.column_gather_vectors import VectorGather, gathers_vectors
 from effc.kernels.column_kinds import columns_for
+from effc.kernels.column_order import Order, Quads, order_for, source_for
 from effc.kernels.column_products import (
     LIST_OVERHEAD,
     AllProducts,
@@ -29,10 +28,11 @@ from effc.kernels.column_products import (
     Products,
     lists_reach,
 )
+from effc.kernels.column_rows import gather_for
 from effc.kernels.column_stage import ColumnStage
 from effc.kernels.columns import TILE, Columns, is_narrow, unrolls
-from effc.kernels.conv_problem import ConvProblem, problem_refusal
-from effc.kernels.conv_shape import ConvShape
+from effc.kernels.conv_problem import ConvProblem, problem_refusal, zero_as_read
+from effc.kernels.conv_shape import ConvShape, layout_of
 from effc.kernels.overlap import Shifts, all_planes, overlap, quad_bytes
 from effc.kernels.quads import operand
 from effc.kernels.region import DOMAIN, Op, Region
@@ -54,11 +54,11 @@ class ColumnConv(Template):
             return "the processor has wide vectors"
         if region.anchor is None or region.anchor.domain != DOMAIN:
             return "the anchor is not an integer convolution"
-        if reason := problem_refusal(region, target):
+        if reason := problem_refusal(region, target, plain=True):
             return reason
         data = region.anchor.inputs[0]
         assert data is not None
-        if data.dtype != "int8":
+        if data.dtype != "int8" and layout_of(region.anchor) == "quads":
             return "activations are unsigned"
         return finish_for(region, ConvShape.of(region.anchor), target).epilogue.refusal
 
@@ -75,10 +75,10 @@ class ColumnConv(Template):
         assert op is not None
         problem = ConvProblem.of(region, target)
         assert problem.bias is not None
-        shape, channels = problem.shape, operand(op, 1).shape[1]
-        split = bool(config["split"])
-        columns = _columns(op, target, int(config["unroll"]))
-        weights = column_weights(shape, problem.weight, channels)
+        shape, split = problem.shape, bool(config["split"])
+        order = _order(op, target, split)
+        columns = _columns(order, target, int(config["unroll"]))
+        weights = order.weights(problem.weight)
         filters: Filters
         if (found := _assembly(region, columns)) is not None:
             assembly, ending = found
@@ -91,8 +91,7 @@ class ColumnConv(Template):
             products = self.products(columns, weights, config)
             finish = finish_for(region, shape, target)
             filters = TileFilters(shape, columns, products, problem.bias, finish, rolled=not split)
-        kind = VectorGather if gathers_vectors(shape, columns) else Gather
-        gather = kind(shape, columns, channels, int(op.attrs["x_zero"]), split)
+        gather = gather_for(source_for(op, order), order, columns, zero_as_read(op), split=split)
         shifts = _shifts(region, shape) if target.serial else ()
         overlaps = overlap(region, operand(op, 0), shifts)
         return ColumnStage(shape, columns, gather, filters).kernel(region, problem.data, overlaps)
@@ -118,11 +117,11 @@ class SparseColumnConv(ColumnConv):
         op = region.ops[0]
         if op.zeros is None:
             return f"fewer than {LEAST_ZEROS:.0%} of the weights are zero"
-        shape, channels = ConvShape.of(op), operand(op, 1).shape[1]
-        columns = _columns(op, target, 1)
-        if shape.groups > 1 or not (columns.whole or channels % TILE == 0):
+        order = _order(op, target, target.optimize != "size")
+        blocks = isinstance(order, Quads) or order.channels % TILE == 0
+        if order.shape.groups > 1 or not blocks:
             return "the convolution has groups, or too few channels for blocks of four"
-        return lists_reach(columns)
+        return lists_reach(_columns(order, target, 1))
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
@@ -149,16 +148,21 @@ class SparseColumnConv(ColumnConv):
         return KeptProducts(columns, weights, int(config["rows"]))
 
 
-def _columns(op: Op, target: Target, unroll: int) -> Columns:
-    shape = ConvShape.of(op)
-    slots, whole = slots_of(shape, operand(op, 1).shape[1])
-    return columns_for(target, slots, min(shape.positions, 2), whole=whole, unroll=unroll)
+def _order(op: Op, target: Target, split: bool) -> Order:
+    """The order of slots; cores with the DSP extension read words at any address."""
+    words = split and target.arch == "thumb" and target.has("dsp")
+    return order_for(op, operand(op, 1).shape[1], words=words)
+
+
+def _columns(order: Order, target: Target, unroll: int) -> Columns:
+    positions = min(order.shape.positions, 2)
+    return columns_for(target, order.slots, positions, whole=order.whole, unroll=unroll)
 
 
 def _predicted(region: Region, target: Target, unroll: int, share: float | None = None) -> float:
     """Instructions of all products, see ``Columns.predicted``; the rest is the same for all."""
-    op = region.ops[0]
-    shape, columns = ConvShape.of(op), _columns(op, target, unroll)
+    order = _order(region.ops[0], target, target.optimize != "size")
+    shape, columns = order.shape, _columns(order, target, unroll)
     overhead = LIST_OVERHEAD if _assembly(region, columns) is None else 0
     tiles = -(-shape.positions // columns.positions) * shape.cout // columns.filters
     return shape.batch * shape.groups * tiles * columns.predicted(share, overhead)
@@ -179,6 +183,8 @@ def _shifts(region: Region, shape: ConvShape) -> Shifts:
     if shape.batch > 1 or shape.groups > 1:
         return ()
     axes = window_axes(op, shape.input, weight.shape[2:], shape.output)
-    return all_planes(
-        axes, (data.shape[1], result.shape[1]), (quad_bytes(data), quad_bytes(result))
-    )
+    planes, nbytes = (data.shape[1], quad_bytes(data))
+    if layout_of(op) != "quads":
+        last = layout_of(op) == "last"
+        planes, nbytes = (1, weight.shape[1]) if last else (weight.shape[1], 1)
+    return all_planes(axes, (planes, result.shape[1]), (nbytes, quad_bytes(result)))
