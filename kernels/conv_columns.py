@@ -86,7 +86,7 @@ class ColumnConv(Template):
         assert problem.bias is not None
         shape = problem.shape
         unroll, split = int(config["unroll"]), bool(config["split"])
-        order = _order(op, target, split)
+        order = _order(op, target)
         positions = self.positions(shape)
         columns = columns_for(target, order.slots, positions, whole=order.whole, unroll=unroll)
         filters: Filters
@@ -143,7 +143,7 @@ class SparseColumnConv(ColumnConv):
         op = region.ops[0]
         if op.zeros is None:
             return f"fewer than {LEAST_ZEROS:.0%} of the weights are zero"
-        order = _order(op, target, target.optimize != "size")
+        order = _order(op, target)
         columns = columns_for(target, order.slots, 2, whole=order.whole, unroll=1)
         if not isinstance(columns, PairColumns):
             return "lists are for the DSP extension"
@@ -186,9 +186,9 @@ class SparseColumnConv(ColumnConv):
         return KeptProducts(columns, problem.shape, problem.weight, rows, unroll)
 
 
-def _order(op: Op, target: Target, split: bool) -> Order:
+def _order(op: Op, target: Target) -> Order:
     """The order of slots; cores with the DSP extension read words at any address."""
-    words = split and target.arch == "thumb" and target.has("dsp")
+    words = target.arch == "thumb" and target.has("dsp")
     return order_for(op, operand(op, 1).shape[1], words=words)
 
 
