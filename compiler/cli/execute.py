@@ -125,6 +125,14 @@ def verify_command(
                 return verify(manifest, run, reference, executor.device, data, limits, progress)
 
         result = verify_library(artifact.library, manifest, device, threads, variant, check)
+    _say_verification(console, result)
+    if not result.ok:
+        error = result.failure()
+        error.hint = None
+        console.fail(error)
+
+
+def _say_verification(console: Console, result: Verification) -> None:
     description = result.describe()
     console.result(description)
     console.table(
@@ -154,10 +162,6 @@ def verify_command(
         )
     for note in result.notes:
         console.note(note)
-    if not result.ok:
-        error = result.failure()
-        error.hint = None
-        console.fail(error)
 
 
 def _required(output: dict[str, Any]) -> str:
