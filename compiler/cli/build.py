@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effc.cli.console import Console, human_bytes, human_count, human_time
+from effc.cli.console import Console
 from effc.compression.options import CompressOptions
 from effc.errors import UsageError
+from effc.figures import human_bytes, human_count, human_time
 from effc.options import CompileOptions
 
 if TYPE_CHECKING:
