@@ -31,6 +31,7 @@ __all__ = [
     "saturating_shift",
     "scale",
     "sole_scaling",
+    "woven",
 ]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
@@ -151,6 +152,12 @@ def narrow(values: Sequence[Expr], scaling: Scaling, dtype: str, target: Target)
     low, high = vm.const(scaling.low, values[0]), vm.const(scaling.high, values[0])
     kept = [bind(vm.cast(tirx.Min(tirx.Max(v, low), high), dtype)) for v in values]
     return bind(concat(kept, blocked(len(kept), lanes)))
+
+
+def woven(blocks: Expr, lanes: int) -> Expr:
+    """Bytes in blocks of four vectors of ``lanes`` as int32: byte ``q`` of each is of vector ``q``."""
+    order = [b * 16 + row * 4 + i for b in range(lanes // 4) for i in range(4) for row in range(4)]
+    return bind(T.reinterpret(f"int32x{lanes}", concat([blocks], order)))
 
 
 def saturating_shift(value: Expr, left: int) -> Expr:

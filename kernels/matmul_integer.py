@@ -39,6 +39,7 @@ from effc.kernels.builder import (
 )
 from effc.kernels.columns import NARROW, is_narrow
 from effc.kernels.dot_product import has_dot4
+from effc.kernels.matmul import streamed
 from effc.kernels.matmul_integer_pack import Layout, Packing, packed_vector, packed_weights
 from effc.kernels.matmul_integer_steps import PairSteps, QuadSteps, WordSteps
 from effc.kernels.matmul_problem import Problem, problem_of
@@ -384,7 +385,7 @@ def _paired(region: Region, problem: Problem, target: Target) -> bool:
 
 
 def _cost(problem: Problem, layout: Layout, target: Target, rows: int) -> float | None:
-    """Rough cycles, or ``None`` for a configuration that makes no sense."""
+    """Cycles as of ``sparse_matmul_cost``, or ``None`` for a configuration without sense."""
     lanes, groups = layout.lanes, layout.groups
     vectors = 4 * groups
     own = rows + rows % 2 if layout.paired else rows
@@ -401,4 +402,5 @@ def _cost(problem: Problem, layout: Layout, target: Target, rows: int) -> float 
     used = -(-problem.n // (4 * lanes)) / groups
     whole, rest = divmod(problem.m, rows)
     row_tiles = whole + (0.3 + 0.7 * rest / rows if rest else 0)
-    return problem.batch * tile * used * row_tiles
+    work = 0.5 * problem.batch * tile * used * row_tiles
+    return streamed(work, 4.0 * layout.quads, problem.batch, target)

@@ -20,7 +20,7 @@ from effc.kernels.builder import T, bind, splat, vload
 from effc.kernels.columns import is_narrow
 from effc.kernels.elementwise_ops import evaluate, immediate
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.fixed_point import Scaling, narrow, requantize, scale
+from effc.kernels.fixed_point import Scaling, narrow, requantize, scale, woven
 from effc.kernels.lanes import concat, interleave, load_partial
 from effc.kernels.region import DOMAIN, Op, Region, Value
 
@@ -132,7 +132,7 @@ class QuadRows(Epilogue):
         else:
             rows = _unbounded(last, found, self._target)
             narrowed = narrow(rows, _scaling(last), dtype, self._target)
-        return _woven(narrowed, operands.lanes)
+        return woven(narrowed, operands.lanes)
 
     def _wide_inputs(self, sums: Rows, operands: _Operands) -> list[Rows]:
         """Operands of the last operator."""
@@ -253,12 +253,6 @@ def _unbounded(op: Op, inputs: list[Rows], target: Target) -> Rows:
         moved = bind(tirx.shift_right(total, vm.const(right, x)))
         found.append(bind(moved + vm.const(zero, x)) if zero else moved)
     return found
-
-
-def _woven(blocks: Expr, lanes: int) -> Expr:
-    """Quads as int32 out of bytes in blocks (``fixed_point``)."""
-    order = [b * 16 + row * 4 + i for b in range(lanes // 4) for i in range(4) for row in range(4)]
-    return bind(T.reinterpret(f"int32x{lanes}", concat([blocks], order)))
 
 
 def _merged(rows: Rows) -> Expr:

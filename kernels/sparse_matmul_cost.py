@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from math import ceil
 
-import numpy as np
-
 from effc.devices.target import Target
 from effc.kernels.conv_cost import tile_fits, tile_parts
-from effc.kernels.lanes import dtype_lanes, uses_lanes
+from effc.kernels.lanes import uses_lanes
 from effc.kernels.matmul import streamed
 from effc.kernels.register_tile import Tile, split_widths
-from effc.kernels.sparse_matmul_product import Roles, SparseMatMulConfig
+from effc.kernels.sparse_matmul_roles import Roles, SparseMatMulConfig
 from effc.kernels.sparse_positions import row_widths
 from effc.kernels.sparsity import Structure
 from effc.kernels.template import Config
@@ -23,6 +21,7 @@ __all__ = ["sparse_matmul_candidates"]
 LIMIT = 24  # candidates offered to the tuner
 _UNITS = 8  # parallel units worth having
 _SUMS = 8  # accumulators that hide the latency of a multiply-add
+_BROADCASTS = 1.35  # cost of a tile, measured, where each multiply-add needs a load of its own
 _Tiling = tuple[str, int, bool]  # along, columns, pack
 
 
@@ -31,7 +30,11 @@ def sparse_matmul_candidates(
 ) -> list[tuple[Config, float]]:
     """Configurations with predicted cycles, best first."""
     found: dict[SparseMatMulConfig, float] = {}
-    for (rows, depth), share in zeros.units:
+    together = roles.arithmetic.channels
+    for (rows, inputs), share in zeros.units:
+        if rows % together or inputs % together:
+            continue
+        depth = inputs // together
         if depth > roles.channels or (rows > roles.filters and rows > 1):
             continue
         for knobs in _configurations(roles, rows, depth, target):
@@ -44,13 +47,13 @@ def sparse_matmul_candidates(
 def _configurations(
     roles: Roles, rows: int, depth: int, target: Target
 ) -> Iterator[SparseMatMulConfig]:
-    full = dtype_lanes(target, roles.problem.dtype)
+    full = roles.arithmetic.lanes(target)
     wide = [full] + ([full // 2] if target.vector_bits >= 512 else [])
     for lanes in wide:
         for along, columns, pack in _tiles(roles, lanes, rows, target):
             if along == "channel" and rows < lanes and lanes != wide[-1]:
                 continue  # as with narrower vectors
-            tile = _tile(along, columns, rows, lanes, pack)
+            tile = _tile(roles, along, columns, rows, lanes, pack, target)
             unroll, chains = _chains(tile, depth, target)
             tiles = ceil(roles.filters / rows)
             for panels in _panels(roles, columns, pack, target):
@@ -90,10 +93,13 @@ def _channel_fits(tile: Tile, target: Target) -> bool:
     return tile_fits(tile, target)
 
 
-def _tile(along: str, columns: int, rows: int, lanes: int, pack: bool) -> Tile:
+def _tile(
+    roles: Roles, along: str, columns: int, rows: int, lanes: int, pack: bool, target: Target
+) -> Tile:
+    narrowest = roles.arithmetic.narrowest(target)
     if along == "channel":
-        return Tile(columns, split_widths(rows, lanes))
-    return Tile(rows, row_widths(columns, lanes, pack))
+        return Tile(columns, split_widths(rows, lanes, narrowest))
+    return Tile(rows, row_widths(columns, lanes, pack, narrowest))
 
 
 def _chains(tile: Tile, depth: int, target: Target) -> tuple[int, int]:
@@ -108,7 +114,7 @@ def _chains(tile: Tile, depth: int, target: Target) -> tuple[int, int]:
 def _panels(roles: Roles, columns: int, pack: bool, target: Target) -> Iterator[int]:
     """Register tiles per block of positions, whose panels should stay in the second cache."""
     total = ceil(roles.positions / columns)
-    size = _size(roles) * roles.channels * columns
+    size = roles.arithmetic.nbytes * roles.channels * columns
     yield 1
     for panels in (2, 4):
         if panels < total and size * panels <= target.l2_bytes:
@@ -122,14 +128,18 @@ def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target)
     work = 0.0
     for columns, panels in tile_parts(roles.positions, knobs.columns):
         size = (
-            _size(roles)
+            roles.arithmetic.nbytes
             * roles.channels
             * columns
             * (knobs.panels or ceil(roles.positions / columns))
         )
         for filters, tiles in tile_parts(roles.filters, knobs.rows):
-            tile = _tile(knobs.along, columns, filters, knobs.lanes, knobs.pack)
+            tile = _tile(
+                roles, knobs.along, columns, filters, knobs.lanes, knobs.pack, target
+            )
             once = steps * _step(tile, knobs, size > target.l1_bytes, target)
+            if knobs.along == "channel" and columns > 1 and not roles.folds_broadcasts(target):
+                once *= _BROADCASTS
             once += _store(tile, roles, knobs)
             if knobs.along == "channel" and size > target.l1_bytes and not uses_lanes(target):
                 # Cache lines with any kept channel come from the second cache, one per cycle.
@@ -137,7 +147,7 @@ def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target)
                 once += lines * columns
             work += panels * tiles * once
     if knobs.pack:
-        each = 1.0 if roles.channel == 1 else 0.3
+        each = 1.0 if roles.adjacent else 0.3
         work += each * roles.channels * roles.positions * knobs.splits
     batch = roles.problem.batch
     weights = float(roles.matrix.itemsize) * share * roles.channels * roles.filters
@@ -145,9 +155,6 @@ def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target)
     return streamed(batch * work, weights, passes, target)
 
 
-def _size(roles: Roles) -> int:
-    """Bytes of one element of the data."""
-    return int(np.dtype(roles.problem.dtype).itemsize)
 
 
 def _step(tile: Tile, knobs: SparseMatMulConfig, far: bool, target: Target) -> float:
