@@ -150,8 +150,7 @@ class BlockedEpilogue:
         octets: Expr,
         valid: int,
     ) -> None:
-        """Store results of the leading ``Requantize``; ``octets`` are in order, else as ``store``.
-        """
+        """Store results of the leading ``Requantize``, in order; else as ``store``."""
         y, operands = buffers
         rest, axis = self.rest, len(self.rest.view) - 1
         lanes = int(octets.ty.dtype.lanes)

@@ -155,7 +155,7 @@ def narrow(values: Sequence[Expr], scaling: Scaling, dtype: str, target: Target)
 
 
 def woven(blocks: Expr, lanes: int) -> Expr:
-    """Bytes in blocks of four vectors of ``lanes`` as int32: byte ``q`` of each is of vector ``q``."""
+    """Bytes in blocks of four vectors as ``lanes`` int32: byte ``q`` of each is of vector ``q``."""
     order = [b * 16 + row * 4 + i for b in range(lanes // 4) for i in range(4) for row in range(4)]
     return bind(T.reinterpret(f"int32x{lanes}", concat([blocks], order)))
 

@@ -16,12 +16,12 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels import vectormath as vm
-from effc.kernels.builder import T, bind, splat, vload
+from effc.kernels.builder import bind, splat, vload
 from effc.kernels.columns import is_narrow
 from effc.kernels.elementwise_ops import evaluate, immediate
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.fixed_point import Scaling, narrow, requantize, scale, woven
-from effc.kernels.lanes import concat, interleave, load_partial
+from effc.kernels.lanes import interleave, load_partial
 from effc.kernels.region import DOMAIN, Op, Region, Value
 
 __all__ = ["QuadRows"]

@@ -5,10 +5,12 @@ filters, its columns if it is the right-hand operand and its rows if it is the l
 applied at positions, the rows or columns of the other operand. As in ``sparse_conv``, ``k`` runs
 over the list of channels that a tile of filters keeps (``sparse_pack``); any zeros will do.
 
-``MatMulInteger`` is the same with quads of four bytes as channels (``quad_arithmetic``), of
-which tiles keep whole ones; accumulators begin at 0, and the bias less ``a_zero * sum w`` is added
-to sums. Its bits are the reference's. Otherwise exact up to the order of f32 summation, at most ``2 * k * eps * sum |a * b|``; products
+Exact up to the order of f32 summation, at most ``2 * k * eps * sum |a * b|``; products
 with zero weights are left out, so that infinities behind them do not become NaN.
+
+``MatMulInteger`` is the same with quads of four bytes as channels (``quad_arithmetic``): lists are
+of quads, accumulators begin at 0, and the bias less ``a_zero * sum w`` is added to sums. It gives
+the reference's bits.
 
 Sources: block sparsity with vectors along filters (Gray et al., GPU Kernels for Block-Sparse
 Weights, 2017); with vectors along positions, Elsen et al., Fast Sparse ConvNets, CVPR 2020.

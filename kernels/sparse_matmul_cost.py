@@ -21,7 +21,7 @@ __all__ = ["sparse_matmul_candidates"]
 LIMIT = 24  # candidates offered to the tuner
 _UNITS = 8  # parallel units worth having
 _SUMS = 8  # accumulators that hide the latency of a multiply-add
-_BROADCASTS = 1.35  # cost of a tile, measured, where each multiply-add needs a load of its own
+_BROADCASTS = 1.35  # measured: x86 dot products take only weights from memory, not the scalar
 _Tiling = tuple[str, int, bool]  # along, columns, pack
 
 
@@ -134,12 +134,8 @@ def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target)
             * (knobs.panels or ceil(roles.positions / columns))
         )
         for filters, tiles in tile_parts(roles.filters, knobs.rows):
-            tile = _tile(
-                roles, knobs.along, columns, filters, knobs.lanes, knobs.pack, target
-            )
-            once = steps * _step(tile, knobs, size > target.l1_bytes, target)
-            if knobs.along == "channel" and columns > 1 and not roles.folds_broadcasts(target):
-                once *= _BROADCASTS
+            tile = _tile(roles, knobs.along, columns, filters, knobs.lanes, knobs.pack, target)
+            once = steps * _step(tile, roles, knobs, size > target.l1_bytes, target)
             once += _store(tile, roles, knobs)
             if knobs.along == "channel" and size > target.l1_bytes and not uses_lanes(target):
                 # Cache lines with any kept channel come from the second cache, one per cycle.
@@ -155,9 +151,7 @@ def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target)
     return streamed(batch * work, weights, passes, target)
 
 
-
-
-def _step(tile: Tile, knobs: SparseMatMulConfig, far: bool, target: Target) -> float:
+def _step(tile: Tile, roles: Roles, knobs: SparseMatMulConfig, far: bool, target: Target) -> float:
     """Cycles per channel of a register tile; on Arm instructions, two of which take a cycle.
 
     ``far``: the data of a block of positions is larger than the first cache.
@@ -165,8 +159,10 @@ def _step(tile: Tile, knobs: SparseMatMulConfig, far: bool, target: Target) -> f
     count, sums = len(tile.widths), tile.rows * len(tile.widths)
     space = knobs.along == "space"
     if uses_lanes(target):
-        scalars = ceil(tile.rows / 4) / 2 if space else tile.rows / 4
-        beside = 5.0 / knobs.depth + 2.0 / (knobs.unroll * knobs.depth)
+        scalars = ceil(tile.rows / 4) / 2 if space else tile.rows / (1 if roles.in_quads else 4)
+        # The address of a single quad is part of its load.
+        entry = 2.5 if roles.in_quads and not space and tile.rows == 1 else 5.0
+        beside = (entry + 2.0 / knobs.unroll) / knobs.depth
         return 0.5 * max(sums + 0.5 * count + scalars + beside, 8.0 / knobs.chains)
     rate = 1.0 if target.lanes >= 16 else 0.5  # cycles of a full-width multiply-add
     cycles = [rate if width > target.lanes // 2 else max(rate / 2, 0.5) for width in tile.widths]
@@ -174,7 +170,10 @@ def _step(tile: Tile, knobs: SparseMatMulConfig, far: bool, target: Target) -> f
     loads = sum(cycles) + 0.5 * tile.rows
     issue = (sums + count + tile.rows + 2 / knobs.depth) / 5
     lines = 2.2 * tile.columns / 16 if space and far else 0.0
-    return max(fma, loads, issue, lines, 4.0 / knobs.chains) + 0.7 / knobs.depth
+    most = max(fma, loads, issue, lines, 4.0 / knobs.chains)
+    if roles.in_quads and not space and tile.rows > 1:
+        most *= _BROADCASTS
+    return most + 0.7 / knobs.depth
 
 
 def _store(tile: Tile, roles: Roles, knobs: SparseMatMulConfig) -> float:

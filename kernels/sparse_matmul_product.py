@@ -26,7 +26,7 @@ from effc.devices.target import Target
 from effc.errors import InternalError
 from effc.kernels.arithmetic import FLOAT32, Float16
 from effc.kernels.builder import Param, T, bind, loop, splat, stage_func, vload, vstore
-from effc.kernels.lanes import load_scalars, pieces, uses_lanes
+from effc.kernels.lanes import load_scalars, uses_lanes
 from effc.kernels.matmul_operands import Scalars
 from effc.kernels.register_tile import (
     Accumulators,
@@ -37,7 +37,8 @@ from effc.kernels.register_tile import (
     split_widths,
     weights_ahead,
 )
-from effc.kernels.shuffles import store_transposed, transpose
+from effc.kernels.shuffles import store_transposed
+from effc.kernels.sparse_matmul_pack import load_channels, pack_positions
 from effc.kernels.sparse_matmul_results import Results, SumResults
 from effc.kernels.sparse_matmul_roles import Roles, SparseMatMulConfig
 from effc.kernels.sparse_pack import TILE_OVERHEAD, SparseTiles, cut_evenly
@@ -80,7 +81,8 @@ class SparseMatMulProduct:
         self.space = knobs.along == "space"
         readable = knobs.pack or roles.position == 1 if self.space else not roles.on_rows
         self.unit = results.unit if self.space else 1
-        if not readable or knobs.rows % self.unit:
+        single = knobs.depth == 1 or not roles.in_quads
+        if not readable or not single or knobs.rows % self.unit:
             raise InternalError("invalid configuration", where="matmul_sparse", got=knobs)
         self.tiles = -(-roles.filters // knobs.rows)
         self.collected = self.space and not roles.on_rows
@@ -227,7 +229,15 @@ class SparseMatMulProduct:
             for run in runs:
                 with loop(run.count) as i:
                     to = bind((i + run.panel) * self.panel_size)
-                    self._pack(bind(run.first + i * run.columns), to, run.columns)
+                    first = bind(run.first + i * run.columns)
+                    pack_positions(
+                        self.roles,
+                        (self.x, bind(self.base + first * self.roles.position)),
+                        (self.scratch, to),
+                        run.columns,
+                        self._widths(run.columns),
+                        self.pitch,
+                    )
         size = self.group * self.knobs.rows
         whole, left = divmod(self.roles.filters, size)
         with loop(self.first, T.min(self.last, whole) if left else self.last) as group:
@@ -235,55 +245,6 @@ class SparseMatMulProduct:
         if left:
             with T.If(self.last > whole), T.Then():
                 self._group(T.int32(whole), left, runs)
-
-    def _pack(self, first: Expr, to: Expr, columns: int) -> None:
-        """Positions from ``first`` on as ``[channel][position]``, zeros behind them."""
-        roles, lanes = self.roles, self.knobs.lanes
-        source = bind(self.base + first * roles.position)
-        if not roles.adjacent:
-            with loop(roles.channels) as k:
-                row, there = bind(source + k * roles.channel), bind(to + k * self.pitch)
-                for start, width in pieces(columns, lanes if roles.position == 1 else 1):
-                    value = vload(self.x, row + start * roles.position, width)
-                    vstore(self.scratch, there + start, value, width)
-                padding = sum(self._widths(columns)) - columns
-                for start, width in pieces(padding, lanes):
-                    zeros = splat(tirx.const(0, self.dtype), width)
-                    vstore(self.scratch, there + columns + start, zeros, width)
-            return
-
-        def block(k: Expr, at: Expr, start: int, size: int) -> None:
-            """``size`` channels from ``k`` on, which lie at ``at``, of as many positions."""
-            rows = [
-                bind(
-                    self._load(source + (start + i) * roles.position + at, size)
-                    if start + i < columns
-                    else splat(tirx.const(0, self.dtype), size)
-                )
-                for i in range(size)
-            ]
-            for i, column in enumerate(transpose(rows)):
-                vstore(self.scratch, to + (k + i) * self.pitch + start, column, size)
-
-        tile = Tile(1, self._widths(columns))
-        whole = roles.channels - (1 if roles.overlap else 0)
-        for start, width in tile.vectors:
-            with loop(whole // width) as trip:
-                k = bind(trip * width)
-                block(k, k * roles.channel, start, width)
-            done = whole // width * width
-            rest = [(done + k, part) for k, part in pieces(whole - done, width)]
-            rest += [(whole, 1)] if roles.overlap else []
-            for k, part in rest:
-                for at in range(start, start + width, part):
-                    block(T.int32(k), k * roles.channel - roles.overlap * (k == whole), at, part)
-
-    def _load(self, at: Expr, lanes: int) -> Expr:
-        """Neighbouring channels of one position."""
-        if self.roles.dtype == self.dtype:
-            return vload(self.x, at, lanes)
-        suffix = f"x{lanes}" if lanes > 1 else ""
-        return T.reinterpret(f"{self.dtype}{suffix}", vload(self.x, at, self.roles.channel * lanes))
 
     def _group(self, group: Expr, filters: int, runs: list[_Run]) -> None:
         """``filters`` filters, of one tile or of those whose results are stored together."""
@@ -390,10 +351,12 @@ class SparseMatMulProduct:
     def _scalars(self, at: Expr, positions: int) -> list[list[Expr]]:
         """Channels of an entry at some positions: ``[position][channel]``."""
         roles, depth = self.roles, self.knobs.depth
-        if roles.dtype != self.dtype:
-            steps = [[at + i * roles.position + j * roles.channel for j in range(depth)]
-                     for i in range(positions)]
-            return [[bind(self._load(step, 1)) for step in row] for row in steps]
+        if roles.in_quads:
+            steps = [
+                [at + i * roles.position + j * roles.channel for j in range(depth)]
+                for i in range(positions)
+            ]
+            return [[bind(load_channels(roles, self.x, step, 1)) for step in row] for row in steps]
         simd = uses_lanes(self.target)
         data = Scalars(self.x, at, roles.position, roles.channel, positions, simd, self.dtype)
         return data.load(T.int32(0), depth)
@@ -415,9 +378,7 @@ class SparseMatMulProduct:
         knobs, unit, tile = self.knobs, self.unit, acc.tile
         first = bind(number * knobs.rows)
         row = bind(self.sums_at + within * (knobs.rows // unit * self.pitch))
-        for i, (v, (start, lanes)) in product(
-            range(0, tile.rows, unit), enumerate(tile.vectors)
-        ):
+        for i, (v, (start, lanes)) in product(range(0, tile.rows, unit), enumerate(tile.vectors)):
             if self.collected:  # filters that do not exist are not stored
                 sums = [acc.get(min(i + j, tile.rows - 1), v) for j in range(unit)]
                 held = self.results.hold(sums, first + i, lanes)
@@ -453,6 +414,6 @@ class SparseMatMulProduct:
         )
         if left:
             with loop(columns) as column:
-                held = self.scratch[self.sums_at + whole * self.pitch + column]
+                held = vload(self.scratch, self.sums_at + whole * self.pitch + column, 1)
                 place = self.batch, position + column, first + whole * unit
                 self.results.release(place, held, left, 1)

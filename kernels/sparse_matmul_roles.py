@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from effc.devices.target import Target
 from effc.kernels.arithmetic import Arithmetic, float_arithmetic
-from effc.kernels.lanes import uses_lanes
 from effc.kernels.matmul_problem import Factor, Problem, problem_of
 from effc.kernels.quad_arithmetic import Quads, quads_of_rows
 from effc.kernels.region import DOMAIN, Op
@@ -85,14 +84,10 @@ class Roles:
         p, arithmetic = problem_of(op, collapse=collapse), _arithmetic(op)
         if p.a.const is not None and p.b.const is None and len(p.a.const) == 1:
             data, matrix = p.b, p.a.const[0]
-            found = Roles(
-                p, arithmetic, matrix, data, p.dtype, True, p.n, data.column, data.row
-            )
+            found = Roles(p, arithmetic, matrix, data, p.dtype, True, p.n, data.column, data.row)
         elif p.b.const is not None and p.a.const is None and len(p.b.const) == 1:
             data, matrix = p.a, p.b.const[0].T
-            found = Roles(
-                p, arithmetic, matrix, data, p.dtype, False, p.m, data.row, data.column
-            )
+            found = Roles(p, arithmetic, matrix, data, p.dtype, False, p.m, data.row, data.column)
         else:
             return None
         return found._in_quads(op) if op.domain == DOMAIN else found
@@ -126,21 +121,19 @@ class Roles:
         return int(self.matrix.shape[1])
 
     @property
+    def in_quads(self) -> bool:
+        """Whether a channel is four bytes."""
+        return self.dtype != self.arithmetic.dtype
+
+    @property
     def adjacent(self) -> bool:
         """Whether the channels of a position lie next to each other."""
-        return self.channel == (1 if self.dtype == self.arithmetic.dtype else self.arithmetic.nbytes)
+        return self.channel == (4 if self.in_quads else 1)
 
-    def folds_broadcasts(self, target: Target) -> bool:
-        """Whether a multiply-add may read its scalar from memory (on Arm, one load has four).
-
-        x86 dot products take only weights from there.
-        """
-        return uses_lanes(target) or self.dtype == self.arithmetic.dtype
-
-    def offsets(self, channels: np.ndarray) -> np.ndarray:
+    def offsets(self, channels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Where channels lie in the data, behind a position's first element."""
-        last = channels == self.channels - 1
-        return channels * np.int64(self.channel) - self.overlap * last
+        earlier = np.where(channels == self.channels - 1, self.overlap, 0)
+        return np.subtract(channels * self.channel, earlier)
 
 
 def _arithmetic(op: Op) -> Arithmetic:
