@@ -130,7 +130,7 @@ class Roles:
         """Whether the channels of a position lie next to each other."""
         return self.channel == (4 if self.in_quads else 1)
 
-    def offsets(self, channels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def offsets(self, channels: np.ndarray) -> np.ndarray:
         """Where channels lie in the data, behind a position's first element."""
         earlier = np.where(channels == self.channels - 1, self.overlap, 0)
         return np.subtract(channels * self.channel, earlier)
