@@ -40,7 +40,7 @@ from effc.kernels.builder import (
 from effc.kernels.columns import NARROW, is_narrow
 from effc.kernels.dot_product import has_dot4
 from effc.kernels.lanes import uses_lanes
-from effc.kernels.matmul import streamed
+from effc.kernels.matmul_cost import streamed
 from effc.kernels.matmul_integer_pack import Layout, Packing, packed_vector, packed_weights
 from effc.kernels.matmul_integer_steps import PairSteps, QuadSteps, WordSteps
 from effc.kernels.matmul_problem import Problem, problem_of
