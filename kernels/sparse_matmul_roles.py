@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -132,8 +131,9 @@ class Roles:
 
     def offsets(self, channels: np.ndarray) -> np.ndarray:
         """Where channels lie in the data, behind a position's first element."""
-        earlier = np.where(channels == self.channels - 1, self.overlap, 0)
-        return np.subtract(channels * self.channel, earlier)
+        found = channels * self.channel
+        found[channels == self.channels - 1] -= self.overlap
+        return found
 
 
 def _arithmetic(op: Op) -> Arithmetic:
