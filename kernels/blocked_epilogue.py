@@ -18,6 +18,7 @@ from effc.kernels.builder import Param, bind, vstore
 from effc.kernels.elementwise_ops import immediate
 from effc.kernels.epilogue import Epilogue, group_strides
 from effc.kernels.fixed_point import Scaling, requantize
+from effc.kernels.integer_ops import BYTES
 from effc.kernels.lanes import pick, store_partial
 from effc.kernels.region import DOMAIN, Op, Region, Value
 
@@ -178,6 +179,8 @@ def _leading_requantize(
     if (first.domain, first.op_type) != (DOMAIN, "Requantize") or first.inputs[0] is not result:
         return None
     if any(value is result for op in others for value in op.inputs):
+        return None
+    if first.outputs[0].dtype not in BYTES:
         return None
     multiplier = first.inputs[1]
     if multiplier is None or multiplier.const is None:

@@ -18,6 +18,7 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import T, bind, splat
+from effc.kernels.intrinsics import rounding
 from effc.kernels.lanes import concat
 from effc.kernels.region import DOMAIN, Region
 
@@ -123,9 +124,7 @@ def scale(value: Expr, multiplier: Expr, scaling: Scaling, target: Target) -> Ex
         rounded = _intrinsic("aarch64.neon.srshl.v4i32", "int32x4", product, shift)
         return bind(rounded + vm.const(scaling.zero, value))
     product = _high_product(_shifted(value, scaling), multiplier, target)
-    half, zero = 1 << (right - 1), scaling.zero
-    if right <= ROOM:  # |product| < 2^30
-        half, zero = half + (zero << right), 0
+    half, zero = rounding(right, scaling.zero)
     result = tirx.shift_right(product + vm.const(half, value), vm.const(right, value))
     return bind(result + vm.const(zero, value) if zero else result)
 

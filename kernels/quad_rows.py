@@ -48,8 +48,10 @@ class QuadRows(Epilogue):
         self._target = target
         super().__init__(region, result, view)
         self.merged = self.out_dtype in _BYTES
-        self._stays_wide = bool(self._ops) and all(
-            op.domain == DOMAIN and op.op_type in _WIDE for op in self._ops
+        self._stays_wide = (
+            bool(self._ops)
+            and self.merged
+            and all(op.domain == DOMAIN and op.op_type in _WIDE for op in self._ops)
         )
 
     def _add(self, value: Value, strides: tuple[int, ...]) -> None:
