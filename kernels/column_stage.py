@@ -45,11 +45,9 @@ class ColumnStage:
             overlaps: See ``Kernel``.
         """
         shape, filters = self.shape, self.filters
-        quads = shape.batch * shape.groups * shape.cin * shape.input_positions
-        source = self.columns.source
         dtype, elements = self.columns.buffer
         params: list[Param] = [
-            ("x", source, quads * (4 if source == "int8" else 1)),
+            ("x", *self.gather.source.param),
             *((name, str(array.dtype), array.size) for name, array in filters.weights.items()),
             *filters.operands,
             ("y", filters.out_dtype, region.outputs[0].type.size),
@@ -58,7 +56,7 @@ class ColumnStage:
 
         def body(*arguments: Any) -> None:
             *buffers, begin, end = arguments
-            with importing(filters.routines), loop(begin, end) as image:
+            with importing([*filters.routines, *self.gather.routines]), loop(begin, end) as image:
                 self._image(image, buffers)
 
         names = [f"w:{name}" for name in filters.weights]
@@ -78,7 +76,7 @@ class ColumnStage:
     def _group(self, image: Expr, group: Expr, buffers: list[Any]) -> None:
         shape, positions = self.shape, self.columns.positions
         x, *others, y, scratch = buffers
-        base = bind((image * shape.groups + group) * (shape.cin * shape.input_positions))
+        base = bind(self.gather.source.base(image, group))
         walk = Walk(shape)
         with loop(-(-shape.positions // positions)) as tile:
             with loop(positions) as column:

@@ -5,8 +5,8 @@ into a small buffer, in the form that the processor's multiplications want, and 
 filters. That is CMSIS-NN's method (Lai, Suda, Chandra 2018): a tile is four sums, two filters by
 two positions, or four filters at a single position, so that every load serves two products.
 
-The reduction is cut into *slots* of four 8-bit elements: a quad of channels at one kernel tap, or
-any four elements that follow each other where there are fewer than four channels. Weights lie
+The reduction is cut into *slots* of four 8-bit elements (``column_order``): a quad of channels at
+one kernel tap, or any four elements that follow each other where that is not to be had. Weights lie
 ``[filters / tile][slot][filter of the tile]`` or as the processor's loads want them.
 
 * ``PairColumns``: Cortex-M with the DSP extension. Activations are widened to 16 bits once;
@@ -25,12 +25,13 @@ import numpy as np
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels import columns_arm
+from effc.kernels import columns_arm, window_arm
 from effc.kernels.builder import T, bind, local, loop, vload, vstore
 from effc.kernels.inline_assembly import Routine
 
 __all__ = ["NARROW", "TILE", "Columns", "PairColumns", "columns_for", "is_narrow", "unrolls"]
 
+Distances = tuple[int, ...]
 Expr = Any  # tvm.tirx expressions have no useful static types
 
 TILE = 4
@@ -44,7 +45,7 @@ class Columns(ABC):
     Attributes:
         slots: Quads of the reduction.
         positions: Columns of a tile, 1 or 2.
-        whole: Whether slots are quads as they lie in memory, or made of single elements.
+        whole: Whether slots are given as words of four elements, or element by element.
         unroll: Slots per iteration of the inner loop.
     """
 
@@ -66,18 +67,13 @@ class Columns(ABC):
         """Element type and elements of the buffer."""
 
     @property
-    def source(self) -> str:
-        """Element type that activations are read as: a quad or a byte."""
-        return "int32" if self.whole else "int8"
-
-    @property
     def routines(self) -> tuple[Routine, ...]:
         """Assembly that ``multiply`` calls."""
         return ()
 
     @abstractmethod
     def put(self, buffer: Any, place: Expr, position: Expr, value: Expr) -> None:
-        """Store what was read from ``source``.
+        """Store what was read: a word of four elements if ``whole``, otherwise one of them.
 
         Args:
             buffer: The columns.
@@ -104,6 +100,21 @@ class Columns(ABC):
             weights: What ``pack`` made.
             tile: Number of the tile of filters.
         """
+
+    def window(self, words: Distances, left: Distances, *, unsigned: bool) -> Routine:
+        """Assembly that fills a column of ``whole`` slots from bytes at known distances.
+
+        Operands: the first byte, and ``buffer[self.start(position)]``.
+
+        Args:
+            words, left: Distances of words, and of single bytes behind them.
+            unsigned: Whether 128 is taken off every byte.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no assembly for windows")
+
+    def start(self, position: Expr) -> Expr:
+        """Where in the buffer a column of ``whole`` slots begins, for ``window``."""
+        raise NotImplementedError(f"{type(self).__name__} has no assembly for windows")
 
     def fill(self, zero: int) -> Expr:
         """What padding consists of, as a value for ``put``."""
@@ -147,6 +158,12 @@ class PairColumns(Columns):
             at = at + tirx.bitwise_and(place, tirx.const(-4, "int32")) + position * 4
         T.buffer_store(buffer, T.Cast("int16", value), [at])
 
+    def window(self, words: Distances, left: Distances, *, unsigned: bool) -> Routine:
+        return window_arm.pairs_of_window(words, left, 8 * self.positions, unsigned)
+
+    def start(self, position: Expr) -> Expr:
+        return position * 2 + self.lead
+
     def pack(self, weights: np.ndarray) -> np.ndarray:
         if not self.whole:
             weights = weights[..., [0, 2, 1, 3]]
@@ -174,6 +191,12 @@ class VectorColumns(Columns):
     def put(self, buffer: Any, place: Expr, position: Expr, value: Expr) -> None:
         pitch = self.slots if self.whole else 4 * self.slots
         T.buffer_store(buffer, value, [position * pitch + place])
+
+    def window(self, words: Distances, left: Distances, *, unsigned: bool) -> Routine:
+        return window_arm.bytes_of_window(words, left, unsigned)
+
+    def start(self, position: Expr) -> Expr:
+        return position * self.slots
 
     def pack(self, weights: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(weights).view(np.int32).reshape(-1)
@@ -246,7 +269,7 @@ def is_narrow(target: Target) -> bool:
 
 def unrolls(target: Target) -> tuple[int, ...]:
     """Slots per iteration of inner loops that are worth a try, best first."""
-    return (1,) if target.optimize == "size" else (4, 2, 1)
+    return {"size": (1,), "balanced": (4, 2, 1), "speed": (16, 8, 4, 2, 1)}[target.optimize]
 
 
 def columns_for(target: Target, slots: int, positions: int, *, whole: bool, unroll: int) -> Columns:

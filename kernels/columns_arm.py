@@ -21,6 +21,7 @@ __all__ = [
     "pairs",
     "pairs_listed",
     "plane",
+    "requantized",
     "rows",
     "single_bytes",
     "vectors",
@@ -320,12 +321,12 @@ def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right
         lines += [f"add {{x0}}, {{y}}, #{8 * pairs}", "str {x0}, [{c}, #16]", "1:"]
         lines += ["ldr {a0}, [{c}]", "mov {a1}, {a0}"]
         lines += _taps(height, stride, pitch, 2)
-        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *_requantized("a0", right)]
-        lines += _requantized("a1", right)
+        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *requantized("a0", right)]
+        lines += requantized("a1", right)
         lines += [f"add {{x}}, #{step}", "ldr {x0}, [{c}, #16]", "cmp {y}, {x0}", "bne 1b"]
     if odd:
         lines += ["ldr {a0}, [{c}]", *_taps(height, stride, pitch, 1)]
-        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *_requantized("a0", right)]
+        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *requantized("a0", right)]
     skip = down * pitch - pairs * step
     move = "add" if skip >= 0 else "sub"
     lines += [f"{move} {{x}}, {{x}}, #{abs(skip)}", "ldr {x0}, [{c}, #12]", "subs {x0}, #1"]
@@ -341,9 +342,10 @@ def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right
     )
 
 
-def _requantized(total: str, right: int) -> list[str]:
+def requantized(total: str, right: int, factors: tuple[str, str] = ("x0", "x1")) -> list[str]:
+    """A sum as a byte in a quad; ``factors``: registers of multiplier, half and zero point."""
     return [
-        f"smmla {{{total}}}, {{{total}}}, {{x0}}, {{x1}}",
+        f"smmla {{{total}}}, {{{total}}}, {{{factors[0]}}}, {{{factors[1]}}}",
         f"ssat {{{total}}}, #8, {{{total}}}, asr #{right}",
         f"strb {{{total}}}, [{{y}}], #4",
     ]

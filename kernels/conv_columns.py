@@ -24,16 +24,17 @@ from effc.kernels.column_filters import (
     TileFilters,
     finish_for,
 )
-from effc.kernels.column_gather import Gather, column_weights, slots_of
+from effc.kernels.column_order import Order, Quads, order_for, source_for
 from effc.kernels.column_products import AllProducts, KeptProducts, Products
+from effc.kernels.column_rows import gather_for
 from effc.kernels.column_stage import ColumnStage
 from effc.kernels.columns import TILE, Columns, PairColumns, columns_for, is_narrow, unrolls
-from effc.kernels.conv_problem import ConvProblem, problem_refusal
-from effc.kernels.conv_shape import ConvShape
+from effc.kernels.conv_problem import ConvProblem, problem_refusal, zero_as_read
+from effc.kernels.conv_shape import ConvShape, layout_of
 from effc.kernels.fixed_point import Scaling, sole_scaling
 from effc.kernels.overlap import Shifts, all_planes, overlap, quad_bytes
 from effc.kernels.quads import operand
-from effc.kernels.region import DOMAIN, Region
+from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Config, Kernel, Template
 from effc.kernels.window import window_axes
@@ -60,11 +61,11 @@ class ColumnConv(Template):
             return "the processor has wide vectors"
         if region.anchor is None or region.anchor.domain != DOMAIN:
             return "the anchor is not an integer convolution"
-        if reason := problem_refusal(region, target):
+        if reason := problem_refusal(region, target, plain=True):
             return reason
         data = region.anchor.inputs[0]
         assert data is not None
-        if data.dtype != "int8":
+        if data.dtype != "int8" and layout_of(region.anchor) == "quads":
             return "activations are unsigned"
         return finish_for(region, ConvShape.of(region.anchor), target).epilogue.refusal
 
@@ -83,11 +84,11 @@ class ColumnConv(Template):
         assert op is not None
         problem = ConvProblem.of(region, target)
         assert problem.bias is not None
-        shape, channels = problem.shape, operand(op, 1).shape[1]
-        slots, whole = slots_of(shape, channels)
+        shape = problem.shape
         unroll, split = int(config["unroll"]), bool(config["split"])
+        order = _order(op, target, split)
         positions = self.positions(shape)
-        columns = columns_for(target, slots, positions, whole=whole, unroll=unroll)
+        columns = columns_for(target, order.slots, positions, whole=order.whole, unroll=unroll)
         filters: Filters
         scaling, multipliers = sole_scaling(region), _multipliers(region, shape)
         if (
@@ -97,15 +98,13 @@ class ColumnConv(Template):
             and multipliers is not None
         ):
             factors = problem.bias, multipliers
-            filters = self.assembled(
-                problem, columns, channels, (factors, scaling, not split), config
-            )
+            filters = self.assembled(problem, columns, order, (factors, scaling, not split), config)
             columns = filters.columns
         else:
-            products = self.products(problem, columns, channels, config)
+            products = self.products(problem, columns, order, config)
             finish = finish_for(region, shape, target)
             filters = TileFilters(shape, columns, products, problem.bias, finish, rolled=not split)
-        gather = Gather(shape, columns, channels, int(op.attrs["x_zero"]), split)
+        gather = gather_for(source_for(op, order), order, columns, zero_as_read(op), split=split)
         shifts = _shifts(region, shape) if target.serial else ()
         overlaps = overlap(region, operand(op, 0), shifts)
         return ColumnStage(shape, columns, gather, filters).kernel(region, problem.data, overlaps)
@@ -114,24 +113,22 @@ class ColumnConv(Template):
         self,
         problem: ConvProblem,
         columns: PairColumns,
-        channels: int,
+        order: Order,
         how: tuple[Factors, Scaling, bool],
         config: Config,
     ) -> AssembledFilters:
         """All filters in assembly; ``how``: with which epilogue, and whether they share code."""
-        weights = column_weights(problem.shape, problem.weight, channels)
-        return AllInAssembly(columns, problem.shape, *how, weights)
+        return AllInAssembly(columns, problem.shape, *how, order.weights(problem.weight))
 
     def positions(self, shape: ConvShape) -> int:
         """Positions of a tile."""
         return min(shape.positions, 2)
 
     def products(
-        self, problem: ConvProblem, columns: Columns, channels: int, config: Config
+        self, problem: ConvProblem, columns: Columns, order: Order, config: Config
     ) -> Products:
         """What is added up."""
-        weights = column_weights(problem.shape, problem.weight, channels)
-        return AllProducts(columns, columns.pack(weights))
+        return AllProducts(columns, columns.pack(order.weights(problem.weight)))
 
 
 class SparseColumnConv(ColumnConv):
@@ -146,11 +143,11 @@ class SparseColumnConv(ColumnConv):
         op = region.ops[0]
         if op.zeros is None:
             return f"fewer than {LEAST_ZEROS:.0%} of the weights are zero"
-        shape, channels = ConvShape.of(op), operand(op, 1).shape[1]
-        slots, whole = slots_of(shape, channels)
-        if not isinstance(columns_for(target, slots, 2, whole=whole, unroll=1), PairColumns):
+        order = _order(op, target, target.optimize != "size")
+        columns = columns_for(target, order.slots, 2, whole=order.whole, unroll=1)
+        if not isinstance(columns, PairColumns):
             return "lists are for the DSP extension"
-        if not whole or shape.groups > 1 or slots > _LONGEST:
+        if not isinstance(order, Quads) or order.shape.groups > 1 or order.slots > _LONGEST:
             return "the convolution has groups, or too few or too many channels for a list"
         return None
 
@@ -174,7 +171,7 @@ class SparseColumnConv(ColumnConv):
         self,
         problem: ConvProblem,
         columns: PairColumns,
-        channels: int,
+        order: Order,
         how: tuple[Factors, Scaling, bool],
         config: Config,
     ) -> AssembledFilters:
@@ -182,11 +179,17 @@ class SparseColumnConv(ColumnConv):
         return KeptInAssembly(columns, problem.shape, *how, problem.weight, rows)
 
     def products(
-        self, problem: ConvProblem, columns: Columns, channels: int, config: Config
+        self, problem: ConvProblem, columns: Columns, order: Order, config: Config
     ) -> Products:
         assert isinstance(columns, PairColumns)
         rows, unroll = int(config["rows"]), int(config["unroll"])
         return KeptProducts(columns, problem.shape, problem.weight, rows, unroll)
+
+
+def _order(op: Op, target: Target, split: bool) -> Order:
+    """The order of slots; cores with the DSP extension read words at any address."""
+    words = split and target.arch == "thumb" and target.has("dsp")
+    return order_for(op, operand(op, 1).shape[1], words=words)
 
 
 def _multipliers(region: Region, shape: ConvShape) -> np.ndarray | None:
@@ -208,6 +211,8 @@ def _shifts(region: Region, shape: ConvShape) -> Shifts:
     if shape.batch > 1 or shape.groups > 1:
         return ()
     axes = window_axes(op, shape.input, weight.shape[2:], shape.output)
-    return all_planes(
-        axes, (data.shape[1], result.shape[1]), (quad_bytes(data), quad_bytes(result))
-    )
+    planes, nbytes = (data.shape[1], quad_bytes(data))
+    if layout_of(op) != "quads":
+        last = layout_of(op) == "last"
+        planes, nbytes = (1, weight.shape[1]) if last else (weight.shape[1], 1)
+    return all_planes(axes, (planes, result.shape[1]), (nbytes, quad_bytes(result)))

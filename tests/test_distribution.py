@@ -1,7 +1,8 @@
-"""What is installed is all that is in the folders."""
+"""What is installed is all that is in the folders; folders import only what they may."""
 
 from __future__ import annotations
 
+import ast
 import tomllib
 from pathlib import Path
 
@@ -10,6 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDERS = SETTINGS["package-dir"]
+
+
+MAY_IMPORT = {
+    "devices": {"effc.errors"},
+    "passes": {"effc.errors"},
+    "kernels": {"effc.errors", "effc.devices"},
+    "runtimes": {"effc.errors"},
+}
 
 
 def package_of(folder: Path) -> str:
@@ -44,3 +53,26 @@ def test_every_file_of_data_is_package_data(folder: str) -> None:
 def _folder_of(package: str) -> Path:
     base = max((n for n in FOLDERS if f"{package}.".startswith(f"{n}.")), key=len)
     return ROOT.joinpath(FOLDERS[base], *package.removeprefix(base).strip(".").split("."))
+
+
+@pytest.mark.parametrize(("folder", "allowed"), MAY_IMPORT.items())
+def test_folders_import_what_stands_below_them(folder: str, allowed: set[str]) -> None:
+    found = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+                names += [f"effc.{alias.name}" for alias in node.names if node.module == "effc"]
+            found |= {".".join(n.split(".")[:2]) for n in names if n.split(".")[0] == "effc"}
+    assert found - {"effc"} <= allowed | {f"effc.{folder}"}
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [
+        path
+        for folder in FOLDERS.values()
+        for path in (ROOT / folder).rglob("*.py")
+        if not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert not silent

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from boards import Problem, Result, run_on_board
+from boards import Problem, Result, run_in_arena, run_on_board
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integer_cases import check
@@ -22,6 +23,7 @@ from effc.devices.target import Target
 from effc.kernels.conv_columns import ColumnConv, SparseColumnConv
 from effc.kernels.depthwise_bands import DepthwiseBands
 from effc.kernels.matmul_columns import ColumnMatMul
+from effc.passes.integer.reference import from_quads
 
 CORES = ["cortex-m0plus", "cortex-m4", "cortex-m33", "cortex-m55", "riscv32"]
 NARROW = replace(host(), vector_bits=32)
@@ -79,6 +81,64 @@ def test_matrices_on_boards(core: str) -> None:
     problems = [matmul_case(a, b, True, "int8") for a, b in MATRICES]
     for result in run_on_board(problems, ColumnMatMul(), get_target(core)):
         np.testing.assert_array_equal(result.got, result.want)
+
+
+PLAIN: dict[str, dict[str, Any]] = {
+    "image": dict(x_shape=(1, 3, 13, 14), cout=8, kernel=(3, 3), strides=(2, 2), pads=(0, 0, 1, 1)),
+    "padded": dict(x_shape=(2, 3, 7, 9), cout=12, kernel=(3, 3), pads=(1, 1, 1, 1), x_zero=-9),
+    "features": dict(
+        x_shape=(1, 1, 19, 10), cout=8, kernel=(10, 4), strides=(2, 2), pads=(4, 1, 5, 1)
+    ),
+    "7x7 of one": dict(x_shape=(1, 1, 16, 15), cout=5, kernel=(7, 7), pads=(3, 3, 3, 3)),
+    "three left": dict(x_shape=(1, 1, 9, 16), cout=4, kernel=(2, 7), residual=True),
+    "5x5": dict(x_shape=(1, 3, 9, 8), cout=8, kernel=(5, 5), pads=(2, 2, 2, 2)),
+    "1x1": dict(x_shape=(1, 3, 5, 5), cout=8, kernel=(1, 1)),
+    "four": dict(x_shape=(1, 4, 8, 9), cout=8, kernel=(3, 3), pads=(1, 1, 1, 1)),
+    "two, residual": dict(x_shape=(1, 2, 8, 9), cout=8, kernel=(4, 4), residual=True),
+    "dilated": dict(x_shape=(1, 3, 12, 9), cout=4, kernel=(3, 3), dilations=(3, 1), pads=(3,) * 4),
+    "apart": dict(x_shape=(1, 3, 12, 11), cout=4, kernel=(3, 3), dilations=(2, 2)),
+    "1-D": dict(x_shape=(1, 1, 42), cout=10, kernel=(9,), pads=(4, 4), strides=(3,)),
+    "3-D": dict(x_shape=(1, 3, 5, 6, 7), cout=4, kernel=(2, 2, 2), pads=(1, 0, 1, 0, 1, 0)),
+    "one position": dict(x_shape=(1, 3, 1, 1), cout=8, kernel=(1, 1)),
+}
+
+
+def plain_case(layout: str, *, unsigned: bool = False, **spec: Any) -> Problem:
+    """A convolution that reads ``[N, C, *S]`` or ``[N, *S, C]``."""
+    nodes, inputs, constants = conv_case(**spec)
+    x = from_quads(inputs["x"], constants["w"].shape[1])
+    x = np.ascontiguousarray(np.moveaxis(x, 1, -1)) if layout == "last" else x
+    attrs = nodes[0].attrs | {"layout": layout}
+    if unsigned:
+        x, attrs["x_zero"] = (x.view(np.uint8) ^ 0x80), attrs["x_zero"] + 128
+    nodes[0] = replace(nodes[0], attrs=attrs)
+    return nodes, {**inputs, "x": x}, constants
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_inputs_as_the_model_has_them(core: str) -> None:
+    pairs = itertools.product(PLAIN.values(), ("first", "last"))
+    drawn = [(spec, layout, i % 3 == 0) for i, (spec, layout) in enumerate(pairs)]
+    problems = [plain_case(layout, unsigned=flip, **spec) for spec, layout, flip in drawn]
+    results = run_on_board(problems, ColumnConv(), get_target(core))
+    agree(results, [spec["cout"] for spec, _, _ in drawn])
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_inputs_as_the_model_has_them_without_assembly(name: str, layout: str) -> None:
+    problem = plain_case(layout, **PLAIN[name])
+    configs = [{"unroll": 1, "split": name == "padded"}]
+    ignore = missing(PLAIN[name]["cout"])
+    check(ColumnConv(), *problem, target=NARROW, configs=configs, ignore=ignore)
+
+
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m55"])
+def test_words_of_a_model_s_input_save_instructions(core: str) -> None:
+    spec = dict(x_shape=(1, 3, 24, 24), cout=8, kernel=(3, 3), strides=(2, 2), pads=(0, 0, 1, 1))
+    problems = [conv_case(**spec), plain_case("last", **spec)]
+    quads, words = run_on_board(problems, ColumnConv(), get_target(core))
+    assert words.instructions <= 0.95 * quads.instructions
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -145,6 +205,31 @@ def test_any_depthwise_in_assembly(drawn: list[tuple[Any, int, bool]]) -> None:
         problems.append(full_range(problem) if full else problem)
     results = run_on_board(problems, DepthwiseBands(), get_target("cortex-m4"))
     agree(results, [spec[0][1] for spec, _, _ in drawn])
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "pads", "strides"),
+    [
+        ((1, 8, 12, 13), (3, 3), (1, 1, 1, 1), (2, 2)),
+        ((1, 5, 9, 10), (3, 3), (0, 0, 1, 1), (2, 2)),
+        ((1, 4, 7, 8), (2, 3), (0, 1, 1, 1), (1, 2)),
+        ((2, 8, 8, 8), (1, 2), (0, 0, 0, 0), (3, 2)),
+        ((1, 4, 1, 21), (1, 3), (0, 1, 0, 1), (1, 2)),
+    ],
+)
+def test_stride_2_over_its_input(shape: Any, kernel: Any, pads: Any, strides: Any) -> None:
+    attrs = {"pads": pads, "strides": strides}
+    problem = full_range(depthwise_case((shape, kernel, attrs), "int8", zero=-17))
+    result, arena = run_in_arena(problem, DepthwiseBands(), get_target("cortex-m4"))
+    agree([result], [shape[1]])
+    assert arena == -(-problem[1]["x"].nbytes // 16) * 16  # no copy, and no room for the result
+
+
+def test_stride_2_in_three_instructions_per_product() -> None:
+    spec = ((1, 16, 24, 24), (3, 3), {"pads": (0, 0, 1, 1), "strides": (2, 2)})
+    problem = full_range(depthwise_case(spec, "int8"))
+    (result,) = run_on_board([problem], DepthwiseBands(), get_target("cortex-m4"))
+    assert result.instructions <= 2.75 * 9 * result.want.size
 
 
 LISTED = {
