@@ -23,6 +23,7 @@ from effc.kernels.epilogue import Epilogue
 from effc.kernels.fixed_point import Scaling, narrow, requantize, scale, woven
 from effc.kernels.lanes import interleave, load_partial
 from effc.kernels.region import DOMAIN, Op, Region, Value
+from effc.kernels.shuffles import load_strided
 
 __all__ = ["QuadRows"]
 
@@ -171,6 +172,7 @@ class _Operands:
         self._epilogue, self._coords, self._buffers = epilogue, coords, buffers
         self._valid = valid
         self._quads: dict[int, Expr] = {}
+        self._fours: dict[int, Rows] = {}
 
     def wide(self, value: Value) -> Rows:
         """All channels that are wanted as int32."""
@@ -193,8 +195,24 @@ class _Operands:
             return splat(buffer[offset], self.lanes)
         if step == 1:
             return self._load(buffer, offset)
+        if found.strides[_POSITION:] == (4, 1) and isinstance(row, int) and self._whole:
+            return self._four(value)[row]
         parts = [buffer[offset + min(i, self._valid - 1) * step] for i in range(self.lanes)]
         return parts[0] if self.lanes == 1 else tirx.Shuffle(parts, list(range(self.lanes)))
+
+    @property
+    def _whole(self) -> bool:
+        return self._valid == self.lanes > 1
+
+    def _four(self, value: Value) -> Rows:
+        """All channels of an operand in quads whose elements are no bytes."""
+        if id(value) not in self._fours:
+            found = self._epilogue._operands[id(value)]
+            buffer = self._buffers[found.index]
+            offset = bind(_dot(self._coords, found.strides[:-1]))
+            target = self._epilogue._target
+            self._fours[id(value)] = load_strided(buffer, offset, self.lanes, 4, 4, target)
+        return self._fours[id(value)]
 
     def _quads_of(self, value: Value) -> Expr:
         if id(value) not in self._quads:

@@ -240,8 +240,9 @@ class SparseMatMulProduct:
                     )
         size = self.group * self.knobs.rows
         whole, left = divmod(self.roles.filters, size)
-        with loop(self.first, T.min(self.last, whole) if left else self.last) as group:
-            self._group(group, size, runs)
+        if whole:
+            with loop(self.first, T.min(self.last, whole) if left else self.last) as group:
+                self._group(group, size, runs)
         if left:
             with T.If(self.last > whole), T.Then():
                 self._group(T.int32(whole), left, runs)

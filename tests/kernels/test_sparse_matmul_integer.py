@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,16 @@ def test_residual_and_lookup_behind_requantize(name: str, rows: int) -> None:
     other = np.random.default_rng(3).integers(0, 256, (rows, 67), np.uint8)
     tail = (Node("AddRescaled", ["q", "z"], attrs=attrs),)
     judge(name, sparse((rows, 20), (20, 67), tail=tail, more={"z": other}))
+
+
+@pytest.mark.parametrize("name", ["avx2", "vnni"])
+def test_fewer_filters_than_lanes_before_an_epilogue(name: str) -> None:
+    """Results of a few filters are stored by vectors that are wider than a row."""
+    factor = np.linspace(1, 2, 5, dtype=np.float32)
+    nodes, inputs, constants = sparse((48, 8), (8, 5), 0.6, (4, 4), epilogue="none")
+    product = replace(nodes[0], output="p")
+    tail = [Node("Cast", ["p"], "f", {"to": 1}, ""), Node("Mul", ["f", "m"], "y", domain="")]
+    judge(name, ([product, *tail], inputs, {**constants, "m": factor}))
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
