@@ -62,7 +62,8 @@ def compile_to(
         records: tuple[PassRecord, ...] = ()
         levels: LevelPlan | None = None
         if compression is not None and compression.active:
-            compression = replace(compression, timing=options)
+            timing = replace(options, dump=None, stop_after=None)
+            compression = replace(compression, timing=timing)
             model, options, records, levels = _compressed(model, options, compression, progress)
         every = compile_models(model, options, progress, levels.hints if levels else None)
         for compiled in every:

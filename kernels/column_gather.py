@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
 from effc.kernels.builder import T, bind, loop
@@ -89,6 +90,11 @@ class Gather:
         return self.source.shape
 
     @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Constants of the stage, by name, in order."""
+        return {}
+
+    @property
     def routines(self) -> tuple[Routine, ...]:
         """Assembly that ``emit`` calls."""
         return ()
@@ -100,11 +106,14 @@ class Gather:
         plain = set(shape.kernel) == {1} and set(shape.strides) == {1}
         return plain and not any(shape.pads) and shape.input == shape.output
 
-    def emit(self, x: Any, buffer: Any, base: Expr, walk: Walk, position: Expr) -> None:
+    def emit(
+        self, x: Any, tables: list[Any], buffer: Any, base: Expr, walk: Walk, position: Expr
+    ) -> None:
         """Fill one column.
 
         Args:
             x: Buffer of the input.
+            tables: Buffers of ``weights``.
             buffer: The columns.
             base: Place at which the image's group begins.
             walk: The output position.

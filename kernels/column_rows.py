@@ -14,7 +14,8 @@ from tvm import tirx
 
 from effc.kernels.builder import T, bind, local, loop, vstore
 from effc.kernels.column_gather import Gather, Walk, outside_tests
-from effc.kernels.column_order import Order, Rows
+from effc.kernels.column_gather_vectors import VectorGather, gathers_vectors
+from effc.kernels.column_order import Order, Quads, Rows
 from effc.kernels.column_source import PlainSource, Source
 from effc.kernels.columns import Columns
 from effc.kernels.inline_assembly import Routine
@@ -35,7 +36,9 @@ class RowGather(Gather):
         """Where the elements go."""
         return Rows(self.shape, self.source.channels)
 
-    def emit(self, x: Any, buffer: Any, base: Expr, walk: Walk, position: Expr) -> None:
+    def emit(
+        self, x: Any, tables: list[Any], buffer: Any, base: Expr, walk: Walk, position: Expr
+    ) -> None:
         """See :meth:`Gather.emit`."""
         shape = self.shape
         starts = [
@@ -123,4 +126,6 @@ def gather_for(source: Source, order: Order, columns: Columns, zero: int, *, spl
     if isinstance(order, Rows):
         assert isinstance(source, PlainSource)
         return RowGather(source, columns, zero, split)
+    if isinstance(order, Quads) and gathers_vectors(source, columns):
+        return VectorGather(source, columns, zero, split)
     return Gather(source, columns, zero, split)

@@ -16,22 +16,23 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.column_filters import (
-    AllInAssembly,
-    AssembledFilters,
-    Filters,
-    KeptInAssembly,
-    TileFilters,
-    finish_for,
-)
+from effc.kernels.column_assembly import AssembledFilters, assembly_for
+from effc.kernels.column_ending import Ending, ending_of
+from effc.kernels.column_filters import Filters, TileFilters, finish_for
+from effc.kernels.column_kinds import columns_for
 from effc.kernels.column_order import Order, Quads, order_for, source_for
-from effc.kernels.column_products import AllProducts, KeptProducts, Products
+from effc.kernels.column_products import (
+    LIST_OVERHEAD,
+    AllProducts,
+    KeptProducts,
+    Products,
+    lists_reach,
+)
 from effc.kernels.column_rows import gather_for
 from effc.kernels.column_stage import ColumnStage
-from effc.kernels.columns import TILE, Columns, PairColumns, columns_for, is_narrow, unrolls
+from effc.kernels.columns import TILE, Columns, is_narrow, unrolls
 from effc.kernels.conv_problem import ConvProblem, problem_refusal, zero_as_read
 from effc.kernels.conv_shape import ConvShape, layout_of
-from effc.kernels.fixed_point import Scaling, sole_scaling
 from effc.kernels.overlap import Shifts, all_planes, overlap, quad_bytes
 from effc.kernels.quads import operand
 from effc.kernels.region import DOMAIN, Op, Region
@@ -40,14 +41,6 @@ from effc.kernels.template import Config, Kernel, Template
 from effc.kernels.window import window_axes
 
 __all__ = ["ColumnConv", "SparseColumnConv"]
-
-Factors = tuple[np.ndarray, np.ndarray]
-"""Biases and multipliers, int32, one of each per filter."""
-
-_LISTED_STEP = 18 / 16
-"""Instructions per product of a listed slot; one in a row of all of them needs 0.94."""
-_LONGEST = 2047
-"""Slots that a list can reach."""
 
 
 class ColumnConv(Template):
@@ -71,10 +64,8 @@ class ColumnConv(Template):
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
-        assert region.anchor is not None
-        macs = 4.0 * ConvShape.of(region.anchor).macs
         return [
-            ({"unroll": unroll, "split": unroll > 1}, macs * (0.94 + 0.125 / unroll))
+            ({"unroll": unroll, "split": unroll > 1}, _predicted(region, target, unroll))
             for unroll in unrolls(target)
         ]
 
@@ -84,24 +75,20 @@ class ColumnConv(Template):
         assert op is not None
         problem = ConvProblem.of(region, target)
         assert problem.bias is not None
-        shape = problem.shape
-        unroll, split = int(config["unroll"]), bool(config["split"])
+        shape, split = problem.shape, bool(config["split"])
         order = _order(op, target, split)
-        positions = self.positions(shape)
-        columns = columns_for(target, order.slots, positions, whole=order.whole, unroll=unroll)
+        columns = _columns(order, target, int(config["unroll"]))
+        weights = order.weights(problem.weight)
         filters: Filters
-        scaling, multipliers = sole_scaling(region), _multipliers(region, shape)
-        if (
-            isinstance(columns, PairColumns)
-            and positions == 2
-            and scaling is not None
-            and multipliers is not None
-        ):
-            factors = problem.bias, multipliers
-            filters = self.assembled(problem, columns, order, (factors, scaling, not split), config)
+        if (found := _assembly(region, columns)) is not None:
+            assembly, ending = found
+            rows, result = self.rows(config), region.outputs[0].name
+            filters = assembly(
+                columns, shape, problem.bias, ending, result, not split, weights, rows
+            )
             columns = filters.columns
         else:
-            products = self.products(problem, columns, order, config)
+            products = self.products(columns, weights, config)
             finish = finish_for(region, shape, target)
             filters = TileFilters(shape, columns, products, problem.bias, finish, rolled=not split)
         gather = gather_for(source_for(op, order), order, columns, zero_as_read(op), split=split)
@@ -109,30 +96,17 @@ class ColumnConv(Template):
         overlaps = overlap(region, operand(op, 0), shifts)
         return ColumnStage(shape, columns, gather, filters).kernel(region, problem.data, overlaps)
 
-    def assembled(
-        self,
-        problem: ConvProblem,
-        columns: PairColumns,
-        order: Order,
-        how: tuple[Factors, Scaling, bool],
-        config: Config,
-    ) -> AssembledFilters:
-        """All filters in assembly; ``how``: with which epilogue, and whether they share code."""
-        return AllInAssembly(columns, problem.shape, *how, order.weights(problem.weight))
+    def rows(self, config: Config) -> int | None:
+        """Filters that share a list, if there are lists."""
+        return None
 
-    def positions(self, shape: ConvShape) -> int:
-        """Positions of a tile."""
-        return min(shape.positions, 2)
-
-    def products(
-        self, problem: ConvProblem, columns: Columns, order: Order, config: Config
-    ) -> Products:
-        """What is added up."""
-        return AllProducts(columns, columns.pack(order.weights(problem.weight)))
+    def products(self, columns: Columns, weights: np.ndarray, config: Config) -> Products:
+        """What is added up; ``weights``: int8 ``[groups*cout, slots, 4]``."""
+        return AllProducts(columns, columns.pack(weights))
 
 
 class SparseColumnConv(ColumnConv):
-    """The same with weights of which whole blocks are zero, on processors with ``PairColumns``."""
+    """The same with weights of which whole blocks are zero."""
 
     name: ClassVar[str] = "conv_columns_sparse"
 
@@ -144,46 +118,34 @@ class SparseColumnConv(ColumnConv):
         if op.zeros is None:
             return f"fewer than {LEAST_ZEROS:.0%} of the weights are zero"
         order = _order(op, target, target.optimize != "size")
-        columns = columns_for(target, order.slots, 2, whole=order.whole, unroll=1)
-        if not isinstance(columns, PairColumns):
-            return "lists are for the DSP extension"
-        if not isinstance(order, Quads) or order.shape.groups > 1 or order.slots > _LONGEST:
-            return "the convolution has groups, or too few or too many channels for a list"
-        return None
+        blocks = isinstance(order, Quads) or order.channels % TILE == 0
+        if order.shape.groups > 1 or not blocks:
+            return "the convolution has groups, or too few channels for blocks of four"
+        return lists_reach(_columns(order, target, 1))
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
-        op = region.ops[0]
-        assert op.zeros is not None
-        macs = 4.0 * ConvShape.of(op).macs
+        zeros = region.ops[0].zeros
+        assert zeros is not None
         split = target.optimize != "size"
+        unroll = 1 + split
         found: list[tuple[Config, float]] = [
-            ({"unroll": 1 + split, "split": split, "rows": rows}, macs * share * _LISTED_STEP)
-            for (rows, depth), share in op.zeros.units
-            if depth == 4 and rows % 4 == 0
+            (
+                {"unroll": unroll, "split": split, "rows": rows},
+                _predicted(region, target, unroll, share),
+            )
+            for (rows, depth), share in zeros.units
+            if depth == TILE and rows % TILE == 0
         ]
         return sorted(found, key=lambda item: (item[1], -int(item[0]["rows"])))
 
-    def positions(self, shape: ConvShape) -> int:
-        return 2
+    def rows(self, config: Config) -> int | None:
+        """See :meth:`ColumnConv.rows`."""
+        return int(config["rows"])
 
-    def assembled(
-        self,
-        problem: ConvProblem,
-        columns: PairColumns,
-        order: Order,
-        how: tuple[Factors, Scaling, bool],
-        config: Config,
-    ) -> AssembledFilters:
-        rows = int(config["rows"])
-        return KeptInAssembly(columns, problem.shape, *how, problem.weight, rows)
-
-    def products(
-        self, problem: ConvProblem, columns: Columns, order: Order, config: Config
-    ) -> Products:
-        assert isinstance(columns, PairColumns)
-        rows, unroll = int(config["rows"]), int(config["unroll"])
-        return KeptProducts(columns, problem.shape, problem.weight, rows, unroll)
+    def products(self, columns: Columns, weights: np.ndarray, config: Config) -> Products:
+        """See :meth:`ColumnConv.products`."""
+        return KeptProducts(columns, weights, int(config["rows"]))
 
 
 def _order(op: Op, target: Target, split: bool) -> Order:
@@ -192,15 +154,25 @@ def _order(op: Op, target: Target, split: bool) -> Order:
     return order_for(op, operand(op, 1).shape[1], words=words)
 
 
-def _multipliers(region: Region, shape: ConvShape) -> np.ndarray | None:
-    """Of a Requantize behind the convolution: int32, one per filter; ``None`` if they are more."""
-    if not region.epilogue or len(region.epilogue[0].inputs) < 2:
-        return None
-    found = operand(region.epilogue[0], 1).const
-    full = (shape.groups * shape.cout // TILE, *(1,) * len(shape.output), TILE)
-    if found is None or np.broadcast_shapes(found.shape, full) != full:
-        return None
-    return np.ascontiguousarray(np.broadcast_to(found, full)).astype(np.int32).reshape(-1)
+def _columns(order: Order, target: Target, unroll: int) -> Columns:
+    positions = min(order.shape.positions, 2)
+    return columns_for(target, order.slots, positions, whole=order.whole, unroll=unroll)
+
+
+def _predicted(region: Region, target: Target, unroll: int, share: float | None = None) -> float:
+    """Instructions of all products, see ``Columns.predicted``; the rest is the same for all."""
+    order = _order(region.ops[0], target, target.optimize != "size")
+    shape, columns = order.shape, _columns(order, target, unroll)
+    overhead = LIST_OVERHEAD if _assembly(region, columns) is None else 0
+    tiles = -(-shape.positions // columns.positions) * shape.cout // columns.filters
+    return shape.batch * shape.groups * tiles * columns.predicted(share, overhead)
+
+
+def _assembly(region: Region, columns: Columns) -> tuple[type[AssembledFilters], Ending] | None:
+    """All filters in assembly, and the epilogue, if there is assembly for it."""
+    ending = ending_of(region, ConvShape.of(region.ops[0]))
+    found = assembly_for(columns, ending) if ending is not None else None
+    return None if ending is None or found is None else (found, ending)
 
 
 def _shifts(region: Region, shape: ConvShape) -> Shifts:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effc.cli.bench_tables import say_benchmark
-from effc.cli.console import Console, human_bytes
+from effc.cli.console import Console
 from effc.cli.counts import counts_command
 from effc.cli.files import check_output_file, output_file
 from effc.errors import UsageError
+from effc.figures import human_bytes
 
 if TYPE_CHECKING:
     from effc.artifact import Artifact

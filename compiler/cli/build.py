@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effc.cli.console import Console, human_bytes, human_count, human_time
+from effc.cli.console import Console
 from effc.compression.options import CompressOptions
 from effc.errors import UsageError
+from effc.figures import human_bytes, human_count, human_time
 from effc.options import CompileOptions
 
 if TYPE_CHECKING:
@@ -35,10 +36,15 @@ def compile_command(
     check_output(output)
 
     from effc.build import compile_to
+    from effc.dump import Stopped
 
     seconds: dict[str, float] = {}
-    with console.progress() as progress:
-        artifact = compile_to(model, options, output, progress, seconds, compression)
+    try:
+        with console.progress() as progress:
+            artifact = compile_to(model, options, output, progress, seconds, compression)
+    except Stopped:
+        _say_stopped(console, options)
+        return
     console.result(_description(artifact, output, seconds))
     manifest = artifact.manifest
     abi_names = ", ".join(entry["abi"] for entry in artifact.libraries)
@@ -88,6 +94,16 @@ def _description(artifact: Artifact, output: Path, seconds: Mapping[str, float])
         "levels": manifest["levels"],
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
+
+
+def _say_stopped(console: Console, options: CompileOptions) -> None:
+    """A compilation has ended where it was asked to."""
+    folder = options.dump
+    files = [] if folder is None else sorted(p for p in folder.rglob("*") if p.is_file())
+    console.result(
+        {"ok": True, "stopped_after": options.stop_after, "files": list(map(str, files))}
+    )
+    console.say(f"stopped after {options.stop_after}" + (f"; see {folder}" if folder else ""))
 
 
 def _speed_text(levels: Mapping[str, Any]) -> str:

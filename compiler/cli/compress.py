@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from effc.cli.console import Console, human_bytes
+from effc.cli.console import Console
 from effc.cli.files import check_output_file, output_file
 from effc.compression.options import CompressOptions
 from effc.errors import UsageError
+from effc.figures import human_bytes
 
 if TYPE_CHECKING:
     from effc.compression.workflow import LayerResult

@@ -80,6 +80,18 @@ def compile_(
     ram: Ram = None,
     flash: Flash = None,
     optimize: Optimize = "balanced",
+    stop_after: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--stop-after",
+            metavar="PHASE",
+            help="Make no artifact; end after import, passes, regions, kernels, storage or lower.",
+        ),
+    ] = None,
+    dump: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--dump", metavar="DIR", help="Write what every phase makes, as files."),
+    ] = None,
     compression: CompressionFlags = NO_COMPRESSION,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -107,6 +119,8 @@ def compile_(
         ram=ram,
         flash=flash,
         optimize=optimize,
+        stop_after=stop_after,
+        dump=dump,
     )
     compile_command(Console(as_json, quiet, verbose), model, output, options, compress_options)
 

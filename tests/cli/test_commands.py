@@ -56,6 +56,16 @@ def test_compile_prints_one_json_object(effc: Effc, tmp_path: Path) -> None:
     assert (tmp_path / "digits" / "report.html").is_file()
 
 
+def test_stopping_after_a_phase(effc: Effc, tmp_path: Path) -> None:
+    flags = ("--prune", "unstructured", "--sparsity", 0.5, "--stop-after", "passes", "--dump", "d")
+    answer = effc("compile", MODEL, "--target", "host", *flags, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["stopped_after"] == "passes"
+    assert set(answer.json["files"]) == {"d/1-import.onnx", "d/2-passes.onnx", "d/2-passes.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    assert effc("compile", MODEL, "--target", "host", "--stop-after", "end").code == 2
+
+
 def test_default_output_is_not_replaced_by_another_target(effc: Effc, tmp_path: Path) -> None:
     assert effc("compile", MODEL, "--target", "host", "--no-verify").code == 0
     answer = effc("compile", MODEL, "--target", "linux-x86_64", "--no-verify")

@@ -1,4 +1,4 @@
-"""What is installed is all that is in the folders; folders import only what they may."""
+"""Folders and modules: what is installed, what they import, and that they say what they are for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import tomllib
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -76,3 +77,27 @@ def test_every_module_says_what_it_is_for() -> None:
         if not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert not silent
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Not even by imports inside functions."""
+    paths = {
+        package_of(path.with_suffix("")).removesuffix(".__init__"): path
+        for folder in FOLDERS.values()
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    graph = nx.DiGraph()
+    for name, path in paths.items():
+        tree = ast.parse(path.read_text())
+        typing_only = {
+            id(node)
+            for branch in ast.walk(tree)
+            if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
+            for node in ast.walk(branch)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and id(node) not in typing_only:
+                for alias in node.names:
+                    found = f"{node.module}.{alias.name}"
+                    graph.add_edge(name, found if found in paths else node.module)
+    assert not list(nx.simple_cycles(graph))
