@@ -146,7 +146,8 @@ def _remedy(regions: Sequence[Region], floats: bool) -> str:
         return "rewrite these nodes, or run them outside of the compiled part of the model"
     if any(op.domain == DOMAIN for region in regions for op in region.ops):
         return (
-            "the rest of the model computes in integers: cut these nodes off, and compute them "
+            "the rest of the model computes in integers: quantize the float model for this target "
+            "(--quantize int8 and --target together), or cut these nodes off and compute them "
             "outside (the largest score is the same before a Softmax)"
         )
     return "quantize the model (--quantize int8 with --calibration)"

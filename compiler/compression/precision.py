@@ -17,7 +17,7 @@ their energy. Points of accuracy are lost at most as many as top-1 differ, usual
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -149,8 +149,8 @@ def fewest(suffices: Callable[[int], bool], low: int, high: int) -> int:
 
 def _widened(base: Precisions, names: Sequence[str], widen: str) -> Precisions:
     if widen == "float":
-        return Precisions(base.float | set(names), base.bits)
-    return Precisions(base.float, {**base.bits, **dict.fromkeys(names, 16)})
+        return replace(base, float=base.float | set(names))
+    return replace(base, bits={**base.bits, **dict.fromkeys(names, 16)})
 
 
 def _blamed(
@@ -165,8 +165,8 @@ def _blamed(
     units = [unit.node.name or "" for unit in first.points.units]
     blame: dict[str, float] = {}
     for index, name in enumerate(units):
-        alone = Precisions(frozenset(names - {name}), base.bits)
-        if find_points(quantizer.exact, alone.float).units:
+        alone = replace(base, float=frozenset(names - {name}))
+        if find_points(quantizer.exact, alone.float, integer=alone.integer).units:
             made = quantizer.quantize(alone, first.fitted)
             blame[name] = judge.error(made.model, _BLAMED)
         if progress is not None:

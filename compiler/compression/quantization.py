@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from effc.compiled import PassRecord
 from effc.compression.precision import choose_precisions
 from effc.compression.quantizer import Precisions, Quantizer
+from effc.devices.catalog import get_target
 from effc.passes.origin import restore_names
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.layers import find_layers
@@ -47,7 +48,9 @@ def quantize_step(work: Work) -> None:
         _quantize_weights(work, in_float)
         return
     wide = {n: own["activation_bits"] for n, own in asked.items() if "activation_bits" in own}
-    precisions = Precisions(in_float, wide)
+    # Without a floating-point unit a Softmax that makes an output is better rough than not at all.
+    floats = get_target(work.options.timing.target).float_unit
+    precisions = Precisions(in_float, wide, frozenset() if floats else frozenset(names))
     if recipe.equalize:
         _equalize(work)
     make = partial(

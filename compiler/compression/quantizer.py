@@ -45,15 +45,17 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Precisions:
-    """What is not 8 bits wide.
+    """What has another precision than it would have by itself.
 
     Attributes:
         float: Nodes that stay in float.
         bits: Of values around nodes, by the nodes' names, where they are not 8.
+        integer: Nodes that are quantized even if they are a Softmax that makes a model output.
     """
 
     float: frozenset[str] = frozenset()
     bits: Mapping[str, int] = field(default_factory=dict)
+    integer: frozenset[str] = frozenset()
 
 
 class Quantizer:
@@ -94,7 +96,7 @@ class Quantizer:
             fitted: Weights to use in place of new ones.
         """
         model = self.exact.clone()
-        points = find_points(model, precisions.float, precisions.bits)
+        points = find_points(model, precisions.float, precisions.bits, precisions.integer)
         grids = self.grids(points)
         _require_opset(model, points)
         InsertActivations(points, grids).run(model)

@@ -8,8 +8,9 @@ computed in integers from end to end. A value is quantized once, behind what mak
 * What only moves values (reshape, transpose, maximum pooling, nearest or linear resize ...) keeps
   the grid of what it reads, and all operands of a concatenation have that of the result. These are
   quantized if anything around them is.
-* Softmax has a grid of its own, 1/256; where it makes a model output it stays in float, and so do
-  operators that are not listed, between a DequantizeLinear and a QuantizeLinear.
+* Softmax has a grid of its own, 1/256; where it makes a model output it stays in float unless
+  integers are asked for. In float, between a DequantizeLinear and a QuantizeLinear, stay operators
+  that are not listed.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ def find_points(
     model: ir.Model,
     skip: Collection[str] = (),
     bits: Mapping[str, int] | None = None,
+    integer: Collection[str] = (),
 ) -> Points:
     """Decide what is quantized.
 
@@ -129,6 +131,7 @@ def find_points(
         model: Simplified.
         skip: Names of nodes to leave in float, with what belongs to them.
         bits: By node name, bits of the values around it where they are not 8.
+        integer: Names of nodes to quantize even if they are a Softmax that makes a model output.
     """
     graph = model.graph
     refused: list[tuple[str, str]] = []
@@ -140,7 +143,7 @@ def find_points(
             continue
         if node.op_type not in _WEIGHTED | _ARITHMETIC | _UNARY | _MOVING:
             continue
-        why = "asked for" if node.name in skip else _refusal(node)
+        why = "asked for" if node.name in skip else _refusal(node, integer)
         if why is not None:
             if why and node.op_type not in _MOVING:
                 refused.append((node.name or node.op_type, why))
@@ -156,7 +159,7 @@ def find_points(
     return Points(units, _groups(units, bits or {}), refused)
 
 
-def _refusal(node: ir.Node) -> str | None:
+def _refusal(node: ir.Node, integer: Collection[str]) -> str | None:
     """Why a listed operator stays in float; empty if that needs no mention."""
     first = node.inputs[0]
     if first is None or first.dtype != ir.DataType.FLOAT:
@@ -170,7 +173,7 @@ def _refusal(node: ir.Node) -> str | None:
     if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
         return _weights_refusal(node)
     if node.op_type == "Softmax" and node.outputs[0].is_graph_output():
-        return "it makes a model output"
+        return None if node.name in integer else "it makes a model output"
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return "its indices are read"
     if node.op_type == "Resize":

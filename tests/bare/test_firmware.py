@@ -156,13 +156,24 @@ def test_floats_need_a_float_unit(tmp_path: Path) -> None:
     assert "quantize" in str(caught.value)
 
 
-def test_a_float_output_of_a_quantized_network_is_to_be_cut_off(tmp_path: Path) -> None:
+def test_a_float_output_of_a_network_quantized_for_others_is_to_be_cut_off(tmp_path: Path) -> None:
     digits = Path(__file__).parents[2] / "examples" / "digits"
     samples = np.load(digits / "digits_test.npz")["x"][:16]
-    small = effc.compress(digits / "digits.onnx", quantize="int8", calibration={"x": samples})
+    options = {"quantize": "int8", "calibration": {"x": samples}}
+    small = effc.compress(digits / "digits.onnx", **options)
     with pytest.raises(UnsupportedError, match="node softmax") as caught:
         effc.compile(small, target="riscv32", output=tmp_path / "m", verify=False)
     assert "cut these nodes off" in str(caught.value)
+
+
+def test_a_softmax_at_the_end_is_quantized_for_want_of_a_float_unit() -> None:
+    digits = Path(__file__).parents[2] / "examples" / "digits"
+    samples = np.load(digits / "digits_test.npz")["x"][:16]
+    made = effc.compile(
+        digits / "digits.onnx", target="cortex-m0plus", quantize="int8", calibration={"x": samples}
+    )
+    assert made.manifest["verification"]["ok"]
+    assert "SoftmaxInteger" in {layer["op"] for layer in made.manifest["layers"]}
 
 
 def test_an_operator_that_needs_a_c_library_is_named(tmp_path: Path) -> None:
