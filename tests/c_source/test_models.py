@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from c_compilers import SANITIZERS
 from onnx import TensorProto, helper
-from programs import SANITIZERS, build, run
+from programs import build, run
 from shared_data import SHARED_DATA
 from small_net import images, small_net
 
