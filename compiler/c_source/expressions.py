@@ -157,10 +157,7 @@ class Expressions:
         return Text(text, _UNARY if value < 0 else _ATOM)
 
     def _floatimm(self, x: Expr, lane: Lane) -> Text:
-        dtype = dtype_of(x)
-        if dtype == "float16":
-            raise UnsupportedError("portable C does not compute in float16")
-        text = constant(x.value, dtype)
+        text = constant(x.value, dtype_of(x))
         if text.lstrip("-") in ("INFINITY", "NAN"):
             self.headers.add("math.h")
         return Text(text, _UNARY if text.startswith("-") else _ATOM)
@@ -207,8 +204,7 @@ class Expressions:
     def _binary(self, x: Expr, lane: Lane, kind: str) -> Text:
         operator, rank = _BINARY[kind]
         dtype = dtype_of(x)
-        if dtype == "float16":
-            raise UnsupportedError("portable C does not compute in float16", got=str(x))
+        _no_half(x.a)
         if kind == "Mod" and dtype.startswith("float"):
             self.headers.add("math.h")
             return self._function("fmod", dtype, [x.a, x.b], lane)
@@ -227,7 +223,7 @@ class Expressions:
             left, right = a.within(outer), b.within(outer)
         else:
             left, right = a.within(rank), b.within(rank + 1)
-        if kind == "LShift" and dtype in ("int32", "int64", "int8", "int16"):
+        if kind == "LShift" and (dtype in _PROMOTED or dtype in ("int32", "int64")):
             wide = "uint64_t" if dtype == "int64" else "uint32_t"
             return Text(f"({c_type(dtype)})(({wide}){left} << {right})", _UNARY)
         if kind == "Mul" and dtype == "uint16":
@@ -241,9 +237,11 @@ class Expressions:
         return Text(f"!{self._lane(x.a, lane).within(_UNARY)}", _UNARY)
 
     def _min(self, x: Expr, lane: Lane) -> Text:
+        _no_half(x)
         return self._helper(f"min_{short_name(dtype_of(x))}", [x.a, x.b], lane)
 
     def _max(self, x: Expr, lane: Lane) -> Text:
+        _no_half(x)
         return self._helper(f"max_{short_name(dtype_of(x))}", [x.a, x.b], lane)
 
     def _select(self, x: Expr, lane: Lane) -> Text:
@@ -260,8 +258,7 @@ class Expressions:
             return value
         if source == "float16" and dest == "float32":
             return self._call_helper("half_to_f32", [value])
-        if "float16" in (source, dest):
-            raise UnsupportedError("portable C does not compute in float16", got=str(x))
+        _no_half(x, x.value)
         if dest == "bool":
             return Text(f"{value.within(_ADD)} != 0", _EQ)
         return self._converted(value, dest)
@@ -288,6 +285,9 @@ class Expressions:
             "effc_widen": lambda: self._helper("half_to_f32", args, lane),
             "isnan": lambda: self._external("isnan", args, lane),
             "bitwise_not": lambda: self._inverted(args[0], lane),
+            "large_uint_imm": lambda: Text(
+                constant(int(args[0].value) | int(args[1].value) << 32, dtype_of(x)), _ATOM
+            ),
         }
         if name not in rules:
             raise UnsupportedError("portable C has no such operation", got=f"{name}: {x}")
@@ -305,6 +305,7 @@ class Expressions:
 
     def _extreme(self, operator: str, args: Sequence[Expr], lane: Lane) -> Text:
         """Keeps a NaN in the first operand, which is a variable."""
+        _no_half(args[0])
         x, bound = (self._lane(a, lane).within(_ADD) for a in args)
         return Text(f"{bound} {operator} {x} ? {bound} : {x}", _COND)
 
@@ -312,6 +313,7 @@ class Expressions:
         if name in _MATH:
             return self._function(_MATH[name], dtype, args, lane)
         if name in _ROUNDING:
+            _no_half(*args)
             return self._helper(f"{_ROUNDING[name]}_{short_name(dtype)}", args, lane)
         if name.startswith("llvm.ctlz"):
             return self._helper("leading_zeros", args[:1], lane)
@@ -321,6 +323,7 @@ class Expressions:
         return self._external(name + ("f" if dtype == "float32" else ""), args, lane)
 
     def _external(self, symbol: str, args: Sequence[Expr], lane: Lane) -> Text:
+        _no_half(*args)
         self.headers.add("math.h")
         inner = ", ".join(self._lane(a, lane).text for a in args)
         return Text(f"{symbol}({inner})", _ATOM)
@@ -370,6 +373,13 @@ class Expressions:
             parts.append(f"({text} << {i * old})" if i else text)
         joined = Text(" | ".join(parts), _BIT)
         return self._converted(joined, dtype)
+
+
+def _no_half(*operands: Expr) -> None:
+    """Float16 is moved only: as bits, which would be compared and added as such."""
+    for x in operands:
+        if dtype_of(x) == "float16":
+            raise UnsupportedError("portable C does not compute in float16", got=str(x))
 
 
 def _folded(kind: str, dtype: str, a: Text, b: Text) -> Text | None:

@@ -53,6 +53,8 @@ def constant(value: float | int, dtype: str) -> str:
     """A literal of a dtype; exactly the same value comes back from a C compiler."""
     if dtype in ("float32", "float64"):
         return _float(float(value), dtype)
+    if dtype == "float16":
+        return str(int(np.float16(value).view(np.uint16)))
     number = int(value)
     if dtype == "bool":
         return str(number)
@@ -113,7 +115,8 @@ def _rounding(dtype: str) -> dict[str, str]:
             "/* To the nearest, halves to even: what is added leaves no bits for a fraction. */\n"
             + head.format("rint")
             + f"    const {c} size = copysign_{short}(x, 1), large = {whole};\n"
-            f"    return size < large ? copysign_{short}((size + large) - large, x) : x;\n}}\n"
+            f"    const {c} sum = size + large; /* a variable is no wider than its type */\n"
+            f"    return size < large ? copysign_{short}(sum - large, x) : x;\n}}\n"
         ),
         f"floor_{short}": head.format("floor")
         + f"    const {c} near = rint_{short}(x);\n    return near > x ? near - 1 : near;\n}}\n",
