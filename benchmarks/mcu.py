@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 import effc
+from effc.errors import DeviceError
 from effc.execute import open_board
 from effc.samples import Arrays, Tensor, generate
 
@@ -107,8 +108,12 @@ def main() -> None:
     print(f"{'network':36s} {'core':13s}" + "".join(f"{c:>14s}" for c in COLUMNS) + "   same bits")
     for path in models:
         for core in args.core or (FLOAT_CORES if args.float else CORES):
-            with tempfile.TemporaryDirectory() as folder:
-                row = measure(path, core, args, Path(folder))
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    row = measure(path, core, args, Path(folder))
+            except DeviceError as error:  # weights that no memory of the emulated board takes
+                print(f"{path.stem:36s} {core:13s}   {error}", flush=True)
+                continue
             rows.append(row)
             cells = [f"{row[c]:14.3f}" if c == "per_mac" else f"{row[c]:14,d}" for c in COLUMNS]
             same = f"   {row['equal']} of {row['samples']}, {row['worst']:.1g} off"
