@@ -26,9 +26,11 @@ from pruning_accuracy import folds_of
 from effc.compression.options import CompressOptions
 from effc.compression.workflow import compress_model
 from effc.devices.catalog import get_target
+from effc.imported import import_and_simplify
 from effc.network_time import network_seconds
 from effc.options import CompileOptions
-from effc.pipeline import compile_model, import_and_simplify, regions_of
+from effc.pipeline import compile_model
+from effc.selection import regions_of
 from effc.tuning.database import Database, default_path
 from effc.tuning.tuner import context_of
 

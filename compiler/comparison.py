@@ -29,8 +29,8 @@ from effc.execute import Tracer, open_tracer
 from effc.float_model import FloatModel, open_float_model
 from effc.metrics import MAX_SNR_DB
 from effc.options import ProgressCallback
+from effc.reference import reference_limits
 from effc.samples import Arrays, Dataset, Tensor, generate, load_inputs, numpy_dtype
-from effc.verify import reference_limits
 
 if TYPE_CHECKING:
     import onnx

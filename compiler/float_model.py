@@ -15,8 +15,8 @@ import onnx
 from onnx import helper
 
 from effc.errors import ModelError
+from effc.reference import Reference
 from effc.samples import Arrays
-from effc.verify import Reference
 
 __all__ = ["FloatModel", "open_float_model"]
 

@@ -20,7 +20,9 @@ from effc.samples import Arrays, Tensor, generate, numpy_dtype, read_npz, write_
 
 if TYPE_CHECKING:
     from effc.artifact import Artifact
-    from effc.verify import Execute, Reference, Verification
+    from effc.reference import Reference
+    from effc.verification import Verification
+    from effc.verify import Execute
 
 __all__ = ["FILE", "verify_against_golden", "write_golden"]
 
@@ -77,7 +79,7 @@ def verify_against_golden(artifact: Artifact, execute: Execute, device: str) -> 
         UsageError: It was compiled without verification and holds none.
         ModelError: They are not those of this artifact.
     """
-    from effc.verify import Verification
+    from effc.verification import Verification
 
     file = artifact.file(FILE)
     if file is None:

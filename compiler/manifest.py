@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from effc.compiled import CompiledModel
     from effc.link import LinkReport
     from effc.traces import StoredValue
-    from effc.verify import Verification
+    from effc.verification import Verification
 
 __all__ = ["build_manifest", "library_path", "weights_path"]
 

@@ -7,15 +7,10 @@ inside a phase lives in the module that the phase calls (docs/ARCHITECTURE.md).
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
 
 from effc.bare.archive import link_bare
 from effc.bare.budget import check_flash, check_ram, ram_missing
@@ -25,17 +20,15 @@ from effc.devices.catalog import get_target, targets_of
 from effc.devices.target import BASE, Target
 from effc.errors import UnsupportedError, UsageError
 from effc.functions import Functions, build_functions, code_variants, lower_functions
-from effc.kernels import registry
-from effc.kernels.float_unit import float_refusal
+from effc.imported import import_and_simplify
 from effc.kernels.region import Region
-from effc.kernels.template import Choice
-from effc.kernels.versions import versions_of
-from effc.layers import LayerRecord, record
-from effc.link import WEIGHTS_LIMIT, LinkReport, library_headers, link_library, link_runner
+from effc.layers import LayerRecord
+from effc.link import LinkReport, library_headers, link_library, link_runner
 from effc.memory_plan import align_up
 from effc.options import CompileOptions, ProgressCallback
+from effc.phases import PhaseClock
 from effc.program import Program, StorageClass
-from effc.regions import Graph, partition
+from effc.selection import Selected, choose_kernels, layer_records
 from effc.sharing import align_packings, share_weights
 from effc.static_link import link_archive
 from effc.traces import graded_ports, stored_values
@@ -44,42 +37,10 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-    from effc.link import LinkReport
-    from effc.storage import ViewPlan
     from effc.tuning.testbed import AnyTestbed
     from effc.tuning.tuner import Hints
 
-__all__ = [
-    "Imported",
-    "compile_model",
-    "compile_models",
-    "import_and_simplify",
-    "regions_of",
-    "tune_model",
-]
-
-_OTHER_OPERATOR = ("the anchor is not", "is not element-wise", "has an epilogue")
-"""Refusals that only say that a kernel is for other operators."""
-
-
-class _Clock:
-    """Wall time per phase, and the progress callback."""
-
-    def __init__(self, progress: ProgressCallback | None) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-
-    def report(self, phase: str, done: int, total: int, detail: str = "") -> None:
-        if self.progress is not None:
-            self.progress(phase, done, total, detail)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        self.report(name, 0, 1)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-        self.report(name, 1, 1)
+__all__ = ["compile_model", "compile_models", "tune_model"]
 
 
 def compile_model(
@@ -114,7 +75,7 @@ def compile_models(
     hints: Hints | None = None,
 ) -> tuple[CompiledModel, ...]:
     """Compile a model for every ABI of ``options``; otherwise as :func:`compile_model`."""
-    clock = _Clock(progress)
+    clock = PhaseClock(progress)
     targets = tuple(
         replace(target, optimize=options.optimize)
         for target in targets_of(options.target, options.abis)
@@ -152,6 +113,30 @@ def compile_models(
     )
 
 
+def _select(
+    source: str | Path | onnx.ModelProto,
+    target: Target,
+    options: CompileOptions,
+    clock: PhaseClock,
+    hints: Hints | None = None,
+    testbed: AnyTestbed | None = None,
+) -> Selected:
+    """From the model to the choices per distinct region."""
+    with clock.phase("import"):
+        imported = import_and_simplify(source, options)
+        if options.precision == "f16":
+            from effc.half_precision import use_half_precision
+
+            done = use_half_precision(
+                imported.model,
+                target,
+                options,
+                lambda done, total, detail: clock.report("calibrate", done, total, detail),
+            )
+            imported = replace(imported, passes=(*imported.passes, done))
+    return choose_kernels(imported, target, options, clock, hints, testbed)
+
+
 def _check_options(target: Target, options: CompileOptions) -> None:
     """Refuse options that mean nothing for a target.
 
@@ -172,7 +157,7 @@ def _check_options(target: Target, options: CompileOptions) -> None:
             raise UsageError(f"this option does not go with {kind}", where=where, got=target.name)
 
 
-def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Functions]:
+def _program(name: str, selected: Selected, clock: PhaseClock) -> tuple[Program, Functions]:
     """The program of one target, and its functions."""
     from effc.storage import build_program
 
@@ -197,8 +182,8 @@ def _program(name: str, selected: _Selected, clock: _Clock) -> tuple[Program, Fu
 
 
 def _fitted(
-    selected: _Selected, whole: tuple[Program, Functions], clock: _Clock
-) -> tuple[list[_Selected], list[tuple[Program, Functions]]]:
+    selected: Selected, whole: tuple[Program, Functions], clock: PhaseClock
+) -> tuple[list[Selected], list[tuple[Program, Functions]]]:
     """The first stages in strips of rows, if the model does not fit a microcontroller otherwise.
 
     Raises:
@@ -213,11 +198,11 @@ def _fitted(
 
     def plan(
         model: ir.Model, choice: StripChoice
-    ) -> tuple[tuple[_Selected, tuple[Program, Functions]], int]:
+    ) -> tuple[tuple[Selected, tuple[Program, Functions]], int]:
         done = PassRecord("split_into_strips", (str(choice),))
         passes = (*selected.imported.passes, done)
         imported = replace(selected.imported, model=model, passes=passes)
-        chosen = _choose(imported, target, options, clock)
+        chosen = choose_kernels(imported, target, options, clock)
         part = _program(whole[0].name, chosen, clock)
         return (chosen, part), part[0].arena_bytes
 
@@ -230,12 +215,12 @@ def _fitted(
 
 
 def _compiled(
-    selected: _Selected,
+    selected: Selected,
     program: Program,
     built: Functions,
     options: CompileOptions,
     headers: dict[str, str],
-    clock: _Clock,
+    clock: PhaseClock,
 ) -> CompiledModel:
     """Object code, and the records."""
     imported, target = selected.imported, selected.target
@@ -250,7 +235,7 @@ def _compiled(
         program=program,
         target=target,
         options=options,
-        layers=_layers(selected.graph, views, selected.ranked, target),
+        layers=layer_records(selected, ordered),
         headers=headers,
         link_library=lambda out: _within_budget(program, target, options, link(out)),
         link_runner=runner,
@@ -325,225 +310,8 @@ def tune_model(
 
     target = replace(get_target(options.target), optimize=options.optimize)
     with contextlib.closing(open_testbed(parse_device(device or "local"), target)) as testbed:
-        chosen = _select(source, target, options, _Clock(progress), testbed=testbed)
-    return _layers(chosen.graph, chosen.views, chosen.ranked, target), chosen.tuning
-
-
-def regions_of(model: ir.Model, target: Target) -> list[Region]:
-    """The regions that a simplified model is compiled as.
-
-    Raises:
-        UnsupportedError: As :func:`compile_model`.
-    """
-    from effc.storage import plan_views
-
-    graph = _partition(model, target)
-    regions = plan_views(graph.regions, graph.inputs, graph.outputs).regions
-    _require_kernels(regions, target)
-    return list(regions)
-
-
-@dataclass(frozen=True)
-class _Selected:
-    """A model with a choice of kernels for a target.
-
-    Attributes:
-        target: What for.
-        imported: The model.
-        graph, views: Its regions, before and after views are planned.
-        ranked: All configurations per distinct region, the chosen one first.
-        tuning: What the tuner did.
-        options: As given.
-    """
-
-    target: Target
-    options: CompileOptions
-    imported: Imported
-    graph: Graph
-    views: ViewPlan
-    ranked: dict[str, list[Choice]]
-    tuning: dict[str, Any]
-
-
-def _select(
-    source: str | Path | onnx.ModelProto,
-    target: Target,
-    options: CompileOptions,
-    clock: _Clock,
-    hints: Hints | None = None,
-    testbed: AnyTestbed | None = None,
-) -> _Selected:
-    """From the model to the choices per distinct region."""
-    with clock.phase("import"):
-        imported = import_and_simplify(source, options)
-        if options.precision == "f16":
-            from effc.half_precision import use_half_precision
-
-            done = use_half_precision(
-                imported.model,
-                target,
-                options,
-                lambda done, total, detail: clock.report("calibrate", done, total, detail),
-            )
-            imported = replace(imported, passes=(*imported.passes, done))
-    return _choose(imported, target, options, clock, hints, testbed)
-
-
-def _choose(
-    imported: Imported,
-    target: Target,
-    options: CompileOptions,
-    clock: _Clock,
-    hints: Hints | None = None,
-    testbed: AnyTestbed | None = None,
-) -> _Selected:
-    """From the simplified model to the choices per distinct region."""
-    from effc.storage import plan_views
-
-    with clock.phase("regions"):
-        graph = _partition(imported.model, target)
-        views = plan_views(graph.regions, graph.inputs, graph.outputs)
-        _require_kernels(views.regions, target)
-    with clock.phase("tune"):
-        ranked, tuning = _rank(views.regions, target, options, clock, hints, testbed)
-    return _Selected(target, options, imported, graph, views, ranked, tuning)
-
-
-@dataclass(frozen=True)
-class Imported:
-    """A model after import and simplification.
-
-    Attributes:
-        model: What regions are made of.
-        reference: The imported model before any pass, for ONNX Runtime.
-        sha256: Digest of the reference model, weights included.
-        passes: What every pass did.
-        opset: Opset of the imported model.
-    """
-
-    model: ir.Model
-    reference: onnx.ModelProto
-    sha256: str
-    passes: tuple[PassRecord, ...]
-    opset: int
-
-
-def import_and_simplify(source: str | Path | onnx.ModelProto, options: CompileOptions) -> Imported:
-    """Import a model with the shapes and constants of ``options``, and simplify it.
-
-    Quantized operators become integer ones for the target first, before their weights are
-    folded to floats.
-    """
-    import onnx_ir as ir
-
-    from effc.frontend import OPSET, import_model
-    from effc.passes.integer.integerize import integerize
-    from effc.passes.registry import simplify
-
-    imported = import_model(
-        source,
-        shapes=options.shapes,
-        constants={name: np.asarray(value) for name, value in options.constants.items()},
-    )
-    stored = [v.const_value for v in imported.graph.initializers.values()]
-    weights = sum(tensor.nbytes for tensor in stored if tensor is not None)
-    if weights > WEIGHTS_LIMIT:
-        raise UnsupportedError(
-            "the weights do not fit one library",
-            expected=f"at most {WEIGHTS_LIMIT} bytes",
-            got=f"{weights} bytes",
-        )
-    reference = ir.to_proto(imported)
-    digest = hashlib.sha256(reference.SerializeToString(deterministic=True)).hexdigest()
-    target = get_target(options.target)
-    model, rewritten = integerize(imported, target.activation_dtype)
-    model, reports = simplify(model)
-    records = tuple(
-        PassRecord(r.name, tuple(r.applied), tuple(f"{where}: {why}" for where, why in r.refused))
-        for r in (*rewritten, *reports)
-    )
-    return Imported(model, reference, digest, records, OPSET)
-
-
-def _partition(model: ir.Model, target: Target) -> Graph:
-    from effc.kernels.elementwise import OPS
-
-    return partition(model, OPS, lambda region: registry.accepts_fused(region, target))
-
-
-def _require_kernels(regions: Sequence[Region], target: Target) -> None:
-    """Report every operator that no template can compute, at once."""
-    distinct: dict[str, Region] = {}
-    for region in regions:
-        distinct.setdefault(region.key, region)
-    missing: dict[str, str] = {}
-    for key, region in distinct.items():
-        lacking = float_refusal(region, target)
-        if lacking is None and registry.accepts(region, target):
-            continue
-        op = region.ops[0]
-        refusals = registry.refusals(region, target).values() if lacking is None else [lacking]
-        why = "; ".join(dict.fromkeys(refusals))
-        missing[key] = f"{op.op_type} (node {op.name or '?'}): {why}"
-    if missing:
-        raise UnsupportedError(
-            f"{len(missing)} operator(s) of the model cannot be compiled",
-            where=target.name,
-            got="\n  " + "\n  ".join(missing.values()),
-            hint="quantize the model (--quantize int8 with --calibration)"
-            if any("floating-point unit" in why for why in missing.values())
-            else "rewrite these nodes, or run them outside of the compiled part of the model",
-        )
-
-
-def _rank(
-    regions: Sequence[Region],
-    target: Target,
-    options: CompileOptions,
-    clock: _Clock,
-    hints: Hints | None,
-    testbed: AnyTestbed | None,
-) -> tuple[dict[str, list[Choice]], dict[str, Any]]:
-    """All configurations per distinct region, the chosen one first."""
-    from effc.tuning.tuner import tune
-
-    return tune(
-        regions,
-        target,
-        mode=options.tune,
-        database=options.tuning_db,
-        threads=options.threads,
-        progress=lambda done, total, detail: clock.report("tune", done, total, detail),
-        hints=hints,
-        testbed=testbed,
-    )
-
-
-def _layers(
-    graph: Graph, views: ViewPlan, ranked: Mapping[str, list[Choice]], target: Target
-) -> tuple[LayerRecord, ...]:
-    """Records in execution order; regions that became views come last."""
-    kept = {region.name for region in views.regions}
-    layers = []
-    for region in views.regions:
-        choice, *others = ranked[region.key]
-        versions = versions_of(choice.template, region, target).values()
-        layers.append(record(region, choice, others, _refusals(region, target), tuple(versions)))
-    dropped = [region for region in graph.regions if region.name not in kept]
-    return (*layers, *(record(region, None) for region in dropped))
-
-
-def _refusals(region: Region, target: Target) -> dict[str, str]:
-    """Why kernel families for this kind of operator refused it; the fallback is not asked."""
-    *own, _ = registry.templates()
-    found = {t.name: t.refuse(region, target) for t in own}
-    return {
-        name: why
-        for name, why in found.items()
-        if why is not None
-        and not why.startswith("not ")
-        and not any(text in why for text in _OTHER_OPERATOR)
-    }
+        chosen = _select(source, target, options, PhaseClock(progress), testbed=testbed)
+    return layer_records(chosen, chosen.views.regions), chosen.tuning
 
 
 def _blocks(program: Program) -> tuple[Block, ...]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
     from effc.regions import Graph
-    from effc.storage import ViewPlan
+    from effc.view_plan import ViewPlan
 
 __all__ = ["Grid", "StoredValue", "graded_ports", "stored_values"]
 

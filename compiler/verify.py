@@ -10,34 +10,25 @@ rounding on these inputs; the limit is lowered by the amplification measured. Qu
 are amplifiers by steps: if their outputs miss a limit, one element in sixteen of the inputs
 is moved by a step (2^-8 of its magnitude if it is a float), and outputs may differ by as much as
 the reference then does: 8-bit ones by as many steps, float ones by the same ratio of signal to
-noise. ONNX Runtime runs quantized models as they are written: its optimized products of bytes
-saturate on x86 processors without VNNI.
+noise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from effc.errors import ModelError, ToolError
+from effc.errors import ModelError
 from effc.metrics import OutputError, accumulated_length, is_quantized
 from effc.options import ProgressCallback
-from effc.samples import Arrays, Dataset, Tensor, generate, index_limits
+from effc.reference import Reference
+from effc.samples import Dataset, Tensor, generate
+from effc.verification import Verification
 
-__all__ = [
-    "Execute",
-    "Reference",
-    "VariantCheck",
-    "Verification",
-    "open_reference",
-    "reference_limits",
-    "verify",
-]
+__all__ = ["Execute", "verify"]
 
 Execute = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """Runs one inference: arrays by input name to arrays by output name."""
@@ -47,157 +38,6 @@ _MAX_AMPLIFICATION = 1e4
 _MAX_STEPS = 64
 _LEAST_DB = 15.0
 """A model that amplifies a step by more tells nothing about its implementation."""
-
-
-class Reference:
-    """A model in ONNX Runtime.
-
-    Args:
-        source: Model file (external data beside it), or the model in memory.
-        constants: Inputs that were fixed at compile time.
-        optimize: Whether ONNX Runtime may fuse operators.
-
-    Raises:
-        ModelError: ONNX Runtime cannot load the model.
-    """
-
-    def __init__(
-        self, source: Any, constants: Mapping[str, Any] | None = None, *, optimize: bool = True
-    ) -> None:
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise ToolError(
-                "onnxruntime is not installed", hint="pip install onnxruntime"
-            ) from error
-        ort.set_default_logger_severity(4)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        # Products by 4-bit weights in float32; by default it rounds what they read to 8 bits.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        if not optimize or _is_quantized(source):
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        model = str(source) if isinstance(source, str | Path) else source.SerializeToString()
-        try:
-            self.session = ort.InferenceSession(model, options, ["CPUExecutionProvider"])
-        except Exception as error:  # its exception types are private
-            raise ModelError(
-                "ONNX Runtime cannot load the model", got=_first_line(error)
-            ) from error
-        self.constants = {
-            i.name: np.asarray(constants[i.name]).astype(_dtype(i.type)).reshape(_fixed(i.shape))
-            for i in self.session.get_inputs()
-            if constants and i.name in constants
-        }
-
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Outputs by name.
-
-        Raises:
-            ModelError: ONNX Runtime fails on these inputs.
-        """
-        names = [output.name for output in self.session.get_outputs()]
-        try:
-            results = self.session.run(names, {**inputs, **self.constants})
-        except Exception as error:
-            raise ModelError("ONNX Runtime cannot run the model", got=_first_line(error)) from error
-        return {name: np.asarray(value) for name, value in zip(names, results, strict=True)}
-
-
-def _fixed(shape: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(d if isinstance(d, int) else 1 for d in shape)
-
-
-def _dtype(ort_type: str) -> np.dtype[Any]:
-    name = ort_type.removeprefix("tensor(").removesuffix(")")
-    return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-@dataclass(frozen=True)
-class VariantCheck:
-    """Result for a further version of the code.
-
-    Attributes:
-        name: Of the variant.
-        outputs: Its errors against the reference.
-        identical: All outputs have the bits of the first version's.
-        same_integers: The integer ones have.
-    """
-
-    name: str
-    outputs: list[OutputError]
-    identical: bool
-    same_integers: bool
-
-    @property
-    def ok(self) -> bool:
-        """Within every limit, and integers do not depend on the version."""
-        return self.same_integers and all(output.ok for output in self.outputs)
-
-    def describe(self) -> dict[str, Any]:
-        """For JSON and the manifest."""
-        return {
-            "name": self.name,
-            "ok": self.ok,
-            "identical": self.identical,
-            "snr_db": min(output.describe()["snr_db"] for output in self.outputs),
-        }
-
-
-@dataclass
-class Verification:
-    """Result of a comparison.
-
-    Attributes:
-        device: Where the artifact ran.
-        against: ``onnxruntime VERSION`` or ``golden outputs``.
-        samples: Number of samples compared.
-        outputs: One record per output.
-        agreement: Share of samples with the same top-1 class, if labels were given.
-        accuracy, reference_accuracy: Share of right classes of the artifact and the reference.
-        notes: Limits that were lowered, and why; what was left out.
-        variants: Further versions of the code, see ``effc.verify_variants``.
-    """
-
-    device: str
-    against: str
-    samples: int
-    outputs: list[OutputError]
-    agreement: float | None = None
-    accuracy: float | None = None
-    reference_accuracy: float | None = None
-    notes: list[str] = field(default_factory=list)
-    variants: list[VariantCheck] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Every output within its limit, in every version of the code."""
-        return all(output.ok for output in self.outputs) and all(v.ok for v in self.variants)
-
-    def describe(self) -> dict[str, Any]:
-        """For JSON and the manifest."""
-        result: dict[str, Any] = {
-            "ok": self.ok,
-            "device": self.device,
-            "against": self.against,
-            "samples": self.samples,
-            "outputs": [output.describe() for output in self.outputs],
-            "notes": list(self.notes),
-            "variants": [variant.describe() for variant in self.variants],
-        }
-        if self.agreement is not None:
-            result |= {
-                "top1_agreement": self.agreement,
-                "accuracy": self.accuracy,
-                "reference_accuracy": self.reference_accuracy,
-            }
-        return result
 
 
 class _Comparison:
@@ -334,19 +174,6 @@ def _step(array: np.ndarray) -> np.ndarray:
     return np.asarray(moved.astype(array.dtype))
 
 
-def _is_quantized(source: Any) -> bool:
-    """Whether a model file or a model in memory quantizes activations."""
-    import onnx
-
-    model = source
-    if isinstance(source, str | Path):
-        try:
-            model = onnx.load(str(source), load_external_data=False)
-        except Exception:  # whatever is wrong with it, ONNX Runtime says it better
-            return False
-    return any(node.op_type.startswith(("QLinear", "QuantizeLinear")) for node in model.graph.node)
-
-
 def _perturb(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "f":
         return array
@@ -373,37 +200,3 @@ def _classes(scores: np.ndarray) -> np.ndarray:
     if not scores.size:  # a batch of none, or samples without values
         return np.zeros(count, np.int64)
     return np.asarray(scores.reshape(count, -1).argmax(axis=1))
-
-
-def open_reference(
-    source: Any,
-    shapes: Mapping[str, tuple[int, ...]],
-    constants: Mapping[str, Any],
-) -> Reference:
-    """The user's model as reference, or if ONNX Runtime cannot load it, as effc imports it.
-
-    Args:
-        source: Model file, or the model in memory.
-        shapes: Static shapes of the inputs.
-        constants: Inputs that were fixed at compile time.
-
-    Raises:
-        ModelError: Neither can be loaded.
-    """
-    try:
-        return Reference(source, constants)
-    except ModelError:  # for example a newer IR version, or an opset long gone
-        import onnx_ir as ir
-
-        from effc.frontend import import_model
-
-        return Reference(ir.to_proto(import_model(source, shapes=shapes, constants=constants)))
-
-
-def reference_limits(source: Any) -> dict[str, int]:
-    """Bounds of index inputs of a model file or a model in memory."""
-    if not isinstance(source, str | Path):
-        return index_limits(source)
-    import onnx
-
-    return index_limits(onnx.load(str(source), load_external_data=False))

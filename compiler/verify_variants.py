@@ -16,7 +16,8 @@ import numpy as np
 from effc.devices.target import BASE
 from effc.execute import Executor, open_library, variant_names, variant_refusal
 from effc.samples import Arrays
-from effc.verify import Execute, VariantCheck, Verification
+from effc.verification import VariantCheck, Verification
+from effc.verify import Execute
 
 __all__ = ["verify_library"]
 

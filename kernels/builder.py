@@ -25,9 +25,11 @@ __all__ = [
     "prefetch",
     "splat",
     "stage_func",
+    "tiles",
     "unravel",
     "vload",
     "vstore",
+    "whole_or_rest",
 ]
 
 Param = tuple[str, str, int]  # name, dtype, number of elements
@@ -61,6 +63,49 @@ def stage_func(params: Sequence[Param], body: Callable[..., None]) -> tirx.PrimF
 def loop(begin: Expr, end: Expr | None = None) -> Any:
     """Serial loop frame: ``with loop(n) as i`` or ``with loop(a, b) as i``."""
     return T.serial(0, begin) if end is None else T.serial(begin, end)
+
+
+def whole_or_rest(
+    index: Expr, full: int, rest: object, whole: Callable[[], None], remainder: Callable[[], None]
+) -> None:
+    """Emit ``whole()`` for indices below ``full``, and ``remainder()`` for the one behind them.
+
+    Args:
+        index: Of a part: one of ``full`` whole ones, or of the smaller one behind them.
+        full: Whole parts.
+        rest: True if there is a smaller one.
+        whole, remainder: Emit the code of one part.
+    """
+    if not rest:
+        whole()
+    elif not full:
+        remainder()
+    else:
+        with T.If(index < full):
+            with T.Then():
+                whole()
+            with T.Else():
+                remainder()
+
+
+def tiles(
+    first: Expr, last: Expr, count: int, size: int, emit: Callable[[Expr, int], None]
+) -> None:
+    """``emit(tile, size)`` for the tiles ``[first, last)`` that cut ``count``; the last is smaller.
+
+    Args:
+        first, last: Range of tiles.
+        count: What all tiles together cover.
+        size: Of a whole tile.
+        emit: Emits the code of one tile.
+    """
+    whole, rest = divmod(count, size)
+    if whole:
+        with loop(first, tirx.min(last, whole) if rest else last) as tile:
+            emit(tile, size)
+    if rest:
+        with T.If(last > whole), T.Then():
+            emit(T.int32(whole), rest)
 
 
 def local(size: int, dtype: str = "float32") -> Any:

@@ -26,9 +26,10 @@ from effc.devices.target import Target
 from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.columns import NARROW, is_narrow
 from effc.kernels.conv_cost import direct_candidates
+from effc.kernels.conv_layout import ProductConfig
 from effc.kernels.conv_pack import copy_stage, pack_weights, panel_slack
 from effc.kernels.conv_problem import ConvProblem, arithmetic_of, problem_refusal
-from effc.kernels.conv_product import Product, ProductConfig
+from effc.kernels.conv_product import Product
 from effc.kernels.conv_shape import ConvShape, Source, source_layout
 from effc.kernels.overlap import Shifts, overlap, plane_multiples
 from effc.kernels.quad_pairs import pack_pairs, paired

@@ -14,8 +14,8 @@ from math import ceil
 
 from effc.devices.target import Target
 from effc.kernels.arithmetic import FLOAT32, Arithmetic, Float16
+from effc.kernels.conv_layout import ProductConfig, reads_in_place
 from effc.kernels.conv_pack import pack_runs
-from effc.kernels.conv_product import Product, ProductConfig
 from effc.kernels.conv_shape import ConvShape, Source
 from effc.kernels.lanes import uses_lanes
 from effc.kernels.quad_pairs import whole_pairs
@@ -128,7 +128,7 @@ def _configurations(
 ) -> Iterator[ProductConfig]:
     full = arithmetic.lanes(target)
     wide = [full] + ([full // 2] if target.vector_bits >= 512 else [])
-    packs = [True, False] if Product.may_read_in_place(source) else [True]
+    packs = [True, False] if reads_in_place(source) else [True]
     for lanes in wide:
         for along, channels, columns in _tiles(shape, lanes, arithmetic, target):
             for pack in packs:

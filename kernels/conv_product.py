@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
 
-from effc.devices.target import Target
-from effc.errors import InternalError
 from effc.kernels.arithmetic import Float16
-from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
-from effc.kernels.conv_pack import pack_panel, panel_slack, widen
-from effc.kernels.conv_problem import ConvProblem
-from effc.kernels.conv_shape import Source
-from effc.kernels.half_sums import half_sums
-from effc.kernels.quad_pairs import contract_pairs, whole_pairs
+from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore, whole_or_rest
+from effc.kernels.conv_layout import ProductLayout
+from effc.kernels.conv_pack import pack_panel, widen
+from effc.kernels.half_sums import half_sums, tile_bias
+from effc.kernels.quad_pairs import contract_pairs
 from effc.kernels.register_tile import (
     Accumulators,
     Dense,
@@ -26,106 +23,14 @@ from effc.kernels.register_tile import (
     split_widths,
 )
 from effc.kernels.shuffles import store_transposed
-from effc.kernels.template import Config
 
-__all__ = ["Product", "ProductConfig"]
+__all__ = ["Product"]
 
 Expr = Any
 
 
-@dataclass(frozen=True)
-class ProductConfig:
-    """Knobs of the product stage.
-
-    Attributes:
-        along: ``space`` or ``channel``: what the vectors run along.
-        lanes: Elements of one vector.
-        channels: Output channels of a register tile.
-        columns: Output positions of a register tile.
-        pack: Pack panels into scratch; otherwise the tile reads a flat source in place.
-        panels: Panels of ``columns`` positions per unit.
-        block: Input channels per pass over the reduction; sums wait in scratch between
-            passes. A divisor of ``cin``; ``cin`` means one pass.
-        splits: Units that share a block of positions, each with some channel tiles.
-        unroll: Reduction steps per loop iteration.
-    """
-
-    along: str
-    lanes: int
-    channels: int
-    columns: int
-    pack: bool
-    panels: int
-    block: int
-    splits: int
-    unroll: int
-
-    @staticmethod
-    def of(config: Config) -> ProductConfig:
-        return ProductConfig(**dict(config))  # type: ignore[arg-type]
-
-
-class Product:
-    """Builds the stage function; holds the sizes that its parts share."""
-
-    def __init__(
-        self,
-        problem: ConvProblem,
-        source: Source,
-        knobs: ProductConfig,
-        target: Target,
-        source_elements: int,
-    ) -> None:
-        shape, results = problem.shape, problem.results
-        valid = shape.cin % knobs.block == 0 and knobs.channels % results.group == 0
-        if problem.arithmetic.steps > 1:
-            valid = valid and knobs.along == "space" and whole_pairs(shape, source, knobs.block)
-        if not valid or not (knobs.pack or self.may_read_in_place(source)):
-            raise InternalError("invalid configuration", where="conv_direct", got=knobs)
-        self.shape, self.source, self.knobs, self.target = shape, source, knobs, target
-        self.arithmetic, self.results = problem.arithmetic, results
-        self.has_bias, self.source_elements = problem.bias is not None, source_elements
-        self.narrowest = problem.arithmetic.narrowest(target)
-        taps = len(source.taps)
-        self.depth = knobs.block * taps  # reduction steps of one pass
-        self.passes = shape.cin // knobs.block
-        self.weight_steps = -(-shape.reduction // self.arithmetic.steps) * self.arithmetic.steps
-        self.full_panels, self.rest_columns = divmod(shape.positions, knobs.columns)
-        self.full_tiles, self.rest_channels = divmod(shape.cout, knobs.channels)
-        self.full_blocks = -(-self.full_panels // knobs.panels)
-        self.blocks = self.full_blocks + (1 if self.rest_columns else 0)
-        tiles = self.full_tiles + (1 if self.rest_channels else 0)
-        self.tiles_per_split = -(-tiles // min(knobs.splits, tiles))
-        self.splits = -(-tiles // self.tiles_per_split)
-        self.units = shape.batch * shape.groups * self.splits * self.blocks
-        # Sums wait in scratch where they need several passes or a transposition.
-        self.spilled = self.passes > 1 or knobs.along == "channel"
-        panel_room = self.depth * knobs.columns * knobs.panels if knobs.pack else 0
-        slack = panel_slack(shape, source, knobs.columns, knobs.lanes)[1] if knobs.pack else 0
-        self.sums_at = -(-(panel_room + slack) // 16) * 16
-        self.sums = 0
-        if self.spilled:
-            columns = self._pitch(knobs.columns)
-            self.sums = self.tiles_per_split * knobs.channels * columns * knobs.panels
-        room = knobs.lanes**2 if knobs.along == "channel" else 0
-        self.wide_at = self.sums_at + self.sums + room
-        self.widened = self.arithmetic.stored != self.arithmetic.dtype
-        wide = self.depth * knobs.channels if self.widened else 0
-        self.scratch_elements = self.wide_at + wide
-
-    @staticmethod
-    def may_read_in_place(source: Source) -> bool:
-        """Whether the tile can read the source without packing."""
-        return source.flat and len(source.taps) == 1
-
-    @property
-    def reads_taps(self) -> bool:
-        """Whether the stage takes the flat offsets of the kernel taps as ``int32`` data."""
-        return len(self.source.taps) > 1
-
-    @property
-    def scratch_bytes(self) -> int:
-        return self.scratch_elements * self.arithmetic.nbytes
+class Product(ProductLayout):
+    """Builds the stage function."""
 
     def function(self) -> tirx.PrimFunc:
         """The stage function ``(source, w, [taps], [bias], epilogue..., y, scratch, int, int)``."""
@@ -166,16 +71,13 @@ class Product:
         self.first_tile = bind(split * self.tiles_per_split)
         self.last_tile = bind(T.min(self.first_tile + self.tiles_per_split, self.full_tiles))
         self.split = split
-        if not self.rest_columns:
-            self._block(block, self.knobs.columns)
-        elif not self.full_blocks:
-            self._block(block, self.rest_columns)
-        else:
-            with T.If(block < self.full_blocks):
-                with T.Then():
-                    self._block(block, self.knobs.columns)
-                with T.Else():
-                    self._block(block, self.rest_columns)
+        whole_or_rest(
+            block,
+            self.full_blocks,
+            self.rest_columns,
+            lambda: self._block(block, self.knobs.columns),
+            lambda: self._block(block, self.rest_columns),
+        )
 
     def _block(self, block: Expr, columns: int) -> None:
         """All channel tiles of this split over one block of panels of ``columns`` positions."""
@@ -310,16 +212,8 @@ class Product:
         assert isinstance(self.arithmetic, Float16)
         shape = self._tile(channels, columns)
         channel = bind(self.group * self.shape.cout + tile * self.knobs.channels)
-        cout = self.shape.groups * self.shape.cout
-
-        biases: Any = self.bias
-
-        def bias(i: int, v: int, part: int) -> Expr:
-            start, lanes = shape.vectors[v]
-            if self.knobs.along == "space":
-                return splat(bind(biases[channel + (i + part * cout)]), lanes)
-            return vload(biases, channel + (start + part * cout), lanes)
-
+        cout, along_space = self.shape.groups * self.shape.cout, self.knobs.along == "space"
+        bias = tile_bias(self.bias, shape, channel, cout, along_space=along_space)
         with loop(count) as panel:
             positions = self._positions(0, first, panel, columns)
             position = bind(first + panel * columns)
@@ -338,7 +232,7 @@ class Product:
                 *self._operands(tile, channels, 0, panel, positions),
                 self.target,
                 self.arithmetic,
-                None if self.bias is None else bias,
+                bias,
                 store,
             )
 
@@ -372,14 +266,10 @@ class Product:
 
     # -- several passes, or vectors along channels: sums in scratch ----------------------------
 
-    def _pitch(self, columns: int) -> int:
-        """Sums of one channel of a tile: whole vectors."""
-        return -(-columns // self.narrowest) * self.narrowest
-
     def _sums(self, tile: Expr, panel: Expr, channels: int, columns: int) -> Expr:
         """First element of a tile's sums: ``[channels][columns]``, or transposed."""
-        room = self.knobs.channels * self._pitch(self.knobs.columns) * self.knobs.panels
-        pitch = self._pitch(columns) if self.knobs.along == "space" else columns
+        room = self.knobs.channels * self.pitch(self.knobs.columns) * self.knobs.panels
+        pitch = self.pitch(columns) if self.knobs.along == "space" else columns
         return self.sums_at + (tile - self.first_tile) * room + panel * (channels * pitch)
 
     def _places(self, acc: Accumulators, at: Expr) -> list[tuple[int, int, Expr]]:
@@ -430,7 +320,7 @@ class Product:
         lanes, group, pitch = (
             self.arithmetic.lanes(self.target),
             self.results.group,
-            self._pitch(columns),
+            self.pitch(columns),
         )
 
         def store(at: Expr, i: Expr, position: Expr, width: int, valid: int) -> None:

@@ -8,7 +8,7 @@ that is padded and split into stride phases. In both, output position
     c * channel + taps[t] + (z * extent[1] + y) * extent[2] + x
 
 so that stride, dilation and padding are gone and a reduction index is one
-number. (Padding once and flat offsets: DESIGN.md section 4.)
+number.
 """
 
 from __future__ import annotations

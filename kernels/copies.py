@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from effc.kernels.builder import T, bind, loop, splat, stage_func, unravel, vload, vstore
+from effc.kernels.builder import (
+    T,
+    bind,
+    loop,
+    splat,
+    stage_func,
+    unravel,
+    vload,
+    vstore,
+    whole_or_rest,
+)
 from effc.kernels.lanes import interleave
 from effc.kernels.shuffles import transpose
 from effc.kernels.strips import blocks, each_vector
@@ -235,16 +245,13 @@ def _in_parts(
     def run(first: Expr, length: int) -> None:
         each_vector(length, lanes, lambda i, w: body(bind(first + i), w))
 
-    if not full:
-        run(T.int32(0), rest)
-    elif not rest:
-        run(bind(part * size), size)
-    else:
-        with T.If(part < full):
-            with T.Then():
-                run(bind(part * size), size)
-            with T.Else():
-                run(T.int32(full * size), rest)
+    whole_or_rest(
+        part,
+        full,
+        rest,
+        lambda: run(bind(part * size), size),
+        lambda: run(T.int32(full * size), rest),
+    )
 
 
 def _form(copy: Copy, lanes: int) -> _Form:

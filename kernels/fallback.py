@@ -20,7 +20,8 @@ from effc.devices.target import Target
 from effc.errors import EffcError, InternalError
 from effc.kernels.fallback_compute import DEFINITIONS, lower_definition
 from effc.kernels.fallback_convert import Lowered, bind, lower_calls
-from effc.kernels.fallback_recurrent import GATES, lower_recurrent
+from effc.kernels.fallback_recurrent import lower_recurrent
+from effc.kernels.fallback_recurrent_cell import GATES
 from effc.kernels.fallback_relax import import_op
 from effc.kernels.fallback_scan import SCANS
 from effc.kernels.region import Op, Region

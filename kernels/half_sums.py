@@ -23,7 +23,7 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.kernels import vectormath as vm
 from effc.kernels.arithmetic import FLOAT32, Float16
-from effc.kernels.builder import bind, splat
+from effc.kernels.builder import bind, splat, vload
 from effc.kernels.register_tile import (
     Accumulators,
     Dense,
@@ -33,7 +33,7 @@ from effc.kernels.register_tile import (
     contract,
 )
 
-__all__ = ["half_sums", "split_bias"]
+__all__ = ["Bias", "half_sums", "split_bias", "tile_bias"]
 
 Expr = Any
 Bias = Callable[[int, int, int], Expr]
@@ -45,6 +45,28 @@ def split_bias(bias: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     large = bias.astype(np.float16)
     small = (bias - large.astype(np.float32)).astype(np.float16)
     return np.stack([large, small])
+
+
+def tile_bias(
+    buffer: Any, tile: Tile, channel: Expr, channels: int, *, along_space: bool
+) -> Bias | None:
+    """The bias of a register tile of filters.
+
+    Args:
+        buffer: ``split_bias`` of all filters; ``None`` if there is none.
+        tile: Its rows are the filters if vectors run along space, otherwise its columns.
+        channel: First filter.
+        channels: Filters of the whole convolution.
+        along_space: What vectors run along.
+    """
+
+    def bias(i: int, v: int, part: int) -> Expr:
+        start, lanes = tile.vectors[v]
+        if along_space:
+            return splat(bind(buffer[channel + (i + part * channels)]), lanes)
+        return vload(buffer, channel + (start + part * channels), lanes)
+
+    return None if buffer is None else bias
 
 
 def half_sums(

@@ -16,7 +16,7 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels import vectormath as vm
-from effc.kernels.builder import T, bind, loop, stage_func, vload, vstore
+from effc.kernels.builder import T, bind, loop, stage_func, vload, vstore, whole_or_rest
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import concat, pick
 from effc.kernels.quads import operand
@@ -163,13 +163,10 @@ def _tables(table: Sequence[Expr], dtype: str) -> Callable[[Expr], Expr]:
 
 
 def _by_block(unit: Expr, full: int, rest: int, block: Callable[[Expr, int], None]) -> None:
-    if not rest:
-        block(bind(unit * _BLOCK), _BLOCK)
-    elif not full:
-        block(T.int32(0), rest)
-    else:
-        with T.If(unit < full):
-            with T.Then():
-                block(bind(unit * _BLOCK), _BLOCK)
-            with T.Else():
-                block(T.int32(full * _BLOCK), rest)
+    whole_or_rest(
+        unit,
+        full,
+        rest,
+        lambda: block(bind(unit * _BLOCK), _BLOCK),
+        lambda: block(T.int32(full * _BLOCK), rest),
+    )

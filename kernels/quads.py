@@ -12,7 +12,17 @@ from typing import Any, ClassVar
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels.builder import T, bind, loop, splat, stage_func, unravel, vload, vstore
+from effc.kernels.builder import (
+    T,
+    bind,
+    loop,
+    splat,
+    stage_func,
+    unravel,
+    vload,
+    vstore,
+    whole_or_rest,
+)
 from effc.kernels.elementwise_emit import storage_dtype
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import concat, interleave, pick
@@ -111,7 +121,7 @@ class ToQuadsTemplate(Template):
                             _four_positions(source, base + group * 12, out, group * 16, fill)
                     each_vector(plane - 4 * whole, lanes, lambda at, n: vector(at + 4 * whole, n))
 
-                _by_remainder(quad, quads, channels, emit)
+                _by_remainder(quad, channels, emit)
 
         args = (x.name, *epilogue.args, region.outputs[0].name)
         stage = Stage(stage_func(params, body), args, batch * quads)
@@ -173,19 +183,10 @@ def _to_quads_epilogue(region: Region, op: Op) -> tuple[Epilogue, bool]:
     return Epilogue(region, y, (batch, quads, prod(sizes), 4)), False
 
 
-def _by_remainder(quad: Expr, quads: int, channels: int, emit: Any) -> None:
+def _by_remainder(quad: Expr, channels: int, emit: Any) -> None:
     """Call ``emit(channels present)`` for the last quad and for the others."""
     rest = channels % 4
-    if not rest:
-        emit(4)
-    elif quads == 1:
-        emit(rest)
-    else:
-        with T.If(quad < quads - 1):
-            with T.Then():
-                emit(4)
-            with T.Else():
-                emit(rest)
+    whole_or_rest(quad, channels // 4, rest, lambda: emit(4), lambda: emit(rest))
 
 
 class FromQuadsTemplate(Template):
@@ -233,7 +234,7 @@ class FromQuadsTemplate(Template):
 
                     each_vector(plane, int(config["lanes"]), vector)
 
-                _by_remainder(quad, quads, channels, emit)
+                _by_remainder(quad, channels, emit)
 
         args = (x.name, *epilogue.args, region.outputs[0].name)
         stage = Stage(stage_func(params, body), args, batch * quads)

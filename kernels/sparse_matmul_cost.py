@@ -11,7 +11,7 @@ import numpy as np
 from effc.devices.target import Target
 from effc.kernels.conv_cost import tile_fits, tile_parts
 from effc.kernels.lanes import dtype_lanes, uses_lanes
-from effc.kernels.matmul import streamed
+from effc.kernels.matmul_cost import streamed
 from effc.kernels.register_tile import Tile, split_widths
 from effc.kernels.sparse_matmul_product import Roles, SparseMatMulConfig
 from effc.kernels.sparse_positions import row_widths

@@ -20,7 +20,7 @@ import numpy as np
 
 from effc.kernels.sparsity import occupied
 
-__all__ = ["TILE_OVERHEAD", "SparseTiles", "cut_evenly", "pack_tiles"]
+__all__ = ["TILE_OVERHEAD", "SparseTiles", "cumulative", "cut_evenly", "pack_tiles"]
 
 
 TILE_OVERHEAD = 4
@@ -106,3 +106,8 @@ def cut_evenly(starts: np.ndarray, tiles: int, parts: int, overhead: int) -> lis
     goals = total[-1] * np.arange(1, parts) / parts
     inner = np.searchsorted(total, goals, side="left")
     return [0, *(int(i) for i in np.clip(inner, 0, tiles)), tiles]
+
+
+def cumulative(work: np.ndarray) -> tuple[int, ...]:
+    """Work of the units before each, and of all (``Stage.bounds``)."""
+    return tuple(int(bound) for bound in np.concatenate([[0], np.cumsum(work)]))

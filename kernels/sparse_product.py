@@ -11,20 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise, product
+from functools import partial
+from itertools import product
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
-from effc.devices.target import Target
-from effc.errors import InternalError
 from effc.kernels.arithmetic import Float16
-from effc.kernels.builder import Param, T, bind, loop, prefetch, splat, stage_func, vload, vstore
-from effc.kernels.conv_pack import pack_row, panel_slack, widen
-from effc.kernels.conv_problem import ConvProblem
-from effc.kernels.conv_shape import Source
-from effc.kernels.half_sums import half_sums
+from effc.kernels.builder import (
+    Param,
+    T,
+    bind,
+    loop,
+    prefetch,
+    splat,
+    stage_func,
+    tiles,
+    vload,
+    vstore,
+    whole_or_rest,
+)
+from effc.kernels.conv_pack import pack_row, widen
+from effc.kernels.half_sums import half_sums, tile_bias
 from effc.kernels.lanes import pick
 from effc.kernels.register_tile import (
     Accumulators,
@@ -36,99 +44,16 @@ from effc.kernels.register_tile import (
     weights_ahead,
 )
 from effc.kernels.shuffles import store_transposed
-from effc.kernels.sparse_pack import TILE_OVERHEAD, SparseTiles, cut_evenly
-from effc.kernels.sparse_positions import Positions, SparseConfig, row_widths
+from effc.kernels.sparse_layout import SparseLayout
+from effc.kernels.sparse_positions import row_widths
 
 __all__ = ["SparseProduct"]
 
 Expr = Any
 
 
-class SparseProduct:
-    """Builds the stage function; holds the sizes that its parts share."""
-
-    def __init__(
-        self,
-        problem: ConvProblem,
-        source: Source,
-        knobs: SparseConfig,
-        target: Target,
-        source_elements: int,
-    ) -> None:
-        shape, arithmetic, results = problem.shape, problem.arithmetic, problem.results
-        self.shape, self.source, self.knobs, self.target = shape, source, knobs, target
-        self.arithmetic, self.results = arithmetic, results
-        self.has_bias, self.source_elements = problem.bias is not None, source_elements
-        self.narrowest = arithmetic.narrowest(target)
-        valid = knobs.rows % results.group == 0 and not (knobs.sort and results.group > 1)
-        if not valid or (knobs.height == 0 and not knobs.pack and not source.flat):
-            raise InternalError("invalid configuration", where="conv_sparse", got=knobs)
-        self.positions = Positions.of(shape, source, knobs)
-        self.padded = knobs.height > 0 and source.copied
-        self.tiles = -(-shape.cout // knobs.rows)
-        self.splits = min(knobs.splits, self.tiles)
-        self.full_blocks, self.blocks, self.bands = 0, 1, 1
-        if knobs.panels:
-            self.full_blocks = -(-self.positions.full[1] // knobs.panels)
-            self.blocks = self.full_blocks + (1 if self.positions.rest[1] else 0)
-            self.bands = self.positions.full[0] + (1 if self.positions.rest[0] else 0)
-        most_panels = knobs.panels or -(-self.positions.width // knobs.columns)
-        self.units = shape.batch * shape.groups * self.splits * self.bands * self.blocks
-        self.most_entries = self.tiles * -(-shape.cin // knobs.depth) * len(source.taps)
-        most_slots = self.most_entries // self.tiles
-        panel = most_slots * knobs.depth * knobs.columns * most_panels if knobs.pack else 0
-        slack = panel_slack(shape, source, knobs.columns, knobs.lanes)[1] if knobs.pack else 0
-        self.sums_at = -(-(panel + slack) // 16) * 16
-        sums = knobs.rows * max(knobs.height, 1) * knobs.columns
-        room = arithmetic.lanes(target) ** 2
-        self.room_at = self.sums_at + sums
-        self.wide_at = self.sums_at + (sums + room if knobs.along == "channel" else 0)
-        self.widened = self.arithmetic.stored != self.arithmetic.dtype
-        wide = most_slots * knobs.depth * knobs.rows if self.widened else 0
-        self.scratch_elements = self.wide_at + wide
-
-    # -- data ---------------------------------------------------------------------------------
-
-    def weights(self, packed: SparseTiles) -> dict[str, np.ndarray]:
-        """The stage's constants by parameter name."""
-        knobs, source = self.knobs, self.source
-        taps = np.array(source.taps, np.int64)
-        found = {"w": packed.values.reshape(-1), "starts": packed.starts}
-        reach = packed.channels * np.int64(source.channel) + taps[packed.taps]
-        if not knobs.pack:
-            found["offsets"] = reach.astype(np.int32)
-        else:
-            which = [slots[2] for slots in packed.slots]
-            found["offsets"] = (np.concatenate(which) * (knobs.depth * knobs.columns)).astype(
-                np.int32
-            )
-            sources = [c * source.channel + taps[t] for c, t, _ in packed.slots]
-            ends = np.cumsum([0, *(s.size for s in sources)]) + len(sources) + 1
-            found["slots"] = np.concatenate([ends, *sources]).astype(np.int32)
-        if self.splits > 1:
-            found["cuts"] = np.array(self.cuts(packed), np.int32)
-        return found
-
-    def cuts(self, packed: SparseTiles) -> list[int]:
-        """First tile of filters of each split, and the end."""
-        return cut_evenly(packed.starts, self.tiles, self.splits, TILE_OVERHEAD)
-
-    def bounds(self, packed: SparseTiles) -> tuple[int, ...] | None:
-        """Cumulative work per unit; ``None`` if all units do the same."""
-        if self.splits * self.shape.groups == 1:
-            return None
-        entries = (np.diff(packed.starts) + TILE_OVERHEAD).reshape(self.shape.groups, self.tiles)
-        cuts = self.cuts(packed)
-        parts = [entries[:, a:b].sum(axis=1) for a, b in pairwise(cuts)]
-        of_image = np.stack(parts, axis=1).reshape(-1)  # [groups * splits]
-        work = np.repeat(np.tile(of_image, self.shape.batch), self.bands * self.blocks)
-        return tuple(int(b) for b in np.concatenate([[0], np.cumsum(work)]))
-
-    @property
-    def scratch_bytes(self) -> int:
-        return self.scratch_elements * self.arithmetic.nbytes
-
-    # -- code -----------------------------------------------------------------------------------
+class SparseProduct(SparseLayout):
+    """Builds the stage function."""
 
     def function(self) -> tirx.PrimFunc:
         """The stage function; parameters: source, ``weights``, bias, epilogue, y, scratch."""
@@ -188,13 +113,15 @@ class SparseProduct:
             self._everywhere()
             return
         full, rest_of, tile = self.positions.full, self.positions.rest, self.positions.tile
-        vertical = _kinds([(band < full[0], tile[0]), (None, rest_of[0])], full[0], rest_of[0])
-        across = _kinds(
-            [(block < self.full_blocks, tile[1]), (None, rest_of[1])], full[1], rest_of[1]
-        )
-        _either(
-            vertical,
-            lambda rows: _either(across, lambda columns: self._block(band, block, rows, columns)),
+
+        def across(rows: int) -> None:
+            emit = partial(self._block, band, block, rows)
+            whole_or_rest(
+                block, self.full_blocks, rest_of[1], lambda: emit(tile[1]), lambda: emit(rest_of[1])
+            )
+
+        whole_or_rest(
+            band, full[0], rest_of[0], lambda: across(tile[0]), lambda: across(rest_of[0])
         )
 
     def _block(self, band: Expr, block: Expr, rows: int, columns: int) -> None:
@@ -244,12 +171,7 @@ class SparseProduct:
 
     def _tiles(self, tile: Callable[[Expr, int], None]) -> None:
         """``tile(number, filters)`` for the tiles of filters of this split."""
-        whole, left = divmod(self.shape.cout, self.knobs.rows)
-        with loop(self.first, T.min(self.last, whole) if left else self.last) as number:
-            tile(number, self.knobs.rows)
-        if left:
-            with T.If(self.last > whole), T.Then():
-                tile(T.int32(whole), left)
+        tiles(self.first, self.last, self.shape.cout, self.knobs.rows, tile)
 
     def _widen(self, number: Expr) -> None:
         """Put the weights of a tile into scratch, if they are float16."""
@@ -355,15 +277,7 @@ class SparseProduct:
             if space
             else (Tile(rows * columns, split_widths(filters, knobs.lanes)))
         )
-
-        biases: Any = self.bias
-
-        def bias(i: int, v: int, part: int) -> Expr:
-            start, lanes = tile.vectors[v]
-            if space:
-                return splat(bind(biases[channel + (i + part * cout)]), lanes)
-            return vload(biases, channel + (start + part * cout), lanes)
-
+        bias = tile_bias(self.bias, tile, channel, cout, along_space=space)
         acc = Accumulators(tile, self.arithmetic, self.target)
         half_sums(
             tile,
@@ -371,7 +285,7 @@ class SparseProduct:
             *((weights, data) if space else (data, weights)),
             self.target,
             self.arithmetic,
-            None if self.bias is None else bias,
+            bias,
             acc.set,
         )
         if space:
@@ -468,21 +382,3 @@ class SparseProduct:
         """Store at an output channel."""
         at = (self.batch, channel, position)
         self.results.store(sums, at, self.outputs, lanes, valid)
-
-
-def _kinds(kinds: list[tuple[Expr, int]], full: int, rest: int) -> list[tuple[Expr, int]]:
-    """Which of (full, rest) exist."""
-    return [kind for kind, present in zip(kinds, (full, rest), strict=True) if present]
-
-
-def _either(kinds: list[tuple[Expr, int]], emit: Callable[[int], None]) -> None:
-    """``emit(size)`` under the condition that tells the kinds apart."""
-    if len(kinds) == 1:
-        emit(kinds[0][1])
-        return
-    (condition, size), (_, other) = kinds
-    with T.If(condition):
-        with T.Then():
-            emit(size)
-        with T.Else():
-            emit(other)

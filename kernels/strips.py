@@ -13,7 +13,7 @@ from typing import Any
 
 from tvm import tirx
 
-from effc.kernels.builder import T, bind, local, loop, splat, vload, vstore
+from effc.kernels.builder import T, bind, local, loop, splat, vload, vstore, whole_or_rest
 from effc.kernels.lanes import pieces, reduce_lanes
 
 __all__ = ["AxisView", "axis_view", "blocks", "each_vector", "reduce_steps", "reduce_strip"]
@@ -61,19 +61,12 @@ def blocks(count: int, lanes: int, block: Expr, body: Callable[[Expr, int], None
     """
     full = count // lanes
     rest = list(pieces(count - full * lanes, lanes))
-    if not rest:
-        body(bind(block * lanes), lanes)
-        return
-    if full:
-        with T.If(block < full):
-            with T.Then():
-                body(bind(block * lanes), lanes)
-            with T.Else():
-                for offset, width in rest:
-                    body(T.int32(full * lanes + offset), width)
-        return
-    for offset, width in rest:
-        body(T.int32(offset), width)
+
+    def remainder() -> None:
+        for offset, width in rest:
+            body(T.int32(full * lanes + offset), width)
+
+    whole_or_rest(block, full, rest, lambda: body(bind(block * lanes), lanes), remainder)
 
 
 def reduce_strip(

@@ -107,7 +107,7 @@ def test_constant_inputs(tmp_path: Path) -> None:
 def test_failed_verification_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from effc.verify import Reference
+    from effc.reference import Reference
 
     original = Reference.__call__
     monkeypatch.setattr(

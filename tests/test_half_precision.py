@@ -74,7 +74,7 @@ def model(scale: float = 1.0) -> onnx.ModelProto:
 
 
 def snr(artifact: Any, proto: onnx.ModelProto, feeds: dict[str, Array]) -> float:
-    from effc.verify import Reference
+    from effc.reference import Reference
 
     want = Reference(proto)(feeds)
     with open_executor(artifact, None, None) as executor:

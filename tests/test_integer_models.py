@@ -13,9 +13,9 @@ from shared_data import SHARED_DATA
 
 import effc
 from effc.execute import open_executor
+from effc.imported import import_and_simplify
 from effc.options import CompileOptions
 from effc.passes.integer.reference import run
-from effc.pipeline import import_and_simplify
 
 MODELS = SHARED_DATA / "models"
 needs_data = pytest.mark.skipif(not MODELS.exists(), reason="needs ../shared/data")

@@ -15,7 +15,8 @@ from effc.errors import InternalError
 from effc.kernels.region import Op, Region, TensorType, Value
 from effc.kernels.template import Kernel, Stage
 from effc.program import Pointer, Program, StorageClass
-from effc.storage import build_program, plan_views
+from effc.storage import build_program
+from effc.view_plan import plan_views
 
 ITEM = 4  # bytes of a float32
 

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from effc.errors import ModelError
 from effc.metrics import MAX_SNR_DB, OutputError, accumulated_length, snr_limit
+from effc.reference import Reference
 from effc.samples import Dataset, Tensor, generate, index_limits, load_inputs
-from effc.verify import Reference, verify
+from effc.verify import verify
 
 
 def error(reference: np.ndarray, got: np.ndarray, length: int = 16) -> OutputError:

@@ -65,7 +65,7 @@ def compile_command(
     check_output(output)
     targets_of(target, abis)
 
-    from effc.api import compile_to
+    from effc.build import compile_to
 
     seconds: dict[str, float] = {}
     with console.progress() as progress:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from effc.execute import Executor
-    from effc.verify import Execute, Verification
+    from effc.verification import Verification
+    from effc.verify import Execute
 
 __all__ = ["run_command", "verify_command"]
 
@@ -118,11 +119,11 @@ def verify_command(
     abi: str | None,
 ) -> None:
     """Compare an artifact with its model, or with its own golden outputs."""
-    from effc.api import quality_error
     from effc.artifact import load_artifact
     from effc.golden import verify_against_golden
+    from effc.reference import open_reference, reference_limits
     from effc.samples import Tensor, load_inputs
-    from effc.verify import open_reference, reference_limits, verify
+    from effc.verify import verify
     from effc.verify_variants import verify_library
 
     if model is not None and not model.is_file():
@@ -179,7 +180,7 @@ def verify_command(
     for note in result.notes:
         console.note(note)
     if not result.ok:
-        error = quality_error(result)
+        error = result.failure()
         error.hint = None
         console.fail(error)
 

@@ -13,42 +13,22 @@ import typer
 __all__ = [
     "Abi",
     "ArtifactPath",
-    "Block",
-    "Calibration",
     "Constants",
-    "Correct",
     "Device",
-    "Equalize",
     "Flash",
-    "GroupSize",
     "Input",
     "Json",
-    "LatencyMs",
-    "MaxDrop",
-    "Method",
     "Model",
     "Optimize",
     "Precision",
-    "Prune",
-    "Quantize",
     "Quiet",
     "Ram",
-    "Ranges",
-    "RecipeFile",
-    "Refine",
-    "Regroup",
-    "Rounding",
-    "Samples",
     "Shapes",
-    "Sparsity",
-    "Speedup",
     "TargetName",
     "Threads",
     "TuningDb",
     "Variant",
     "Verbose",
-    "Widen",
-    "WorkFolder",
 ]
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="ONNX model.")]
@@ -132,126 +112,6 @@ Optimize = Annotated[
         help="What code for a microcontroller is chosen for.",
     ),
 ]
-Prune = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--prune",
-        metavar="SCHEME",
-        help="Make weights zero: block-punched, unstructured, 2:4 (any n:m), pattern; "
-        "or remove whole channels: channel.",
-    ),
-]
-Sparsity = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option(
-        "--sparsity",
-        metavar="S",
-        help="Fraction of zeros, or of channels removed, in every pruned layer.",
-    ),
-]
-Speedup = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option(
-        "--speedup",
-        metavar="X",
-        help="Instead of a sparsity: times faster than dense; levels per layer from measured time.",
-    ),
-]
-LatencyMs = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option(
-        "--latency-ms", metavar="L", help="Instead of a sparsity: most milliseconds per inference."
-    ),
-]
-Block = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--block", metavar="8x4", help="Filters x input channels that are pruned together."
-    ),
-]
-Method = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--method", metavar="obs|magnitude", help="How zeros are chosen; with data: obs."),
-]
-Calibration = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(
-        "--calibration", metavar="X.npz", help="Samples: x (stacked), or arrays by input name."
-    ),
-]
-Samples = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--samples", metavar="N", help="Calibration samples to use at most (1024)."),
-]
-Correct = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--correct",
-        metavar="refit|statistics|bias|none",
-        help="What makes up for the zeros; with data: a refit to the dense model.",
-    ),
-]
-Regroup = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--regroup", metavar="8x4", help="Turn zeros made elsewhere into blocks of this shape."
-    ),
-]
-Quantize = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--quantize", metavar="int8", help="Integers in place of floating point numbers."),
-]
-Ranges = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--ranges",
-        metavar="minmax|percentile|mse|entropy",
-        help="How ranges of activations are chosen.",
-    ),
-]
-Rounding = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--rounding", metavar="obq|nearest", help="How weights are rounded."),
-]
-MaxDrop = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option(
-        "--max-drop",
-        metavar="POINTS",
-        help="Most per cent of samples whose top-1 quantization may change; "
-        "operators are widened until no more is.",
-    ),
-]
-Widen = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--widen", metavar="float|int16", help="What widened operators have."),
-]
-RecipeFile = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--recipe", metavar="R.toml", help="Settings, with exceptions per layer."),
-]
-WorkFolder = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--work", metavar="DIR", help="Where an interrupted compression continues."),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what every pass did.")]
-GroupSize = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(
-        "--group", metavar="N", help="Of integer weights alone: this many share a scale (int4: 32)."
-    ),
-]
-Equalize = Annotated[
-    Optional[bool],  # noqa: UP045
-    typer.Option(
-        "--equalize/--no-equalize", help="Even out channels between two layers before quantizing."
-    ),
-]
-Refine = Annotated[
-    Optional[bool],  # noqa: UP045
-    typer.Option(
-        "--refine/--no-refine", help="Refine ranges by what the layers make of their errors."
-    ),
-]

@@ -31,13 +31,15 @@ from effc.compression.sensitivity import Coefficients, search_coefficients
 from effc.compression.stitching import Stitcher
 from effc.devices.catalog import get_target
 from effc.errors import QualityError, UsageError
+from effc.imported import import_and_simplify
 from effc.network_time import network_seconds
 from effc.options import CompileOptions, ProgressCallback
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.correct_statistics import enough_samples
 from effc.passes.pruning.layers import find_layers
 from effc.passes.pruning.prune_weights import PruneWeights, Setting
-from effc.pipeline import compile_model, import_and_simplify, regions_of
+from effc.pipeline import compile_model
+from effc.selection import regions_of
 from effc.tuning.database import Database, default_path
 from effc.tuning.level_times import level_times
 from effc.tuning.testbed import testbed_of

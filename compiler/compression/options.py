@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from effc.compression.goal import parse_goal
 from effc.errors import UsageError
@@ -23,6 +23,7 @@ __all__ = [
     "ROUNDINGS",
     "WIDE",
     "CompressOptions",
+    "CompressionArguments",
     "check_drop",
 ]
 
@@ -34,6 +35,31 @@ ROUNDINGS = ("obq", "nearest")
 WIDE = ("float", "int16")
 
 _WITHOUT_DATA = "magnitude"
+
+
+class CompressionArguments(TypedDict, total=False):
+    """Keyword arguments of ``effc.compress``, which ``effc.compile`` takes as well."""
+
+    prune: str | None
+    sparsity: float | None
+    speedup: float | None
+    latency_ms: float | None
+    block: str | None
+    method: str | None
+    calibration: str | Path | Mapping[str, Any] | None
+    samples: int | None
+    correct: str | None
+    regroup: str | None
+    quantize: str | None
+    ranges: str | None
+    rounding: str | None
+    equalize: bool | None
+    refine: bool | None
+    max_drop: float | None
+    widen: str | None
+    group: int | None
+    recipe: str | Path | None
+    work: str | Path | None
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from effc.bare.codegen import arena_bytes
 from effc.bare.toolchain import compile_source
 from effc.devices.catalog import get_target
 from effc.errors import DeviceError
+from effc.imported import import_and_simplify
 from effc.kernels.region import TensorType
 from effc.options import CompileOptions
 from effc.passes.integer.reference import run
-from effc.pipeline import import_and_simplify
 from effc.program import Call, Pointer, Port, Program, StorageClass
 
 CORES = ["cortex-m0plus", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55", "riscv32"]

@@ -13,8 +13,9 @@ import effc
 from effc.errors import QualityError
 from effc.execute import open_board
 from effc.fit import StripChoice, fit_in_strips, strip_choices
+from effc.imported import import_and_simplify
 from effc.options import CompileOptions
-from effc.pipeline import compile_model, import_and_simplify
+from effc.pipeline import compile_model
 from effc.samples import Tensor, generate
 
 MODELS = SHARED_DATA / "models"

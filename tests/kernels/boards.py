@@ -25,7 +25,8 @@ from effc.devices.target import Target
 from effc.functions import build_functions, lower_functions
 from effc.kernels.region import Region, Value
 from effc.kernels.template import Choice, Config, Template
-from effc.storage import build_program, plan_views
+from effc.storage import build_program
+from effc.view_plan import plan_views
 
 __all__ = ["Problem", "Result", "run_on_board"]
 

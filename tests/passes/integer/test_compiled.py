@@ -12,9 +12,9 @@ from qdq import Model, reference
 
 import effc
 from effc.execute import open_executor
+from effc.imported import import_and_simplify
 from effc.options import CompileOptions
 from effc.passes.integer.reference import run
-from effc.pipeline import import_and_simplify
 
 ZERO = np.array(0, np.int8)
 
