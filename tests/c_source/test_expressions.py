@@ -126,6 +126,67 @@ def test_float16_arithmetic_is_refused_with_the_function() -> None:
         print_stages({"net_f3": one})
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        lambda v: tirx.Select(v < tirx.const(0, "float16"), tirx.const(1, "float16"), v),
+        lambda v: tirx.Max(v, tirx.const(0, "float16")),
+        lambda v: vm.maximum(v, tirx.const(0, "float16")),
+        lambda v: vm.sqrt(v),
+        lambda v: tirx.Cast("float16", tirx.Cast("int32", v)),
+    ],
+)
+def test_float16_is_never_taken_for_its_bits(expression: Any) -> None:
+    with pytest.raises(UnsupportedError, match="does not compute in float16"):
+        mapped(expression, np.zeros(3, np.float16), "float16")
+
+
+def test_float16_is_moved_and_filled_in() -> None:
+    x = np.array([1.5, -0.0, 65504, np.nan, 6e-8], np.float16)
+
+    def chosen(v: Any) -> Any:
+        return tirx.Select(tirx.reinterpret("uint16", v) < 0x7C00, v, tirx.const(-2.5, "float16"))
+
+    y, _ = mapped(chosen, x, "float16")
+    np.testing.assert_array_equal(y, np.where(x.view(np.uint16) < 0x7C00, x, np.float16(-2.5)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+def test_unsigned_numbers_lose_their_upper_bits(dtype: str) -> None:
+    x = np.array([255, 128, 1], dtype)
+    bits = np.iinfo(dtype).bits - 1
+    y, _ = mapped(lambda v: tirx.shift_left(v, tirx.const(bits, dtype)), x, dtype)
+    np.testing.assert_array_equal(y, np.left_shift(x, np.array(bits, dtype)))
+
+
+def test_constants_above_the_signed_ones() -> None:
+    largest = tirx.max_value("uint64")
+    y, text = mapped(lambda v: largest - v, np.array([0, 5], np.uint64), "uint64")
+    np.testing.assert_array_equal(y, np.iinfo(np.uint64).max - np.array([0, 5], np.uint64))
+    assert "UINT64_C(18446744073709551615)" in text
+
+
+def test_parameters_are_called_like_nothing_else() -> None:
+    names = ["i", "short", "t1", "0é", "min_f32", "x.y", "x_y"]
+
+    def body(*arguments: Any) -> None:
+        *sources, out = arguments[:-2]
+        with loop(2) as i:
+            total = bind(sources[0][i])
+            for source in sources[1:]:
+                total = bind(vm.minimum(total, source[i]) + tirx.Min(total, source[i]))
+            vstore(out, i, total, 1)
+
+    arrays = [np.array([k, -k], np.float32) for k in range(len(names))]
+    result = np.zeros(2, np.float32)
+    params = [*((name, "float32", 2) for name in names), ("y", "float32", 2)]
+    call(stage(params, body), [*arrays, result])
+    want = arrays[0]
+    for array in arrays[1:]:
+        want = np.minimum(want, array) * 2
+    np.testing.assert_array_equal(result, want)
+
+
 def test_compound_conditions_have_their_parentheses() -> None:
     x = np.arange(-4, 4, dtype=np.int32)
 
