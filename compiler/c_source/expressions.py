@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from tvm.target.codegen import llvm_get_intrinsic_name
 
+from effc.c_source.half import dtype_of, in_float32, lanes_of
 from effc.c_source.types import c_type, constant, short_name
 from effc.errors import UnsupportedError
 
-__all__ = ["Buffers", "Expressions", "NeedsNumber", "dtype_of", "lanes_of"]
+__all__ = ["Buffers", "Expressions", "NeedsNumber"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 Lane = int | str
@@ -40,16 +41,6 @@ class Text(NamedTuple):
     def within(self, rank: int) -> str:
         """The text as an operand of something that binds with ``rank``."""
         return self.text if self.rank >= rank else f"({self.text})"
-
-
-def dtype_of(x: Expr) -> str:
-    """Element dtype of an expression, without lanes."""
-    return str(x.ty.dtype).split("x")[0]
-
-
-def lanes_of(x: Expr) -> int:
-    """Lanes of an expression, 1 for a scalar."""
-    return int(x.ty.dtype.lanes)
 
 
 _BINARY: dict[str, tuple[str, int]] = {
@@ -144,6 +135,9 @@ class Expressions:
 
     def _lane(self, x: Expr, lane: Lane) -> Text:
         kind = type(x).__name__
+        wide = in_float32(x)
+        if wide is not None:
+            return self._lane(wide, lane)
         if kind in _BINARY:
             return self._binary(x, lane, kind)
         rule = getattr(self, f"_{kind.lower()}", None)
@@ -204,7 +198,6 @@ class Expressions:
     def _binary(self, x: Expr, lane: Lane, kind: str) -> Text:
         operator, rank = _BINARY[kind]
         dtype = dtype_of(x)
-        _no_half(x.a)
         if kind == "Mod" and dtype.startswith("float"):
             self.headers.add("math.h")
             return self._function("fmod", dtype, [x.a, x.b], lane)
@@ -237,11 +230,9 @@ class Expressions:
         return Text(f"!{self._lane(x.a, lane).within(_UNARY)}", _UNARY)
 
     def _min(self, x: Expr, lane: Lane) -> Text:
-        _no_half(x)
         return self._helper(f"min_{short_name(dtype_of(x))}", [x.a, x.b], lane)
 
     def _max(self, x: Expr, lane: Lane) -> Text:
-        _no_half(x)
         return self._helper(f"max_{short_name(dtype_of(x))}", [x.a, x.b], lane)
 
     def _select(self, x: Expr, lane: Lane) -> Text:
@@ -256,9 +247,15 @@ class Expressions:
         value = self._lane(x.value, lane)
         if source == dest or (source in _PROMOTED and dest == "int32"):
             return value
-        if source == "float16" and dest == "float32":
-            return self._call_helper("half_to_f32", [value])
-        _no_half(x, x.value)
+        if source == "float16":
+            value = self._call_helper("any_half_to_f32", [value])
+        if dest == "float16":
+            if source == "float64":
+                return self._call_helper("half_from_f64", [value])
+            single = value if source == "float32" else self._converted(value, "float32")
+            return self._call_helper("half_from_f32", [single])
+        if dest == "float32" and source == "float16":
+            return value
         if dest == "bool":
             return Text(f"{value.within(_ADD)} != 0", _EQ)
         return self._converted(value, dest)
@@ -283,6 +280,7 @@ class Expressions:
             "effc_minimum": lambda: self._extreme("<", args, lane),
             "effc_rescale": lambda: self._rescale(args, lane),
             "effc_widen": lambda: self._helper("half_to_f32", args, lane),
+            "fabs": lambda: self._helper(f"fabs_{short_name(dtype_of(x))}", args, lane),
             "isnan": lambda: self._external("isnan", args, lane),
             "bitwise_not": lambda: self._inverted(args[0], lane),
             "large_uint_imm": lambda: Text(
@@ -305,7 +303,6 @@ class Expressions:
 
     def _extreme(self, operator: str, args: Sequence[Expr], lane: Lane) -> Text:
         """Keeps a NaN in the first operand, which is a variable."""
-        _no_half(args[0])
         x, bound = (self._lane(a, lane).within(_ADD) for a in args)
         return Text(f"{bound} {operator} {x} ? {bound} : {x}", _COND)
 
@@ -313,7 +310,6 @@ class Expressions:
         if name in _MATH:
             return self._function(_MATH[name], dtype, args, lane)
         if name in _ROUNDING:
-            _no_half(*args)
             return self._helper(f"{_ROUNDING[name]}_{short_name(dtype)}", args, lane)
         if name.startswith("llvm.ctlz"):
             return self._helper("leading_zeros", args[:1], lane)
@@ -323,7 +319,8 @@ class Expressions:
         return self._external(name + ("f" if dtype == "float32" else ""), args, lane)
 
     def _external(self, symbol: str, args: Sequence[Expr], lane: Lane) -> Text:
-        _no_half(*args)
+        if any(dtype_of(a) == "float16" for a in args):
+            raise UnsupportedError("portable C has no such function of float16", got=symbol)
         self.headers.add("math.h")
         inner = ", ".join(self._lane(a, lane).text for a in args)
         return Text(f"{symbol}({inner})", _ATOM)
@@ -373,13 +370,6 @@ class Expressions:
             parts.append(f"({text} << {i * old})" if i else text)
         joined = Text(" | ".join(parts), _BIT)
         return self._converted(joined, dtype)
-
-
-def _no_half(*operands: Expr) -> None:
-    """Float16 is moved only: as bits, which would be compared and added as such."""
-    for x in operands:
-        if dtype_of(x) == "float16":
-            raise UnsupportedError("portable C does not compute in float16", got=str(x))
 
 
 def _folded(kind: str, dtype: str, a: Text, b: Text) -> Text | None:

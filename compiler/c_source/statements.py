@@ -10,7 +10,8 @@ from typing import Any
 
 from tvm.sym import Analyzer
 
-from effc.c_source.expressions import Expressions, NeedsNumber, dtype_of, lanes_of
+from effc.c_source.expressions import Expressions, NeedsNumber
+from effc.c_source.half import dtype_of, lanes_of
 from effc.c_source.types import c_type
 from effc.c_source.uses import Uses, flat
 from effc.errors import InternalError, UnsupportedError

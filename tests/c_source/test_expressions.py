@@ -117,28 +117,50 @@ def test_float16_weights_are_widened_exactly() -> None:
     assert y.tobytes() == x.astype(np.float32).tobytes()
 
 
-def test_float16_arithmetic_is_refused_with_the_function() -> None:
+def test_functions_of_float16_are_refused_with_the_function() -> None:
     def body(source: Any, out: Any, begin: Any, end: Any) -> None:
-        vstore(out, 0, source[0] + source[0], 1)
+        vstore(out, 0, T.call_pure_extern("float16", "exp", source[0]), 1)
 
     one = stage([("x", "float16", 1), ("y", "float16", 1)], body)
-    with pytest.raises(UnsupportedError, match=r"net_f3.*does not compute in float16"):
+    with pytest.raises(UnsupportedError, match=r"net_f3.*has no such function of float16"):
         print_stages({"net_f3": one})
 
 
+HALVES = np.arange(0, 1 << 16, dtype=np.uint16).view(np.float16)
+
+
 @pytest.mark.parametrize(
-    "expression",
+    ("expression", "meaning"),
     [
-        lambda v: tirx.Select(v < tirx.const(0, "float16"), tirx.const(1, "float16"), v),
-        lambda v: tirx.Max(v, tirx.const(0, "float16")),
-        lambda v: vm.maximum(v, tirx.const(0, "float16")),
-        lambda v: vm.sqrt(v),
-        lambda v: tirx.Cast("float16", tirx.Cast("int32", v)),
+        (lambda v: v + tirx.const(0.1, "float16"), lambda x: x + np.float16(0.1)),
+        (lambda v: v * v, lambda x: x * x),
+        (lambda v: tirx.Div(tirx.const(1, "float16"), v), lambda x: np.float16(1) / x),
+        (lambda v: vm.sqrt(v), np.sqrt),
+        (lambda v: vm.maximum(v, tirx.const(-2, "float16")), lambda x: np.maximum(x, -2)),
+        (
+            lambda v: tirx.Select(v < tirx.const(0, "float16"), tirx.const(1, "float16"), v),
+            lambda x: np.where(x < 0, np.float16(1), x),
+        ),
     ],
 )
-def test_float16_is_never_taken_for_its_bits(expression: Any) -> None:
-    with pytest.raises(UnsupportedError, match="does not compute in float16"):
-        mapped(expression, np.zeros(3, np.float16), "float16")
+def test_float16_is_rounded_after_every_operation(expression: Any, meaning: Any) -> None:
+    y, _ = mapped(expression, HALVES, "float16")
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(y, meaning(HALVES).astype(np.float16))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+def test_conversions_of_float16(dtype: str) -> None:
+    y, _ = mapped(lambda v: tirx.Cast("float64", tirx.Cast("float32", v)), HALVES, "float64")
+    np.testing.assert_array_equal(y, HALVES.astype(np.float64))
+    finite = HALVES[np.isfinite(HALVES)].astype(np.float64)
+    middles = (finite[1:] + finite[:-1]) / 2
+    x = np.concatenate([middles, middles * (1 + 2.0**-23), middles * (1 - 2.0**-40), [1e9]])
+    x = x.astype(dtype)
+    y, _ = mapped(lambda v: tirx.Cast("float16", v), x, "float16")
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(y, x.astype(np.float16))
+        np.testing.assert_array_equal(np.signbit(y), np.signbit(x.astype(np.float16)))
 
 
 def test_float16_is_moved_and_filled_in() -> None:
