@@ -13,7 +13,7 @@ second time with exactly those bound (``constants=``) and counted separately.
     python benchmarks/onnx_backend.py                  # everything, prints a summary
     python benchmarks/onnx_backend.py --write          # and writes docs/COVERAGE.md
     python benchmarks/onnx_backend.py --match lstm,gru # some
-    python benchmarks/onnx_backend.py --target c --write
+    python benchmarks/onnx_backend.py --target c --write --json FILE [--resume]
     python benchmarks/onnx_backend.py --target cortex-m4 --per-operator 2 --write
 """
 
@@ -205,17 +205,21 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="write docs/COVERAGE.md")
     parser.add_argument("--json", type=Path, help="write every outcome to this file, one a line")
+    parser.add_argument("--resume", action="store_true", help="keep the outcomes that are there")
     args = parser.parse_args()
     todo = cases([part for part in args.match.split(",") if part])
     if args.per_operator:
         todo = sample(todo, args.per_operator)
-    outcomes = []
+    outcomes = _earlier(args.json, todo) if args.resume else []
+    known = {outcome.name for outcome in outcomes}
+    if args.json is not None:
+        args.json.write_text("".join(_line(outcome) for outcome in outcomes))
     start = time.perf_counter()
-    for outcome in run_all(todo, args.workers, args.target):
+    for outcome in run_all([c for c in todo if c.name not in known], args.workers, args.target):
         outcomes.append(outcome)
         if args.json is not None:
-            with args.json.open("a" if len(outcomes) > 1 else "w") as file:
-                print(json.dumps(asdict(outcome)), file=file)
+            with args.json.open("a") as file:
+                file.write(_line(outcome))
         if outcome.status in BAD:
             print(f"{outcome.status}: {outcome.name}: {outcome.detail[:300]}", flush=True)
         if len(outcomes) % 100 == 0:
@@ -227,6 +231,17 @@ def main() -> int:
     if args.write and not args.match:
         write_page(ROOT / "docs" / "COVERAGE.md", args.target, outcomes, args.per_operator)
     return 1 if any(counts[status] for status in BAD) else 0
+
+
+def _line(outcome: Outcome) -> str:
+    return json.dumps(asdict(outcome)) + "\n"
+
+
+def _earlier(path: Path, todo: Sequence[Case]) -> list[Outcome]:
+    """Outcomes of these cases that an earlier run left."""
+    names = {case.name for case in todo}
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [o for line in lines if (o := Outcome(**json.loads(line))).name in names]
 
 
 if __name__ == "__main__":

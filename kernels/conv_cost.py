@@ -73,9 +73,9 @@ def tile_cycles(
         step = vectors + loads + 4 / min(unroll, depth)
         return depth * max(step, _LATENCY) + (3.5 + half_sum_cost(depth, arithmetic)) * vectors + 12
     if target.bare and arithmetic.sums == "float32":
-        # One instruction after the other. Fused multiply-adds take three cycles on a Cortex-M4,
-        # so there they are two instructions (Cortex-M4 Technical Reference Manual, FPU).
-        other = 0.25 if target.cpu == "cortex-m4" else 0.5
+        # One instruction after the other. A fused multiply-add takes three cycles on a Cortex-M4
+        # (its Technical Reference Manual), so LLVM makes two instructions of it there.
+        other = 0.25 if target.cpu in ("cortex-m4", "cortex-m33") else 0.5
         step = 0.5 * tile.rows * count + other * (tile.rows + count + 4 / min(unroll, depth))
         return depth * step + 20 + tile.rows * count
     half = arithmetic.lanes(target) // 2
