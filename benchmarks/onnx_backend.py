@@ -39,7 +39,7 @@ from coverage_page import write as write_page
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "c_source")]
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
 
 
 def run_case(case: Case, target: str = "host") -> Outcome:

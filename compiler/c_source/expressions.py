@@ -276,8 +276,8 @@ class Expressions:
             return self._intrinsic(_intrinsic_name(int(args[0].value)), args[1:], dtype_of(x), lane)
         rules: dict[str, Callable[[], Text]] = {
             "reinterpret": lambda: self._reinterpret(args[0], dtype_of(x), lane),
-            "effc_maximum": lambda: self._extreme(">", args, lane),
-            "effc_minimum": lambda: self._extreme("<", args, lane),
+            "effc_maximum": lambda: self._extreme("max", args, lane),
+            "effc_minimum": lambda: self._extreme("min", args, lane),
             "effc_rescale": lambda: self._rescale(args, lane),
             "effc_widen": lambda: self._helper("half_to_f32", args, lane),
             "fabs": lambda: self._helper(f"fabs_{short_name(dtype_of(x))}", args, lane),
@@ -301,10 +301,13 @@ class Expressions:
         text = Text(f"~{self._lane(x, lane).within(_UNARY)}", _UNARY)
         return self._converted(text, dtype_of(x)) if dtype_of(x) in _PROMOTED else text
 
-    def _extreme(self, operator: str, args: Sequence[Expr], lane: Lane) -> Text:
-        """Keeps a NaN in the first operand, which is a variable."""
-        x, bound = (self._lane(a, lane).within(_ADD) for a in args)
-        return Text(f"{bound} {operator} {x} ? {bound} : {x}", _COND)
+    def _extreme(self, helper: str, args: Sequence[Expr], lane: Lane) -> Text:
+        """Keeps a NaN in the first operand: the helpers compare, and yield their second one else.
+
+        They name each operand once, so that trees of them do not double with every level.
+        """
+        x, bound = args
+        return self._helper(f"{helper}_{short_name(dtype_of(x))}", [bound, x], lane)
 
     def _intrinsic(self, name: str, args: Sequence[Expr], dtype: str, lane: Lane) -> Text:
         if name in _MATH:

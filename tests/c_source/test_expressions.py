@@ -126,6 +126,20 @@ def test_functions_of_float16_are_refused_with_the_function() -> None:
         print_stages({"net_f3": one})
 
 
+def test_trees_of_maxima_stay_small() -> None:
+    x = np.array([3, 1, np.nan, 2], np.float32)
+
+    def largest(v: Any) -> Any:
+        values = [v * tirx.const(float(k), "float32") for k in range(1, 17)]
+        while len(values) > 1:
+            values = [vm.maximum(a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
+        return values[0]
+
+    y, text = mapped(largest, x, "float32")
+    np.testing.assert_array_equal(y, 16 * x)
+    assert text.count("max_f32(") == 15
+
+
 HALVES = np.arange(0, 1 << 16, dtype=np.uint16).view(np.float16)
 
 
