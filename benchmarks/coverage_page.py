@@ -125,15 +125,21 @@ def _section(
     option = f" --per-operator {per_operator}" if per_operator else ""
     which = f"at most {per_operator} cases of every operator" if per_operator else "every case"
     how = (
-        "compiled by GCC (AddressSanitizer, UndefinedBehaviorSanitizer) and Clang\n"
-        "(UndefinedBehaviorSanitizer) with `-std=c11 -Wall -Wextra -Werror -O2`, and run."
+        "compiled by\nGCC (AddressSanitizer, UndefinedBehaviorSanitizer) and Clang (UndefinedBehaviorSanitizer) "
+        "with\n`-std=c11 -Wall -Wextra -Werror -O2`, and run."
         if target == "c"
         else "run on the board that QEMU emulates."
     )
     refused: dict[str, dict[str, int]] = defaultdict(Counter)
     for o in outcomes:
         if o.status not in GOOD and f"| {o.name} |" not in host_refuses:
-            refused[f"{o.status} | {_cell(o.what or o.detail)}"][o.operator] += 1
+            refused[f"{o.status} | {_kind(o)}"][o.operator] += 1
+    which = which.replace("1 cases", "one case")
+    rows = [
+        f"| {reason} | {', '.join(f'{name} {n}' for name, n in sorted(counts.items()))} |"
+        for reason, counts in sorted(refused.items())
+    ]
+    heading = ["| outcome | reason | cases |", "|---|---|---|"] if rows else ["none is refused."]
     lines = [
         f"{_TARGET}{target}`",
         "",
@@ -142,14 +148,16 @@ def _section(
         *_total(outcomes),
         "Of the cases that pass for `host`:",
         "",
-        "| outcome | reason | cases |",
-        "|---|---|---|",
-    ]
-    lines += [
-        f"| {reason} | {', '.join(f'{name} {n}' for name, n in sorted(counts.items()))} |"
-        for reason, counts in sorted(refused.items())
+        *heading,
+        *rows,
     ]
     return "\n".join([*lines, "", ""])
+
+
+def _kind(outcome: Outcome) -> str:
+    """The reason without names: what an error says, or of refused operators the first refusal."""
+    first = re.search(r"\(node [^)]*\): ([^;\n]*)", outcome.detail)
+    return _cell(first.group(1) if first else outcome.what or outcome.detail)
 
 
 def _cell(text: str) -> str:

@@ -5,8 +5,9 @@
                                           [--blocks 0.75] [--layers]
 
 MACs are those of the model's integer convolutions and matrix products, zeros included. With
-``--blocks`` also with that share of the 8x4 blocks of every convolution that is not depthwise set
-to zero (the ones of smallest magnitude; results mean nothing then).
+``--blocks`` also with that share of the 8x4 blocks (eight filters, four inputs) of every
+convolution that is not depthwise and of every matrix product set to zero (the ones of smallest
+magnitude; results mean nothing then).
 """
 
 from __future__ import annotations
@@ -24,6 +25,17 @@ import effc
 from effc.bare.board import BoardExecutor
 
 
+def cut_blocks(weights: np.ndarray, share: float) -> np.ndarray:
+    """``[filters, inputs, *kernel]`` with that share of the 8x4 blocks set to zero."""
+    filters, inputs, *kernel = weights.shape
+    padded = np.pad(weights, [(0, -filters % 8), (0, -inputs % 4), *[(0, 0)] * len(kernel)])
+    blocks = padded.reshape(-(-filters // 8), 8, -(-inputs // 4), 4, -1)
+    size = np.abs(blocks.astype(np.int32)).sum(axis=(1, 3))
+    keep = size > np.quantile(size, share)
+    blocks = blocks * keep[:, None, :, None].astype(np.int8)
+    return blocks.reshape(padded.shape)[:filters, :inputs]
+
+
 def without_blocks(model: onnx.ModelProto, share: float) -> onnx.ModelProto:
     """The model with the 8x4 blocks of smallest magnitude set to zero, layer by layer."""
     constants = {t.name: t for t in model.graph.initializer}
@@ -32,19 +44,17 @@ def without_blocks(model: onnx.ModelProto, share: float) -> onnx.ModelProto:
     }
     for node in model.graph.node:
         groups = [a.i for a in node.attribute if a.name == "group"]
-        if node.op_type != "Conv" or groups not in ([], [1]):
+        if node.op_type not in ("Conv", "MatMul") or groups not in ([], [1]):
             continue
         tensor = constants[dequantized[node.input[1]]]
-        weights = numpy_helper.to_array(tensor).copy()
-        filters, channels, *kernel = weights.shape
-        if channels < 4:
+        weights = numpy_helper.to_array(tensor)
+        if node.op_type == "MatMul":
+            weights = weights.T
+        if weights.shape[1] < 4:
             continue
-        padded = np.pad(weights, [(0, -filters % 8), (0, -channels % 4), *[(0, 0)] * len(kernel)])
-        blocks = padded.reshape(-(-filters // 8), 8, -(-channels // 4), 4, -1)
-        size = np.abs(blocks.astype(np.int32)).sum(axis=(1, 3))
-        keep = size > np.quantile(size, share)
-        blocks = blocks * keep[:, None, :, None].astype(np.int8)
-        cut = blocks.reshape(padded.shape)[:filters, :channels]
+        cut = cut_blocks(weights, share)
+        if node.op_type == "MatMul":
+            cut = cut.T
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(cut), tensor.name))
     return model
 

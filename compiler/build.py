@@ -52,6 +52,8 @@ def compile_to(
     """
     from effc.pipeline import compile_models
 
+    if compression is not None and options.calibration is None:
+        compression.require_use_of_samples()
     if compression is not None and compression.recipe is not None and options.precision == "f16":
         from effc.compression.recipe import layer_precisions
 
@@ -60,7 +62,8 @@ def compile_to(
         records: tuple[PassRecord, ...] = ()
         levels: LevelPlan | None = None
         if compression is not None and compression.active:
-            compression = replace(compression, timing=options)
+            timing = replace(options, dump=None, stop_after=None)
+            compression = replace(compression, timing=timing)
             model, options, records, levels = _compressed(model, options, compression, progress)
         every = compile_models(model, options, progress, levels.hints if levels else None)
         for compiled in every:
@@ -121,7 +124,7 @@ def _write(
             library.parent.mkdir(parents=True)
             linked = compiled.link_library(library)
             headers |= linked.headers
-            manifests.append(build_manifest(compiled, linked, None))
+            manifests.append(build_manifest(compiled, linked))
         weights = weights_path(first)
         if weights is not None:
             write_weights(first.program, folder / weights)

@@ -55,6 +55,7 @@ def import_and_simplify(source: str | Path | onnx.ModelProto, options: CompileOp
     import onnx_ir as ir
 
     from effc.frontend import OPSET, import_model
+    from effc.kernels.columns import is_narrow
     from effc.passes.integer.integerize import integerize
     from effc.passes.registry import simplify
 
@@ -74,7 +75,7 @@ def import_and_simplify(source: str | Path | onnx.ModelProto, options: CompileOp
     reference = ir.to_proto(imported)
     digest = hashlib.sha256(reference.SerializeToString(deterministic=True)).hexdigest()
     target = get_target(options.target)
-    model, rewritten = integerize(imported, target.activation_dtype)
+    model, rewritten = integerize(imported, target.activation_dtype, plain=is_narrow(target))
     model, reports = simplify(model)
     records = tuple(
         PassRecord(r.name, tuple(r.applied), tuple(f"{where}: {why}" for where, why in r.refused))

@@ -134,7 +134,8 @@ def explain_layer(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
 
     Args:
         manifest: Of an artifact.
-        name: Name of the layer, or of an ONNX node in it.
+        name: Name of the layer, or of an ONNX node in it. Where passes have put others in that
+            node's place (``conv/ConvInteger``), the layer with most multiply-accumulates counts.
 
     Raises:
         UsageError: There is no such layer; near matches are listed.
@@ -142,6 +143,7 @@ def explain_layer(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
     layers = manifest["layers"]
     found = [layer for layer in layers if layer["name"] == name]
     found = found or [layer for layer in layers if name in layer["nodes"]]
+    found = found or [x for x in layers if any(_stems_from(node, name) for node in x["nodes"])]
     if not found:
         names = [layer["name"] for layer in layers]
         nodes = [node for layer in layers for node in layer["nodes"]]
@@ -150,7 +152,7 @@ def explain_layer(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
             f"no layer or node is called '{name}'",
             hint=f"did you mean {', '.join(near)}?" if near else "see effc inspect",
         )
-    layer = dict(found[0])
+    layer = dict(max(found, key=lambda layer: layer["macs"]))
     layer["passes"] = [
         {"pass": entry["name"], "what": what}
         for entry in manifest["passes"]
@@ -161,4 +163,11 @@ def explain_layer(manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _mentions(text: str, node: str) -> bool:
-    return text == node or text.startswith(f"{node}:")
+    """Whether a pass's record is about a node, or one that it stems from."""
+    name = text.partition(": ")[0]
+    return _stems_from(node, name) or text == node
+
+
+def _stems_from(node: str, name: str) -> bool:
+    """Whether a node is called ``name``, or ``name/Operator`` as what passes put in its place."""
+    return node == name or node.startswith(f"{name}/")

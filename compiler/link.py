@@ -19,7 +19,8 @@ from importlib import resources
 from pathlib import Path
 
 from effc import elf, zig
-from effc.codegen import exported_symbols, generate_c, weights_file, weights_header
+from effc.codegen import exported_symbols, generate_c
+from effc.codegen_weights import weights_file, weights_header
 from effc.devices.target import Target
 from effc.errors import UnsupportedError
 from effc.musl import compiler_rt, runner_objects, static_libc

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from effc.compiled import CompiledModel
     from effc.link import LinkReport
     from effc.traces import StoredValue
-    from effc.verification import Verification
 
 __all__ = ["build_manifest", "library_path", "weights_path"]
 
@@ -41,12 +40,11 @@ def weights_path(compiled: CompiledModel) -> str | None:
     return f"weights/{program.name}.bin" if program.weights_in_file else None
 
 
-def build_manifest(
-    compiled: CompiledModel, linked: LinkReport, verification: Verification | None
-) -> dict[str, Any]:
+def build_manifest(compiled: CompiledModel, linked: LinkReport) -> dict[str, Any]:
     """The fields of one library but ``schema_version`` and ``files`` (see ``write_manifest``).
 
-    Further libraries of the artifact are listed by ``effc.artifact.with_libraries``.
+    Further libraries of the artifact are listed by ``effc.artifact.with_libraries``; the result of
+    ``verification`` is entered when there is one.
     """
     program, target, options = compiled.program, compiled.target, compiled.options
     layers = [_layer(record) for record in compiled.layers]
@@ -116,7 +114,7 @@ def build_manifest(
         "tuning": compiled.tuning,
         "levels": compiled.levels or None,
         "source": {"sha256": compiled.source_sha256, "opset": compiled.opset},
-        "verification": None if verification is None else verification.describe(),
+        "verification": None,
         "tools": {name: _version(name) for name in _TOOLS},
     }
 

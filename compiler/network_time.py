@@ -70,7 +70,7 @@ def _measure(models: Sequence[CompiledModel]) -> list[float]:
         for number, model in enumerate(models):
             library = folder / str(number) / library_path(model)
             library.parent.mkdir(parents=True)
-            manifest = build_manifest(model, model.link_library(library), None)
+            manifest = build_manifest(model, model.link_library(library))
             runner = stack.enter_context(open_library(library, manifest, "local", None))
             once = runner.bench(3, 2).min_ms / 1e3
             runners.append(runner)

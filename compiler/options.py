@@ -16,6 +16,7 @@ from effc.errors import UsageError
 
 __all__ = [
     "OPTIMIZE",
+    "PHASES",
     "PRECISIONS",
     "TUNE_MODES",
     "WEIGHT_PLACES",
@@ -28,6 +29,8 @@ __all__ = [
 TUNE_MODES = ("none", "quick", "full")
 WEIGHT_PLACES = ("embedded", "file")
 OPTIMIZE = ("balanced", "size", "speed")
+PHASES = ("import", "passes", "regions", "kernels", "storage", "lower")
+"""Phases after which a compilation can stop, in order."""
 
 PRECISIONS = ("f32", "f16")
 
@@ -106,6 +109,8 @@ class CompileOptions:
         weights: ``embedded`` in the library, or in a ``file`` beside it that all libraries share.
         ram, flash: Bytes that the model may use on a microcontroller; the board's if ``None``.
         optimize: What its code is chosen for: ``balanced``, ``size`` or ``speed``.
+        dump: Folder for what every phase makes, see ``effc.dump``.
+        stop_after: Phase that is the last one; ``effc.dump.Stopped`` is raised behind it.
     """
 
     target: str = "host"
@@ -125,6 +130,8 @@ class CompileOptions:
     ram: int | None = None
     flash: int | None = None
     optimize: str = "balanced"
+    dump: Path | None = None
+    stop_after: str | None = None
 
     def __post_init__(self) -> None:
         for where, precision in (("--precision", self.precision), *self.layer_precision):
@@ -179,6 +186,15 @@ class CompileOptions:
                 expected=" or ".join(OPTIMIZE),
                 got=repr(self.optimize),
             )
+        if self.stop_after is not None and self.stop_after not in PHASES:
+            raise UsageError(
+                "unknown phase",
+                where="--stop-after",
+                expected=", ".join(PHASES),
+                got=repr(self.stop_after),
+            )
+        if self.dump is not None and len(self.abis) > 1:
+            raise UsageError("phases of one ABI at a time are written", where="--dump with --abi")
         if len(set(self.abis)) < len(self.abis):
             raise UsageError("an ABI is given twice", where="--abi", got=",".join(self.abis))
         for name, shape in self.shapes.items():

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from effc.dump import Dump
 from effc.options import ProgressCallback
 
 __all__ = ["PhaseClock"]
@@ -16,12 +17,17 @@ class PhaseClock:
 
     Attributes:
         seconds: By phase; those of a phase that comes twice are added up.
+        dump: Shown what phases make.
     """
 
     def __init__(
-        self, progress: ProgressCallback | None, seconds: dict[str, float] | None = None
+        self,
+        progress: ProgressCallback | None,
+        seconds: dict[str, float] | None = None,
+        dump: Dump | None = None,
     ) -> None:
         self.progress = progress
+        self.dump = dump or Dump(None, None)
         self.seconds = {} if seconds is None else seconds
 
     def report(self, phase: str, done: int, total: int, detail: str = "") -> None:

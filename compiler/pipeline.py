@@ -18,6 +18,7 @@ from effc.compiled import Block, CompiledModel, PassRecord
 from effc.devices.address import parse_device
 from effc.devices.catalog import get_target, targets_of
 from effc.devices.target import BASE, Target
+from effc.dump import Dump
 from effc.errors import UnsupportedError, UsageError
 from effc.functions import Functions, build_functions, code_variants, lower_functions
 from effc.imported import import_and_simplify
@@ -75,7 +76,7 @@ def compile_models(
     hints: Hints | None = None,
 ) -> tuple[CompiledModel, ...]:
     """Compile a model for every ABI of ``options``; otherwise as :func:`compile_model`."""
-    clock = PhaseClock(progress)
+    clock = PhaseClock(progress, dump=Dump(options.dump, options.stop_after))
     targets = tuple(
         replace(target, optimize=options.optimize)
         for target in targets_of(options.target, options.abis)
@@ -134,6 +135,7 @@ def _select(
                 lambda done, total, detail: clock.report("calibrate", done, total, detail),
             )
             imported = replace(imported, passes=(*imported.passes, done))
+    clock.dump.imported(imported)
     return choose_kernels(imported, target, options, clock, hints, testbed)
 
 
@@ -165,6 +167,7 @@ def _program(name: str, selected: Selected, clock: PhaseClock) -> tuple[Program,
     chosen = {key: choices[0] for key, choices in selected.ranked.items()}
     with clock.phase("kernels"):
         built = build_functions(name, views.regions, chosen, selected.target)
+    clock.dump.kernels(selected, built)
     with clock.phase("storage"):
         program = build_program(
             built.name,
@@ -178,6 +181,7 @@ def _program(name: str, selected: Selected, clock: PhaseClock) -> tuple[Program,
         )
         program.variants = code_variants(built, selected.target)
         program.scratch_bytes = max(program.scratch_bytes, align_up(built.scratch_bytes, 64))
+    clock.dump.storage(program)
     return program, built
 
 
@@ -227,7 +231,8 @@ def _compiled(
     ordered = cast("tuple[Region, ...]", program.metadata["regions"])
     views = replace(selected.views, regions=ordered)
     with clock.phase("lower"):
-        link, runner = _linkers(program, built, target)
+        link, runner, files = _linkers(program, built, target)
+    clock.dump.lowered(selected, built, files)
     values = stored_values(selected.graph, views, program, imported.reference)
     program.inputs = graded_ports(program.inputs, StorageClass.INPUT, values)
     program.outputs = graded_ports(program.outputs, StorageClass.OUTPUT, values)
@@ -252,20 +257,22 @@ def _compiled(
 
 def _linkers(
     program: Program, built: Functions, target: Target
-) -> tuple[Callable[[Path], LinkReport], Callable[[Path], object]]:
-    """Generate code; what writes a library at a path, and what writes a test program."""
+) -> tuple[Callable[[Path], LinkReport], Callable[[Path], object], dict[str, bytes]]:
+    """Generate code; what writes a library at a path, what writes a test program, and the code."""
     if target.arch == "c":
         from effc.c_source.library import link_source
         from effc.c_source.module import print_stages
 
         layers = {c.symbol: f"{c.region} (nodes {', '.join(c.nodes)})" for c in program.calls}
         kernels = print_stages(built.functions[BASE], layers)
-        return (lambda out: link_source(program, kernels, out)), _no_runner
+        files = {f"{s}.c": text.encode() for s, text in kernels.functions.items()}
+        return (lambda out: link_source(program, kernels, out)), _no_runner, files
     objects = lower_functions(built, target)
     link = {"apple": link_archive, "none": link_bare}.get(target.os, link_library)
     return (
         lambda out: link(program, objects, target, out),
         lambda out: link_runner(program, objects, target, out),
+        {f"{number}.o": code for number, code in enumerate(objects)},
     )
 
 

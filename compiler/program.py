@@ -119,6 +119,20 @@ class Program:
     weight_blocks: tuple[tuple[int, int], ...] = ()
     weights_in_file: bool = False
 
+    def pointer_counts(self) -> dict[str, int]:
+        """Pointers that each stage function takes, by C symbol.
+
+        Raises:
+            InternalError: One is called with different numbers of them.
+        """
+        counts: dict[str, int] = {}
+        for call in self.calls:
+            if counts.setdefault(call.symbol, len(call.pointers)) != len(call.pointers):
+                raise InternalError(
+                    "stage function called with different numbers of pointers", where=call.symbol
+                )
+        return counts
+
     def checked_offset(self, call: Call, pointer: Pointer) -> int:
         """The byte offset of a pointer argument.
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from effc.errors import ModelError, ToolError
+from effc.errors import ModelError
+from effc.passes.session import first_line, open_session
 from effc.samples import Arrays, index_limits
 
 __all__ = ["Reference", "open_reference", "reference_limits"]
@@ -33,28 +34,10 @@ class Reference:
     def __init__(
         self, source: Any, constants: Mapping[str, Any] | None = None, *, optimize: bool = True
     ) -> None:
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise ToolError(
-                "onnxruntime is not installed", hint="pip install onnxruntime"
-            ) from error
-        ort.set_default_logger_severity(4)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
         # Products by 4-bit weights in float32; by default it rounds what they read to 8 bits.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        if not optimize or _is_quantized(source):
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        model = str(source) if isinstance(source, str | Path) else source.SerializeToString()
-        try:
-            self.session = ort.InferenceSession(model, options, ["CPUExecutionProvider"])
-        except Exception as error:  # its exception types are private
-            raise ModelError(
-                "ONNX Runtime cannot load the model", got=_first_line(error)
-            ) from error
+        config = {"session.qdq_matmulnbits_accuracy_level": "1"}
+        optimize = optimize and not _is_quantized(source)
+        self.session = open_session(source, threads=1, optimize=optimize, config=config)
         self.constants = {
             i.name: np.asarray(constants[i.name]).astype(_dtype(i.type)).reshape(_fixed(i.shape))
             for i in self.session.get_inputs()
@@ -71,7 +54,7 @@ class Reference:
         try:
             results = self.session.run(names, {**inputs, **self.constants})
         except Exception as error:
-            raise ModelError("ONNX Runtime cannot run the model", got=_first_line(error)) from error
+            raise ModelError("ONNX Runtime cannot run the model", got=first_line(error)) from error
         return {name: np.asarray(value) for name, value in zip(names, results, strict=True)}
 
 
@@ -129,7 +112,3 @@ def _fixed(shape: Sequence[Any]) -> tuple[int, ...]:
 def _dtype(ort_type: str) -> np.dtype[Any]:
     name = ort_type.removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

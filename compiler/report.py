@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effc.cli.console import human_bytes
+from effc.figures import human_bytes
 from effc.inspection import plan_quality
 from effc.report_compare import compare_section
 from effc.report_levels import levels_section

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effc.report_plot import Scale
+from effc.report_plot import Frame, Scale
 
 __all__ = ["compare_section"]
 
-_WIDTH, _HEIGHT = 960, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 16, 44
+_FRAME = Frame(width=960, height=340, left=56, right=16, top=16, bottom=44)
 _WORST = 5
 """Layers that are named in the plot."""
 _IDENTICAL = 300.0
@@ -60,8 +59,8 @@ def _plot(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         return None
     room = max(max(known) - min(known), 10.0) / 6
     low, high = min(known) - room, max(known) + room
-    x = Scale(0, max(len(ordered) - 1, 1), _LEFT + 8, _WIDTH - _RIGHT - 8)
-    y = Scale(low, high, _HEIGHT - _BOTTOM, _TOP)
+    x = _FRAME.x(0, max(len(ordered) - 1, 1), inset=8)
+    y = _FRAME.y(low, high)
     place = {layer["name"]: x(position) for position, layer in enumerate(ordered)}
 
     def points(key: str) -> list[dict[str, Any]]:
@@ -78,12 +77,7 @@ def _plot(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
     output, own = points("output_snr_db"), points("own_snr_db")
     return {
-        "width": _WIDTH,
-        "height": _HEIGHT,
-        "left": _LEFT,
-        "right": _WIDTH - _RIGHT,
-        "top": _TOP,
-        "bottom": _HEIGHT - _BOTTOM,
+        **_FRAME.describe(),
         "y_ticks": y.ticks(),
         "line": " ".join(f"{p['x']},{p['y']}" for p in output),
         "output": output,
@@ -102,7 +96,7 @@ def _marks(
         if own is None or own >= _IDENTICAL or len(marks) == _WORST:
             continue
         at = place[layer["name"]]
-        end = at > (_LEFT + _WIDTH) / 2
+        end = at > (_FRAME.left + _FRAME.width) / 2
         mark = {
             "x": at - 7 if end else at + 7,
             "y": y(min(own, high)) + 12,

@@ -10,12 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effc.report_plot import Scale
+from effc.report_plot import Frame, Scale
 
 __all__ = ["levels_section"]
 
-_WIDTH, _HEIGHT = 960, 380
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 18, 48
+_FRAME = Frame(width=960, height=380, left=64, right=24, top=18, bottom=48)
 _SPARK_WIDTH, _SPARK_HEIGHT = 110, 26
 
 
@@ -53,19 +52,14 @@ def _front(levels: Mapping[str, Any]) -> dict[str, Any]:
     front, uniform, chosen = levels["front"], levels["uniform"], levels["chosen"]
     goal = levels["rounds"][-1]["goal_ms"]
     points = [*front, *uniform, chosen]
-    x = Scale(0.0, max(goal, *(p["ms"] for p in points)) * 1.03, _LEFT, _WIDTH - _RIGHT)
-    y = Scale(0.0, max(p["error"] for p in points) * 1.05, _HEIGHT - _BOTTOM, _TOP)
+    x = _FRAME.x(0.0, max(goal, *(p["ms"] for p in points)) * 1.03)
+    y = _FRAME.y(0.0, max(p["error"] for p in points) * 1.05)
 
     def place(point: Mapping[str, float]) -> dict[str, float]:
         return {"x": x(point["ms"]), "y": y(point["error"])}
 
     return {
-        "width": _WIDTH,
-        "height": _HEIGHT,
-        "left": _LEFT,
-        "right": _WIDTH - _RIGHT,
-        "top": _TOP,
-        "bottom": _HEIGHT - _BOTTOM,
+        **_FRAME.describe(),
         "x_ticks": x.ticks(),
         "y_ticks": y.ticks(),
         "line": " ".join(f"{x(p['ms'])},{y(p['error'])}" for p in front),

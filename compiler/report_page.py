@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from effc.cli.console import human_bytes, human_count, human_time
+from effc.figures import human_bytes, human_count, human_time
 
 __all__ = ["render_page"]
 

@@ -195,7 +195,7 @@ def load_samples(source: Path | Mapping[str, np.ndarray], inputs: Sequence[Tenso
 
     Raises:
         UsageError: The file is missing.
-        ModelError: It is no ``.npz``, or names, shapes or dtypes do not fit the model.
+        ModelError: It is no ``.npz``, or names, shapes or dtypes do not fit the model; NaN.
     """
     where = "calibration" if isinstance(source, Mapping) else str(source)
     arrays = dict(source) if isinstance(source, Mapping) else read_npz(source)
@@ -205,6 +205,8 @@ def load_samples(source: Path | Mapping[str, np.ndarray], inputs: Sequence[Tenso
     if len(inputs) == 1 and names[0] not in arrays and "x" in arrays:
         arrays = {names[0]: arrays["x"]}
     _require_names(where, arrays, inputs)
+    for name in names:
+        _refuse_nan(f"{where}: {name}", arrays[name])
     parts = [_stacked(where, {"x": arrays[t.name]}, t) for t in inputs]
     if len({len(part.samples) for part in parts}) > 1:
         raise ModelError(
@@ -217,6 +219,13 @@ def load_samples(source: Path | Mapping[str, np.ndarray], inputs: Sequence[Tenso
         for samples in zip(*(part.samples for part in parts), strict=True)
     ]
     return Dataset(merged, None, parts[0].count)
+
+
+def _refuse_nan(where: str, array: np.ndarray) -> None:
+    if array.dtype.kind == "f" and (count := int(np.isnan(array).sum())):
+        raise ModelError(
+            "samples hold NaN", where=where, got=f"{count} of {array.size} values are NaN"
+        )
 
 
 def _require_names(where: str, arrays: Arrays, inputs: Sequence[Tensor]) -> None:
@@ -320,6 +329,9 @@ def _fit(path: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
             where=f"{path}: {tensor.name}",
             expected=_describe(tensor),
             got=f"{array.dtype} {array.shape}",
+            hint=f"convert it first: array.astype('{tensor.dtype}')"
+            if array.shape == tensor.shape
+            else None,
         )
     return np.ascontiguousarray(array, dtype=dtype).reshape(tensor.shape)
 

@@ -79,6 +79,7 @@ def choose_kernels(
 
     with clock.phase("regions"):
         graph, views = _plan_regions(imported.model, target)
+    clock.dump.regions(views.regions)
     with clock.phase("tune"):
         ranked, tuning = tune(
             views.regions,

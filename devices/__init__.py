@@ -1,1 +1,1 @@
-"""devices."""
+"""Targets to compile for, and devices to run on: the catalog, emulators, phones, boards."""

@@ -91,14 +91,13 @@ class Device:
         self.close()
 
 
-def open_device(text: str, runner: Sequence[str] = ()) -> Device:
+def open_device(text: str) -> Device:
     """A device by the value of ``--device``.
 
     Args:
         text: ``adb:SERIAL``, ``ssh:HOST``, ``local`` ...
-        runner: Words before every command (``effc.devices.qemu.qemu_command`` for ``qemu``).
 
     Raises:
         UsageError: The text has no known form.
     """
-    return Device(parse_device(text), runner)
+    return Device(parse_device(text))

@@ -1,39 +1,31 @@
 """What is done with the columns of a tile (``columns``): all filters, and what becomes of sums.
 
-``TileFilters`` goes through tiles of filters, with any products and any epilogue.
-``AssembledFilters`` are one piece of assembly, for convolutions whose epilogue is nothing but a
-Requantize to eight bits: at two positions, a tile's sums are requantized and stored from the
-registers that they were added up in.
+``TileFilters`` goes through tiles of filters, with any products and any epilogue. Convolutions
+whose epilogue is nothing but a Requantize have ``column_assembly``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels import columns_arm
 from effc.kernels.builder import Param, T, bind, local, loop, vstore
-from effc.kernels.column_products import SLOT_BYTES, Products, kept_slots
-from effc.kernels.columns import TILE, Columns, PairColumns
+from effc.kernels.column_products import Products
+from effc.kernels.columns import TILE, Columns
 from effc.kernels.conv_shape import ConvShape
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.fixed_point import Scaling
 from effc.kernels.inline_assembly import Routine
 from effc.kernels.quad_rows import QuadRows
 from effc.kernels.region import Region
 
 __all__ = [
-    "AllInAssembly",
-    "AssembledFilters",
     "Filters",
     "Finish",
-    "KeptInAssembly",
     "TileFilters",
     "finish_for",
 ]
@@ -75,128 +67,6 @@ class Filters(ABC):
         """
 
 
-class AssembledFilters(Filters):
-    """In assembly, two filters at a time.
-
-    Constants are one stream, as the assembly reads them: per pair of filters their biases, their
-    weights slot by slot, and their multipliers.
-
-    Attributes:
-        columns: The columns, with room for words of the assembly before them.
-
-    Args:
-        columns: Of two positions.
-        shape: In quads.
-        factors: Biases and multipliers, int32, one of each per filter.
-        scaling: The epilogue.
-        rolled: Whether pairs of filters share code.
-    """
-
-    lead: ClassVar[int] = 4
-
-    def __init__(
-        self,
-        columns: PairColumns,
-        shape: ConvShape,
-        factors: tuple[np.ndarray, np.ndarray],
-        scaling: Scaling,
-        rolled: bool,
-    ) -> None:
-        self.rolled = rolled
-        self.columns = replace(columns, lead=self.lead)
-        self.shape, self.scaling = shape, scaling
-        self.more_weights = {}
-        self._factors = [factor.reshape(-1, 2) for factor in factors]
-
-    @property
-    def plane(self) -> int:
-        """Bytes from a quad of filters to the next one in the output."""
-        return TILE * self.shape.positions
-
-    def stream(self, number: int, words: np.ndarray) -> np.ndarray:
-        """The constants of pair ``number``, given its weights."""
-        bias, multipliers = self._factors
-        return np.concatenate([bias[number], words.reshape(-1), multipliers[number]])
-
-    def emit(
-        self, image: Expr, group: Expr, places: list[Expr], others: list[Any], y: Any, scratch: Any
-    ) -> None:
-        shape, scaling = self.shape, self.scaling
-        quads = shape.cout // TILE
-        plane = bind((image * shape.groups + group) * (quads * shape.positions))
-        half = (1 << (scaling.right - 1)) + (scaling.zero << scaling.right)
-        outputs = [y[bind((plane + place) * TILE)] for place in places]
-        lead = self.lead if self.columns.whole else 2 * self.lead
-        first = bind(group * (self.weights["w"].size // shape.groups))
-        given = (others[0][first], scratch[lead], *(more[0] for more in others[1:]), *outputs)
-        numbers = (tirx.const(number, "int32") for number in (half, quads * (1 + self.rolled)))
-        self.routines[0].call(*(T.address_of(place) for place in given), *numbers)
-
-
-class AllInAssembly(AssembledFilters):
-    """Every slot.
-
-    Args:
-        weights: int8 ``[groups*cout, slots, 4]``.
-    """
-
-    def __init__(
-        self,
-        columns: PairColumns,
-        shape: ConvShape,
-        factors: tuple[np.ndarray, np.ndarray],
-        scaling: Scaling,
-        rolled: bool,
-        weights: np.ndarray,
-    ) -> None:
-        super().__init__(columns, shape, factors, scaling, rolled)
-        words = columns.pack(weights).reshape(-1, 2 * columns.slots)
-        streams = [self.stream(number, row) for number, row in enumerate(words)]
-        self.weights = {"w": np.concatenate(streams)}
-        self.routines = (
-            columns_arm.filters(columns.slots, columns.unroll, self.plane, scaling.right, rolled),
-        )
-
-
-class KeptInAssembly(AssembledFilters):
-    """Slots that ``rows`` filters keep, by lists; a single group.
-
-    Args:
-        quads: Weights, int32 ``[cout, cin, *kernel]``.
-        rows: Filters that share a list, a multiple of 4.
-    """
-
-    lead: ClassVar[int] = 6
-
-    def __init__(
-        self,
-        columns: PairColumns,
-        shape: ConvShape,
-        factors: tuple[np.ndarray, np.ndarray],
-        scaling: Scaling,
-        rolled: bool,
-        quads: np.ndarray,
-        rows: int,
-    ) -> None:
-        super().__init__(columns, shape, factors, scaling, rolled)
-        lists: list[np.ndarray] = []
-        streams: list[np.ndarray] = []
-        for number, (slots, words) in enumerate(kept_slots(shape, quads, rows)):
-            steps = np.diff(slots, prepend=0, append=0) * SLOT_BYTES
-            lists += [np.array([len(slots)]), steps]
-            first = number * (rows // 2)
-            present = min(rows // 2, shape.cout // 2 - first)
-            streams += [self.stream(first + i, words[i]) for i in range(present)]
-        self.weights = {
-            "w": np.concatenate(streams).astype(np.int32),
-            "lists": np.concatenate(lists).astype(np.int16),
-        }
-        share = rows // TILE
-        self.routines = (
-            columns_arm.filters_listed(share, columns.unroll, self.plane, scaling.right, rolled),
-        )
-
-
 class TileFilters(Filters):
     """Tile by tile.
 
@@ -232,21 +102,13 @@ class TileFilters(Filters):
     ) -> None:
         bias, *constants = others[: len(self.weights)]
         buffers = (constants, bias, others[len(self.weights) :], y, scratch)
-        total, shared = self.shape.cout // TILE, self.products.quads
-        if shared == 1:
-            with loop(total) as number:
-                quad = bind(group * total + number)
-                found = self.products.begin(quad, buffers[0])
-                self._quad(image, quad, T.int32(0), found, places, buffers)
-            return
-        with loop(-(-total // shared)) as block:
-            found = self.products.begin(block, buffers[0])
-            count: Expr = shared
-            if total % shared:
-                count = bind(tirx.Min(T.int32(shared), total - block * shared))
-            with loop(count) as number:
-                quad = bind(block * shared + number)
-                self._quad(image, quad, number, found, places, buffers)
+        total = self.shape.cout // TILE
+
+        def quad(index: Expr, number: Expr, shared: list[Expr]) -> None:
+            self._quad(image, index, number, shared, places, buffers)
+
+        first = T.int32(0) if self.shape.groups == 1 else bind(group * total)
+        self.products.each_quad(first, total, constants, quad)
 
     def _quad(
         self,

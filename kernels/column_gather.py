@@ -1,9 +1,7 @@
 """Brings the inputs of output positions of a convolution into columns (``columns``).
 
-Slots go on along the innermost kernel axis, then over quads of channels, then over the outer
-kernel axes: what lies side by side in memory is read side by side. Taps on padding become the
-zero point. There is no padded copy of the input: rows that stick out over a border are tested
-tap by tap, all others have a loop without tests.
+Taps on padding become the zero point. There is no padded copy of the input: rows that stick out
+over a border are tested tap by tap, all others have a loop without tests.
 """
 
 from __future__ import annotations
@@ -17,10 +15,12 @@ import numpy as np
 from tvm import tirx
 
 from effc.kernels.builder import T, bind, loop
+from effc.kernels.column_source import Source
 from effc.kernels.columns import Columns
 from effc.kernels.conv_shape import ConvShape
+from effc.kernels.inline_assembly import Routine
 
-__all__ = ["Gather", "Walk", "column_weights", "slots_of"]
+__all__ = ["Gather", "Walk", "inside_tests", "outside_tests"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -28,44 +28,6 @@ _UNROLLED = 4
 """Quads that an iteration moves, where code may be longer."""
 _SINGLE_ELEMENTS = 64
 """Most single elements that are moved without a loop."""
-
-
-def slots_of(shape: ConvShape, channels: int) -> tuple[int, bool]:
-    """Slots of the reduction, and whether they are whole quads.
-
-    Args:
-        shape: In quads.
-        channels: Input channels of a group.
-    """
-    taps = prod(shape.kernel)
-    whole = in_quads(shape, channels)
-    return (shape.cin * taps, True) if whole else (-(-channels * taps // 4), False)
-
-
-def in_quads(shape: ConvShape, channels: int) -> bool:
-    """Whether inputs are read quad by quad, which lie at multiples of four bytes.
-
-    Quads of a single position may be a view of a model's input, which lies anywhere.
-    """
-    return channels >= 4 and shape.input_positions > 1
-
-
-def column_weights(shape: ConvShape, quads: np.ndarray, channels: int) -> np.ndarray:
-    """Weights in the order of the columns' slots: int8 ``[groups*cout, slots, 4]``.
-
-    Args:
-        shape: In quads.
-        quads: int32 ``[groups*cout, cin, *kernel]`` (``quads_of_weights``).
-        channels: Input channels of a group.
-    """
-    rows = quads.shape[0]
-    if in_quads(shape, channels):
-        ordered = np.moveaxis(quads, 1, -2).reshape(rows, -1)
-        return np.ascontiguousarray(ordered).view(np.int8).reshape(rows, -1, 4)
-    apart = np.moveaxis(quads, 1, -1).reshape(rows, -1, shape.cin)
-    single = np.ascontiguousarray(apart).view(np.int8)[..., :channels]
-    flat = single.reshape(rows, -1)
-    return np.pad(flat, [(0, 0), (0, -flat.shape[1] % 4)]).reshape(rows, -1, 4)
 
 
 class Walk:
@@ -111,18 +73,31 @@ class Gather:
     """Fills columns.
 
     Attributes:
-        shape: In quads.
+        source: Where from.
         columns: Where to.
-        channels: Input channels of a group.
         zero: What padding counts as.
         split: Whether positions without padding have a loop of their own.
     """
 
-    shape: ConvShape
+    source: Source
     columns: Columns
-    channels: int
     zero: int
     split: bool
+
+    @property
+    def shape(self) -> ConvShape:
+        """Of the convolution, in quads."""
+        return self.source.shape
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Constants of the stage, by name, in order."""
+        return {}
+
+    @property
+    def routines(self) -> tuple[Routine, ...]:
+        """Assembly that ``emit`` calls."""
+        return ()
 
     @property
     def flat(self) -> bool:
@@ -131,13 +106,16 @@ class Gather:
         plain = set(shape.kernel) == {1} and set(shape.strides) == {1}
         return plain and not any(shape.pads) and shape.input == shape.output
 
-    def emit(self, x: Any, buffer: Any, base: Expr, walk: Walk, position: Expr) -> None:
+    def emit(
+        self, x: Any, tables: list[Any], buffer: Any, base: Expr, walk: Walk, position: Expr
+    ) -> None:
         """Fill one column.
 
         Args:
-            x: Buffer of ``columns.source``.
+            x: Buffer of the input.
+            tables: Buffers of ``weights``.
             buffer: The columns.
-            base: Quad at which the planes of the image's group begin.
+            base: Place at which the image's group begins.
             walk: The output position.
             position: Which column.
         """
@@ -151,12 +129,7 @@ class Gather:
             bind(index * stride - pad)
             for index, stride, pad in zip(walk.indices, shape.strides, shape.pads, strict=True)
         ]
-        inner = starts[-1]
-        reach = (shape.kernel[-1] - 1) * shape.dilations[-1]
-        outside = [inner < 0] if shape.pads[-1] else []
-        last = (shape.output[-1] - 1) * shape.strides[-1] - shape.pads[-1] + reach
-        if last >= shape.input[-1]:
-            outside.append(inner + reach >= shape.input[-1])
+        outside = outside_tests(shape, len(starts) - 1, starts[-1])
         if not outside or not self.split:
             self._nest(x, buffer, base, starts, position, bool(outside))
             return
@@ -170,7 +143,7 @@ class Gather:
         """Elements that only fill up the last slot: any value will do, their weights are 0."""
         if self.columns.whole:
             return
-        used = self.channels * prod(self.shape.kernel)
+        used = self.source.channels * prod(self.shape.kernel)
         for place in range(used, 4 * self.columns.slots):
             self.columns.put(buffer, T.int32(place), position, tirx.const(0, "int8"))
 
@@ -190,9 +163,7 @@ class Gather:
 
             def tap(k: Expr) -> None:
                 index = bind(starts[axis] + k * shape.dilations[axis])
-                tests = list(valid)
-                if _may_leave(shape, axis):
-                    tests += [index >= 0, index < shape.input[axis]]
+                tests = valid + inside_tests(shape, axis, index)
                 taps = place * shape.kernel[axis] + k
                 outer(
                     axis + 1,
@@ -223,7 +194,7 @@ class Gather:
         shape = self.shape
         taps, row, start = where
         valid, tested = tests
-        per = shape.cin if self.columns.whole else self.channels
+        per = shape.cin if self.columns.whole else self.source.channels
         place = _named(taps * (shape.kernel[-1] * per))
         first = bind(base + row * shape.input[-1] + start)
         offsets = [first + k * shape.dilations[-1] for k in range(shape.kernel[-1])]
@@ -253,8 +224,8 @@ class Gather:
         tested: Sequence[Expr] | None,
     ) -> None:
         """Taps side by side, for all channels; ``tested``: their indices, to be compared."""
-        shape, columns = self.shape, self.columns
-        taps = len(offsets)
+        shape, columns, source = self.shape, self.columns, self.source
+        taps, channels = len(offsets), source.channels
 
         def tap(k: int, read: Any, put: Any) -> None:
             if tested is None:
@@ -268,33 +239,32 @@ class Gather:
                     put(columns.fill(self.zero))
 
         if not columns.whole:
-            if self.channels > 4:  # of one position: all quads lie behind each other
+            if channels > 4:  # of one position: all quads lie behind each other
                 for k, offset in enumerate(offsets):
-                    with loop(self.channels) as c:
-                        at = bind(place + k * self.channels + c)
+                    with loop(channels) as c:
+                        at = bind(place + k * channels + c)
                         tap(
                             k,
-                            lambda offset=offset, c=c: bind(x[offset * 4 + c]),
+                            lambda offset=offset, c=c: bind(source.element(x, offset, c)),
                             lambda value, at=at: columns.put(buffer, at, position, value),
                         )
                 return
             for k, offset in enumerate(offsets):
-                for c in range(self.channels):
-                    at = _named(place + (k * self.channels + c))
+                for c in range(channels):
+                    at = _named(place + (k * channels + c))
                     tap(
                         k,
-                        lambda offset=offset, c=c: bind(x[offset * 4 + c]),
+                        lambda offset=offset, c=c: bind(source.element(x, offset, c)),
                         lambda value, at=at: columns.put(buffer, at, position, value),
                     )
             return
-        plane = shape.input_positions
 
         def quad(q: Expr) -> None:
             for k, offset in enumerate(offsets):
                 at = bind(place + q * taps + k)
                 tap(
                     k,
-                    lambda offset=offset: bind(x[offset + q * plane]),
+                    lambda offset=offset: bind(source.quad(x, offset, q)),
                     lambda value, at=at: columns.put(buffer, at, position, value),
                 )
 
@@ -312,8 +282,16 @@ def _named(value: Expr) -> Expr:
     return tirx.const(value, "int32") if isinstance(value, int) else bind(value)
 
 
-def _may_leave(shape: ConvShape, axis: int) -> bool:
-    """Whether windows reach over a border of an axis."""
+def outside_tests(shape: ConvShape, axis: int, start: Expr) -> list[Expr]:
+    """Whether a window from ``start`` on reaches over a border of an axis: any of these."""
     reach = (shape.kernel[axis] - 1) * shape.dilations[axis]
     last = (shape.output[axis] - 1) * shape.strides[axis] - shape.pads[axis] + reach
-    return shape.pads[axis] > 0 or last >= shape.input[axis]
+    tests = [start < 0] if shape.pads[axis] else []
+    return [*tests, start + reach >= shape.input[axis]] if last >= shape.input[axis] else tests
+
+
+def inside_tests(shape: ConvShape, axis: int, index: Expr) -> list[Expr]:
+    """Whether an index of an axis is one of the input, all of these; none if it must be."""
+    if not outside_tests(shape, axis, index):
+        return []
+    return [index >= 0, index < shape.input[axis]]

@@ -1,61 +1,57 @@
 """The products of a convolution by columns: all of them, or those of a list of kept weights.
 
 A list belongs to ``rows`` filters (block-punched pruning, ``sparsity``): the slots in which any of
-them has a non-zero. The list holds how far to go on in the columns from slot to slot, so
-a tile walks it with one addition per slot. All pairs of the ``rows`` filters walk the same list.
+them has a non-zero. All tiles of the ``rows`` filters walk the same list.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from math import prod
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 
-from effc.kernels import columns_arm
-from effc.kernels.builder import T, bind
-from effc.kernels.columns import TILE, Columns, PairColumns
-from effc.kernels.conv_shape import ConvShape
+from effc.kernels.builder import T, bind, loop
+from effc.kernels.columns import LIST_REACH, TILE, Columns
 from effc.kernels.inline_assembly import Routine
-from effc.kernels.sparse_pack import pack_tiles
 
-__all__ = ["SLOT_BYTES", "AllProducts", "KeptProducts", "Products", "kept_slots"]
+__all__ = ["LIST_OVERHEAD", "AllProducts", "KeptProducts", "Products", "kept_slots", "lists_reach"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
-SLOT_BYTES = 16
-"""Of a slot in the columns of two positions."""
+
+def lists_reach(columns: Columns) -> str | None:
+    """Why lists cannot name all slots of columns, or ``None``."""
+    if columns.slots * columns.slot_step <= LIST_REACH:
+        return None
+    return f"lists do not reach {columns.slots} slots"
 
 
-def kept_slots(
-    shape: ConvShape, quads: np.ndarray, rows: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def kept_slots(weights: np.ndarray, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Per ``rows`` filters: the slots that any of them keeps, and their weights.
 
-    There is at least one slot, if only with zeros.
+    There is at least one slot, if only with zeros. Filters that do not exist have zeros.
 
     Args:
-        shape: In quads; a single group.
-        quads: Weights, int32 ``[cout, cin, *kernel]``.
-        rows: An even number.
+        weights: int8 ``[filters, slots, 4]``.
+        rows: Filters.
 
     Yields:
-        int64 ``[slots]`` in ascending order, int32 ``[rows / 2, slots, 2]``.
+        int64 ``[kept]`` in ascending order, int8 ``[rows, kept, 4]``.
     """
-    filters = quads.reshape(1, shape.cout, shape.cin, prod(shape.kernel))
-    packed = pack_tiles(filters, rows, 1)
-    width = shape.kernel[-1]
-    slots = (packed.taps // width * shape.cin + packed.channels) * width + packed.taps % width
-    for begin, end in pairwise(packed.starts):
-        order = begin + np.argsort(slots[begin:end])
-        kept, words = slots[order], packed.values[order, 0]
-        if not order.size:
-            kept, words = np.zeros(1, np.int64), np.zeros((1, rows), np.int32)
-        yield kept.astype(np.int64), words.reshape(-1, rows // 2, 2).swapaxes(0, 1)
+    padded = np.pad(weights, [(0, -len(weights) % rows), (0, 0), (0, 0)])
+    for filters in padded.reshape(-1, rows, *weights.shape[1:]):
+        kept = np.flatnonzero(filters.any(axis=(0, 2)))
+        kept = kept if kept.size else np.zeros(1, np.int64)
+        yield kept, filters[:, kept]
+
+
+LIST_OVERHEAD = 32
+"""Instructions per quad of filters and tile of positions that ``KeptProducts`` take to find a list
+(measured)."""
 
 
 class Products(ABC):
@@ -81,6 +77,32 @@ class Products(ABC):
             constants: Buffers of ``weights``, in order.
         """
         return [block]
+
+    def each_quad(
+        self,
+        first: Expr,
+        total: int,
+        constants: list[Any],
+        body: Callable[[Expr, Expr, list[Expr]], None],
+    ) -> None:
+        """Go through ``total`` quads of filters from ``first`` on, where a block begins.
+
+        Args:
+            constants: Buffers of ``weights``, in order.
+            body: Gets the quad's number, its number in its block, and what the block shares.
+        """
+        if self.quads == 1:
+            with loop(total) as number:
+                quad = bind(first + number)
+                body(quad, T.int32(0), self.begin(quad, constants))
+            return
+        with loop(-(-total // self.quads)) as block:
+            shared = self.begin(block, constants)
+            count: Expr = self.quads
+            if total % self.quads:
+                count = bind(tirx.Min(T.int32(self.quads), total - block * self.quads))
+            with loop(count) as number:
+                body(bind(block * self.quads + number), number, shared)
 
     @abstractmethod
     def multiply(
@@ -131,40 +153,39 @@ class AllProducts(Products):
 
 
 class KeptProducts(Products):
-    """Listed slots, of pairs of filters (``PairColumns`` of two positions).
+    """Listed slots.
 
     Args:
         columns: The columns.
-        shape: In quads; a single group.
-        quads: Weights, int32 ``[cout, cin, *kernel]``.
+        weights: int8 ``[filters, slots, 4]``.
         rows: Filters that share a list, a multiple of 4.
-        unroll: Slots per iteration of the inner loop, 1 or 2.
     """
 
-    def __init__(
-        self, columns: PairColumns, shape: ConvShape, quads: np.ndarray, rows: int, unroll: int
-    ) -> None:
+    def __init__(self, columns: Columns, weights: np.ndarray, rows: int) -> None:
         lists, values, starts = [], [], [0]
-        for slots, words in kept_slots(shape, quads, rows):
-            lists.append(np.diff(slots, prepend=0) * SLOT_BYTES)
-            values.append(words.reshape(-1))
-            starts.append(starts[-1] + len(slots))
-        self._pairs, self._unroll, self.quads = rows // 2, unroll, rows // TILE
+        for slots, kept in kept_slots(weights, rows):
+            lists.append(columns.entries(slots))
+            values.append(columns.pack_listed(kept))
+            starts.append(starts[-1] + len(lists[-1]))
+        self.columns, self.quads = columns, rows // TILE
+        stored = np.concatenate(values)
+        self._slot = stored.size // (starts[-1] * self.quads * columns.positions)
         self.weights = {
-            "w": np.concatenate(values),
-            "list": np.concatenate(lists).astype(np.int16),
+            "w": stored,
+            "list": np.concatenate(lists),
             "starts": np.array(starts, np.int32),
         }
 
     @property
     def routines(self) -> tuple[Routine, ...]:
-        return (columns_arm.pairs_listed(self._unroll),)
+        return self.columns.listed_routines
 
     def begin(self, block: Expr, constants: list[Any]) -> list[Expr]:
         """Where the list begins, how long it is, and where its weights begin."""
         starts = constants[2]
         first = bind(starts[block])
-        return [first, bind(starts[block + 1] - first), bind(first * (2 * self._pairs))]
+        block_slot = self._slot * self.quads * self.columns.positions
+        return [first, bind(starts[block + 1] - first), bind(first * block_slot)]
 
     def multiply(
         self,
@@ -175,8 +196,7 @@ class KeptProducts(Products):
         constants: list[Any],
         columns: Any,
     ) -> None:
-        w, steps, _ = constants
+        w, entries, _ = constants
         begin, count, weights = shared
-        kept = bind(weights + tile * count * 2)
-        places = (sums[first], w[kept], columns[0], steps[begin])
-        self.routines[0].call(*(T.address_of(place) for place in places), count)
+        kept = bind(weights + tile * count * self._slot)
+        self.columns.multiply_listed(sums, first, (w, kept), columns, (entries, begin, count))

@@ -45,12 +45,11 @@ class ColumnStage:
             overlaps: See ``Kernel``.
         """
         shape, filters = self.shape, self.filters
-        quads = shape.batch * shape.groups * shape.cin * shape.input_positions
-        source = self.columns.source
+        weights = self.gather.weights | filters.weights
         dtype, elements = self.columns.buffer
         params: list[Param] = [
-            ("x", source, quads * (4 if source == "int8" else 1)),
-            *((name, str(array.dtype), array.size) for name, array in filters.weights.items()),
+            ("x", *self.gather.source.param),
+            *((name, str(array.dtype), array.size) for name, array in weights.items()),
             *filters.operands,
             ("y", filters.out_dtype, region.outputs[0].type.size),
             ("scratch", dtype, elements),
@@ -58,15 +57,15 @@ class ColumnStage:
 
         def body(*arguments: Any) -> None:
             *buffers, begin, end = arguments
-            with importing(filters.routines), loop(begin, end) as image:
+            with importing([*filters.routines, *self.gather.routines]), loop(begin, end) as image:
                 self._image(image, buffers)
 
-        names = [f"w:{name}" for name in filters.weights]
+        names = [f"w:{name}" for name in weights]
         args = [data, *names, *filters.args, region.outputs[0].name, "scratch"]
         nbytes = elements * np.dtype(dtype).itemsize
         stage = Stage(stage_func(params, body), tuple(args), shape.batch, nbytes)
         inplace = tuple(pair for pair in filters.inplace if pair[0] != data)
-        return Kernel((stage,), filters.weights | filters.more_weights, {}, inplace, overlaps)
+        return Kernel((stage,), weights | filters.more_weights, {}, inplace, overlaps)
 
     def _image(self, image: Expr, buffers: list[Any]) -> None:
         if self.shape.groups == 1:
@@ -78,11 +77,13 @@ class ColumnStage:
     def _group(self, image: Expr, group: Expr, buffers: list[Any]) -> None:
         shape, positions = self.shape, self.columns.positions
         x, *others, y, scratch = buffers
-        base = bind((image * shape.groups + group) * (shape.cin * shape.input_positions))
+        count = len(self.gather.weights)
+        tables, others = others[:count], others[count:]
+        base = bind(self.gather.source.base(image, group))
         walk = Walk(shape)
         with loop(-(-shape.positions // positions)) as tile:
             with loop(positions) as column:
-                self.gather.emit(x, scratch, base, walk, column)
+                self.gather.emit(x, tables, scratch, base, walk, column)
                 walk.step()
             first = bind(tile * positions)
             places = [first]

@@ -1,7 +1,6 @@
-"""Inner products of ``columns`` for Cortex-M: the DSP extension, MVE and Armv6-M, in assembly.
+"""Inner products of ``columns`` for Cortex-M with the DSP extension, in assembly.
 
-Instructions per product, loop included: 0.97 for pairs in an unrolled loop of four slots; 0.14
-for vectors of sixteen; 4 for single bytes on Armv6-M.
+Instructions per product, loop included: 0.97 in an unrolled loop of four slots.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ __all__ = [
     "pairs",
     "pairs_listed",
     "plane",
+    "requantized",
     "rows",
-    "single_bytes",
-    "vectors",
     "widened",
 ]
 
@@ -51,7 +49,7 @@ def pair(low: Expr, high: Expr) -> Expr:
 @cache
 def pairs(positions: int, slots: int, unroll: int) -> Routine:
     """A tile's products over all slots, in order."""
-    body = _slot(positions, "ldrd {x0}, {x1}, [{x}], #8")
+    body = _slot([_NEXT] * positions)
     loops, rest = divmod(slots, unroll)
     lines = body * rest
     counted = loops > 1
@@ -86,7 +84,7 @@ def filters(slots: int, unroll: int, plane: int, right: int, rolled: bool) -> Ro
         rolled: Whether the pairs of a quad share code.
     """
     loops, rest = divmod(slots, unroll)
-    body = _slot(2, "ldrd {x0}, {x1}, [{x}], #8")
+    body = _slot([_NEXT] * 2)
     products = body * slots
     if loops > 1:
         products = [f"movw {{n}}, #{loops}", "1:", *body * unroll, "subs {n}, #1", "bne 1b"]
@@ -125,7 +123,7 @@ def filters_listed(quads: int, unroll: int, plane: int, right: int, rolled: bool
     lines = start
     for pair in range(1 if rolled else 2):
         lines += ["ldr {l}, [{x}, #-20]", *_BIASES, "ldrsh {n}, [{l}], #2"]
-        lines += [*_listed(unroll), "ldrsh {x0}, [{l}], #2", "add {x}, {x0}"]
+        lines += [*_listed(2, unroll), "ldrsh {x0}, [{l}], #2", "add {x}, {x0}"]
         lines += _stored(pair, right)
     lines += ["ldr {n}, [{x}, #-24]", "subs {n}, #1", "itt eq", "streq {l}, [{x}, #-20]"]
     lines += [f"moveq {{n}}, #{share}", "str {n}, [{x}, #-24]"]
@@ -169,9 +167,10 @@ def _next_outputs(plane: int, rolled: bool) -> list[str]:
     return [*lines, "str {l1}, [{x}, #-4]", "cmp {l1}, #0"]
 
 
-def _listed(unroll: int) -> list[str]:
+def _listed(positions: int, unroll: int) -> list[str]:
     """Products over ``n`` listed slots."""
-    step = ["ldrsh {x0}, [{l}], #2", "add {x}, {x0}", *_slot(2, "", listed=True)]
+    loads = ["ldrd {x0}, {x1}, [{x}]", "ldrd {x0}, {x1}, [{x}, #8]"][:positions]
+    step = ["ldrsh {x0}, [{l}], #2", "add {x}, {x0}", *_slot(loads)]
     lines = []
     if unroll == 2:
         lines = ["lsrs {n}, {n}, #1", "bcc 1f", *step, "cmp {n}, #0", "beq 2f"]
@@ -179,58 +178,20 @@ def _listed(unroll: int) -> list[str]:
 
 
 @cache
-def single_bytes() -> Routine:
-    """Products of two positions by two filters on Armv6-M, a byte at a time.
-
-    Eight registers are all that most instructions know: sums lie in upper ones, which only
-    additions reach. (LLVM loses values that it is asked to keep there itself.) Operands: sums of
-    the first filter, four words before those of its second position; the ends of weights and of
-    columns, both interleaved by two, and the negative number of their bytes.
-    """
-    uppers = {"r8": 0, "r9": 16, "r10": 4, "r11": 20}
-    lines = ["mov r12, {s}"]
-    for upper, offset in uppers.items():
-        lines += [f"ldr {{b}}, [{{s}}, #{offset}]", f"mov {upper}, {{b}}"]
-    lines += [
-        "1:",
-        "ldrsb {s}, [{x}, {i}]",
-        "ldrsb {b}, [{w}, {i}]",
-        "mov {c}, {s}",
-        "muls {c}, {b}, {c}",
-        "add r8, {c}",
-        "adds {i}, #1",
-        "ldrsb {c}, [{x}, {i}]",
-        "muls {b}, {c}, {b}",
-        "add r9, {b}",
-        "ldrsb {b}, [{w}, {i}]",
-        "muls {s}, {b}, {s}",
-        "add r10, {s}",
-        "muls {b}, {c}, {b}",
-        "add r11, {b}",
-        "adds {i}, #1",
-        "bne 1b",
-        "mov {s}, r12",
-    ]
-    for upper, offset in uppers.items():
-        lines += [f"mov {{b}}, {upper}", f"str {{b}}, [{{s}}, #{offset}]"]
-    pointers, text, clobbers = ("s", "w", "x"), "\n".join(lines), ("r12", *uppers)
-    return Routine("effc_bytes", (), pointers, ("i",), ("b", "c"), text, clobbers=clobbers)
-
-
-@cache
-def pairs_listed(unroll: int) -> Routine:
-    """Products over listed slots, of two positions by two filters.
+def pairs_listed(positions: int, unroll: int) -> Routine:
+    """A tile's products over listed slots.
 
     Operands: weights of the kept slots, the buffer's beginning, the list (int16: bytes to go on
     from one slot's words to the next one's), the number of slots, at least 1.
 
     Args:
+        positions: Of the tile.
         unroll: Slots per iteration, 1 or 2.
     """
     sums = tuple(f"a{i}" for i in range(4))
-    pointers, numbers, text = ("w", "x", "l"), ("n",), "\n".join(_listed(unroll))
-    name = f"effc_listed_{unroll}"
-    return Routine(name, sums, pointers, numbers, _REGISTERS, text, places=_places(2))
+    pointers, numbers, text = ("w", "x", "l"), ("n",), "\n".join(_listed(positions, unroll))
+    name = f"effc_listed{positions}_{unroll}"
+    return Routine(name, sums, pointers, numbers, _REGISTERS, text, places=_places(positions))
 
 
 def _places(positions: int) -> tuple[int, ...]:
@@ -238,8 +199,11 @@ def _places(positions: int) -> tuple[int, ...]:
     return (0, 1, 2, 3) if positions == 1 else (0, 4, 1, 5)
 
 
-def _slot(positions: int, load: str, *, listed: bool = False) -> list[str]:
-    """One slot of a tile: 16 products."""
+_NEXT = "ldrd {x0}, {x1}, [{x}], #8"
+
+
+def _slot(loads: list[str]) -> list[str]:
+    """One slot of a tile, 16 products; ``loads``: of its words, per position."""
     weights = [
         "ldrd {w0}, {w1}, [{w}], #8",
         "sxtb16 {l0}, {w0}",
@@ -256,45 +220,9 @@ def _slot(positions: int, load: str, *, listed: bool = False) -> list[str]:
             f"smlad {{a{second}}}, {{x1}}, {{w1}}, {{a{second}}}",
         ]
 
-    if positions == 1:
-        return [load, *weights, *add(0, 1), *weights, *add(2, 3)]
-    loads = ["ldrd {x0}, {x1}, [{x}]", "ldrd {x0}, {x1}, [{x}, #8]"] if listed else [load, load]
+    if len(loads) == 1:
+        return [*loads, *weights, *add(0, 1), *weights, *add(2, 3)]
     return [*weights, loads[0], *add(0, 2), loads[1], *add(1, 3)]
-
-
-@cache
-def vectors(positions: int, count: int) -> Routine:
-    """A tile's products over ``count`` bytes per filter and position."""
-    filters = 4 // positions
-    others = [f"w{i}" for i in range(1, filters)] + [f"x{i}" for i in range(1, positions)]
-    lines = [f"movw {{n}}, #{count}"]
-    before = {"w1": "w", "w2": "w1", "w3": "w2", "x1": "x"}
-    lines += [f"add {{{other}}}, {{{before[other]}}}, {{n}}" for other in others]
-    lines += ["dlstp.8 lr, {n}", "1:"]
-    x = ["x", "x1"][:positions]
-    w = ["w", "w1", "w2", "w3"][:filters]
-    lines += [f"vldrb.u8 q{i}, [{{{name}}}], #16" for i, name in enumerate(x)]
-    for f, name in enumerate(w):
-        lines.append(f"vldrb.u8 q{2 + f % 2}, [{{{name}}}], #16")
-        lines += [
-            f"vmladava.s8 {{a{f * positions + p}}}, q{2 + f % 2}, q{p}" for p in range(positions)
-        ]
-    lines.append("letp lr, 1b")
-    clobbers = ("lr", *(f"q{i}" for i in range(4)), "vpr")
-    sums = tuple(f"a{i}" for i in range(4))
-    name = f"effc_vectors{positions}_{count}"
-    text = "\n".join(lines)
-    return Routine(
-        name,
-        sums,
-        ("w", "x"),
-        (),
-        (*others, "n"),
-        text,
-        places=_places(positions),
-        clobbers=clobbers,
-        even=True,
-    )
 
 
 @cache
@@ -320,12 +248,12 @@ def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right
         lines += [f"add {{x0}}, {{y}}, #{8 * pairs}", "str {x0}, [{c}, #16]", "1:"]
         lines += ["ldr {a0}, [{c}]", "mov {a1}, {a0}"]
         lines += _taps(height, stride, pitch, 2)
-        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *_requantized("a0", right)]
-        lines += _requantized("a1", right)
+        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *requantized("a0", right)]
+        lines += requantized("a1", right)
         lines += [f"add {{x}}, #{step}", "ldr {x0}, [{c}, #16]", "cmp {y}, {x0}", "bne 1b"]
     if odd:
         lines += ["ldr {a0}, [{c}]", *_taps(height, stride, pitch, 1)]
-        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *_requantized("a0", right)]
+        lines += ["ldrd {x0}, {x1}, [{c}, #4]", *requantized("a0", right)]
     skip = down * pitch - pairs * step
     move = "add" if skip >= 0 else "sub"
     lines += [f"{move} {{x}}, {{x}}, #{abs(skip)}", "ldr {x0}, [{c}, #12]", "subs {x0}, #1"]
@@ -341,9 +269,10 @@ def plane(height: int, strides: tuple[int, int], pitch: int, outputs: int, right
     )
 
 
-def _requantized(total: str, right: int) -> list[str]:
+def requantized(total: str, right: int, factors: tuple[str, str] = ("x0", "x1")) -> list[str]:
+    """A sum as a byte in a quad; ``factors``: registers of multiplier, half and zero point."""
     return [
-        f"smmla {{{total}}}, {{{total}}}, {{x0}}, {{x1}}",
+        f"smmla {{{total}}}, {{{total}}}, {{{factors[0]}}}, {{{factors[1]}}}",
         f"ssat {{{total}}}, #8, {{{total}}}, asr #{right}",
         f"strb {{{total}}}, [{{y}}], #4",
     ]

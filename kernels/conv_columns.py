@@ -16,37 +16,31 @@ from typing import ClassVar
 import numpy as np
 
 from effc.devices.target import Target
-from effc.kernels.column_filters import (
-    AllInAssembly,
-    AssembledFilters,
-    Filters,
-    KeptInAssembly,
-    TileFilters,
-    finish_for,
+from effc.kernels.column_assembly import AssembledFilters, assembly_for
+from effc.kernels.column_ending import Ending, ending_of
+from effc.kernels.column_filters import Filters, TileFilters, finish_for
+from effc.kernels.column_kinds import columns_for
+from effc.kernels.column_order import Order, Quads, order_for, source_for
+from effc.kernels.column_products import (
+    LIST_OVERHEAD,
+    AllProducts,
+    KeptProducts,
+    Products,
+    lists_reach,
 )
-from effc.kernels.column_gather import Gather, column_weights, slots_of
-from effc.kernels.column_products import AllProducts, KeptProducts, Products
+from effc.kernels.column_rows import gather_for
 from effc.kernels.column_stage import ColumnStage
-from effc.kernels.columns import TILE, Columns, PairColumns, columns_for, is_narrow, unrolls
-from effc.kernels.conv_problem import ConvProblem, problem_refusal
-from effc.kernels.conv_shape import ConvShape
-from effc.kernels.fixed_point import Scaling, sole_scaling
+from effc.kernels.columns import TILE, Columns, is_narrow, unrolls
+from effc.kernels.conv_problem import ConvProblem, problem_refusal, zero_as_read
+from effc.kernels.conv_shape import ConvShape, layout_of
 from effc.kernels.overlap import Shifts, all_planes, overlap, quad_bytes
 from effc.kernels.quads import operand
-from effc.kernels.region import DOMAIN, Region
+from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Config, Kernel, Template
 from effc.kernels.window import window_axes
 
 __all__ = ["ColumnConv", "SparseColumnConv"]
-
-Factors = tuple[np.ndarray, np.ndarray]
-"""Biases and multipliers, int32, one of each per filter."""
-
-_LISTED_STEP = 18 / 16
-"""Instructions per product of a listed slot; one in a row of all of them needs 0.94."""
-_LONGEST = 2047
-"""Slots that a list can reach."""
 
 
 class ColumnConv(Template):
@@ -60,20 +54,18 @@ class ColumnConv(Template):
             return "the processor has wide vectors"
         if region.anchor is None or region.anchor.domain != DOMAIN:
             return "the anchor is not an integer convolution"
-        if reason := problem_refusal(region, target):
+        if reason := problem_refusal(region, target, plain=True):
             return reason
         data = region.anchor.inputs[0]
         assert data is not None
-        if data.dtype != "int8":
+        if data.dtype != "int8" and layout_of(region.anchor) == "quads":
             return "activations are unsigned"
         return finish_for(region, ConvShape.of(region.anchor), target).epilogue.refusal
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
-        assert region.anchor is not None
-        macs = 4.0 * ConvShape.of(region.anchor).macs
         return [
-            ({"unroll": unroll, "split": unroll > 1}, macs * (0.94 + 0.125 / unroll))
+            ({"unroll": unroll, "split": unroll > 1}, _predicted(region, target, unroll))
             for unroll in unrolls(target)
         ]
 
@@ -83,59 +75,38 @@ class ColumnConv(Template):
         assert op is not None
         problem = ConvProblem.of(region, target)
         assert problem.bias is not None
-        shape, channels = problem.shape, operand(op, 1).shape[1]
-        slots, whole = slots_of(shape, channels)
-        unroll, split = int(config["unroll"]), bool(config["split"])
-        positions = self.positions(shape)
-        columns = columns_for(target, slots, positions, whole=whole, unroll=unroll)
+        shape, split = problem.shape, bool(config["split"])
+        order = _order(op, target, split)
+        columns = _columns(order, target, int(config["unroll"]))
+        weights = order.weights(problem.weight)
         filters: Filters
-        scaling, multipliers = sole_scaling(region), _multipliers(region, shape)
-        if (
-            isinstance(columns, PairColumns)
-            and positions == 2
-            and scaling is not None
-            and multipliers is not None
-        ):
-            factors = problem.bias, multipliers
-            filters = self.assembled(
-                problem, columns, channels, (factors, scaling, not split), config
+        if (found := _assembly(region, columns)) is not None:
+            assembly, ending = found
+            rows, result = self.rows(config), region.outputs[0].name
+            filters = assembly(
+                columns, shape, problem.bias, ending, result, not split, weights, rows
             )
             columns = filters.columns
         else:
-            products = self.products(problem, columns, channels, config)
+            products = self.products(columns, weights, config)
             finish = finish_for(region, shape, target)
             filters = TileFilters(shape, columns, products, problem.bias, finish, rolled=not split)
-        gather = Gather(shape, columns, channels, int(op.attrs["x_zero"]), split)
+        gather = gather_for(source_for(op, order), order, columns, zero_as_read(op), split=split)
         shifts = _shifts(region, shape) if target.serial else ()
         overlaps = overlap(region, operand(op, 0), shifts)
         return ColumnStage(shape, columns, gather, filters).kernel(region, problem.data, overlaps)
 
-    def assembled(
-        self,
-        problem: ConvProblem,
-        columns: PairColumns,
-        channels: int,
-        how: tuple[Factors, Scaling, bool],
-        config: Config,
-    ) -> AssembledFilters:
-        """All filters in assembly; ``how``: with which epilogue, and whether they share code."""
-        weights = column_weights(problem.shape, problem.weight, channels)
-        return AllInAssembly(columns, problem.shape, *how, weights)
+    def rows(self, config: Config) -> int | None:
+        """Filters that share a list, if there are lists."""
+        return None
 
-    def positions(self, shape: ConvShape) -> int:
-        """Positions of a tile."""
-        return min(shape.positions, 2)
-
-    def products(
-        self, problem: ConvProblem, columns: Columns, channels: int, config: Config
-    ) -> Products:
-        """What is added up."""
-        weights = column_weights(problem.shape, problem.weight, channels)
+    def products(self, columns: Columns, weights: np.ndarray, config: Config) -> Products:
+        """What is added up; ``weights``: int8 ``[groups*cout, slots, 4]``."""
         return AllProducts(columns, columns.pack(weights))
 
 
 class SparseColumnConv(ColumnConv):
-    """The same with weights of which whole blocks are zero, on processors with ``PairColumns``."""
+    """The same with weights of which whole blocks are zero."""
 
     name: ClassVar[str] = "conv_columns_sparse"
 
@@ -146,58 +117,62 @@ class SparseColumnConv(ColumnConv):
         op = region.ops[0]
         if op.zeros is None:
             return f"fewer than {LEAST_ZEROS:.0%} of the weights are zero"
-        shape, channels = ConvShape.of(op), operand(op, 1).shape[1]
-        slots, whole = slots_of(shape, channels)
-        if not isinstance(columns_for(target, slots, 2, whole=whole, unroll=1), PairColumns):
-            return "lists are for the DSP extension"
-        if not whole or shape.groups > 1 or slots > _LONGEST:
-            return "the convolution has groups, or too few or too many channels for a list"
-        return None
+        order = _order(op, target, target.optimize != "size")
+        blocks = isinstance(order, Quads) or order.channels % TILE == 0
+        if order.shape.groups > 1 or not blocks:
+            return "the convolution has groups, or too few channels for blocks of four"
+        return lists_reach(_columns(order, target, 1))
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
-        op = region.ops[0]
-        assert op.zeros is not None
-        macs = 4.0 * ConvShape.of(op).macs
+        zeros = region.ops[0].zeros
+        assert zeros is not None
         split = target.optimize != "size"
+        unroll = 1 + split
         found: list[tuple[Config, float]] = [
-            ({"unroll": 1 + split, "split": split, "rows": rows}, macs * share * _LISTED_STEP)
-            for (rows, depth), share in op.zeros.units
-            if depth == 4 and rows % 4 == 0
+            (
+                {"unroll": unroll, "split": split, "rows": rows},
+                _predicted(region, target, unroll, share),
+            )
+            for (rows, depth), share in zeros.units
+            if depth == TILE and rows % TILE == 0
         ]
         return sorted(found, key=lambda item: (item[1], -int(item[0]["rows"])))
 
-    def positions(self, shape: ConvShape) -> int:
-        return 2
+    def rows(self, config: Config) -> int | None:
+        """See :meth:`ColumnConv.rows`."""
+        return int(config["rows"])
 
-    def assembled(
-        self,
-        problem: ConvProblem,
-        columns: PairColumns,
-        channels: int,
-        how: tuple[Factors, Scaling, bool],
-        config: Config,
-    ) -> AssembledFilters:
-        rows = int(config["rows"])
-        return KeptInAssembly(columns, problem.shape, *how, problem.weight, rows)
-
-    def products(
-        self, problem: ConvProblem, columns: Columns, channels: int, config: Config
-    ) -> Products:
-        assert isinstance(columns, PairColumns)
-        rows, unroll = int(config["rows"]), int(config["unroll"])
-        return KeptProducts(columns, problem.shape, problem.weight, rows, unroll)
+    def products(self, columns: Columns, weights: np.ndarray, config: Config) -> Products:
+        """See :meth:`ColumnConv.products`."""
+        return KeptProducts(columns, weights, int(config["rows"]))
 
 
-def _multipliers(region: Region, shape: ConvShape) -> np.ndarray | None:
-    """Of a Requantize behind the convolution: int32, one per filter; ``None`` if they are more."""
-    if not region.epilogue or len(region.epilogue[0].inputs) < 2:
-        return None
-    found = operand(region.epilogue[0], 1).const
-    full = (shape.groups * shape.cout // TILE, *(1,) * len(shape.output), TILE)
-    if found is None or np.broadcast_shapes(found.shape, full) != full:
-        return None
-    return np.ascontiguousarray(np.broadcast_to(found, full)).astype(np.int32).reshape(-1)
+def _order(op: Op, target: Target, split: bool) -> Order:
+    """The order of slots; cores with the DSP extension read words at any address."""
+    words = split and target.arch == "thumb" and target.has("dsp")
+    return order_for(op, operand(op, 1).shape[1], words=words)
+
+
+def _columns(order: Order, target: Target, unroll: int) -> Columns:
+    positions = min(order.shape.positions, 2)
+    return columns_for(target, order.slots, positions, whole=order.whole, unroll=unroll)
+
+
+def _predicted(region: Region, target: Target, unroll: int, share: float | None = None) -> float:
+    """Instructions of all products, see ``Columns.predicted``; the rest is the same for all."""
+    order = _order(region.ops[0], target, target.optimize != "size")
+    shape, columns = order.shape, _columns(order, target, unroll)
+    overhead = LIST_OVERHEAD if _assembly(region, columns) is None else 0
+    tiles = -(-shape.positions // columns.positions) * shape.cout // columns.filters
+    return shape.batch * shape.groups * tiles * columns.predicted(share, overhead)
+
+
+def _assembly(region: Region, columns: Columns) -> tuple[type[AssembledFilters], Ending] | None:
+    """All filters in assembly, and the epilogue, if there is assembly for it."""
+    ending = ending_of(region, ConvShape.of(region.ops[0]))
+    found = assembly_for(columns, ending) if ending is not None else None
+    return None if ending is None or found is None else (found, ending)
 
 
 def _shifts(region: Region, shape: ConvShape) -> Shifts:
@@ -208,6 +183,8 @@ def _shifts(region: Region, shape: ConvShape) -> Shifts:
     if shape.batch > 1 or shape.groups > 1:
         return ()
     axes = window_axes(op, shape.input, weight.shape[2:], shape.output)
-    return all_planes(
-        axes, (data.shape[1], result.shape[1]), (quad_bytes(data), quad_bytes(result))
-    )
+    planes, nbytes = (data.shape[1], quad_bytes(data))
+    if layout_of(op) != "quads":
+        last = layout_of(op) == "last"
+        planes, nbytes = (1, weight.shape[1]) if last else (weight.shape[1], 1)
+    return all_planes(axes, (planes, result.shape[1]), (nbytes, quad_bytes(result)))

@@ -19,7 +19,8 @@ from effc.devices.target import Target
 from effc.kernels.arithmetic import Arithmetic
 from effc.kernels.builder import T, bind, loop, splat, stage_func, vload, vstore
 from effc.kernels.conv_shape import ConvShape, Source
-from effc.kernels.register_tile import pieces, split_widths
+from effc.kernels.lanes import pieces
+from effc.kernels.register_tile import split_widths
 from effc.kernels.vectorbase import weight_as
 
 __all__ = [

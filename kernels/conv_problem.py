@@ -16,14 +16,14 @@ import numpy as np
 
 from effc.devices.target import Target
 from effc.kernels.arithmetic import Arithmetic, Float16, float_arithmetic, product_dtypes
-from effc.kernels.conv_shape import ConvShape, conv_refusal
+from effc.kernels.conv_shape import ConvShape, conv_refusal, layout_of
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.half_sums import split_bias
 from effc.kernels.quad_arithmetic import Quads, quads_of_weights
 from effc.kernels.region import DOMAIN, Op, Region
 from effc.kernels.results import PlainResults, QuadResults, Results
 
-__all__ = ["ConvProblem", "conv_bias", "conv_epilogue", "problem_refusal"]
+__all__ = ["ConvProblem", "conv_bias", "conv_epilogue", "problem_refusal", "zero_as_read"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,13 @@ def arithmetic_of(op: Op) -> Arithmetic:
     return Quads(int(op.attrs.get("x_zero", 0)), data.dtype == "int8", op.narrow)
 
 
-def problem_refusal(region: Region, target: Target) -> str | None:
-    """Why a region is no convolution for the product kernels, or ``None``."""
-    if reason := conv_refusal(region, product_dtypes(target)):
+def problem_refusal(region: Region, target: Target, *, plain: bool = False) -> str | None:
+    """Why a region is no convolution for the product kernels, or ``None``.
+
+    Args:
+        plain: Whether the input of an 8-bit one need not be quads.
+    """
+    if reason := conv_refusal(region, product_dtypes(target), plain=plain):
         return reason
     assert region.anchor is not None
     shape = ConvShape.of(region.anchor)
@@ -104,13 +108,20 @@ def conv_bias(region: Region) -> np.ndarray | None:
     return np.ascontiguousarray(inputs[2].const, dtype=np.float32).reshape(-1)
 
 
+def zero_as_read(op: Op) -> int:
+    """The zero point of an 8-bit input; one that is not in quads is read as int8."""
+    data, zero = op.inputs[0], int(op.attrs.get("x_zero", 0))
+    assert data is not None
+    return zero - 128 if layout_of(op) != "quads" and data.dtype == "uint8" else zero
+
+
 def _folded_bias(op: Op, shape: ConvShape) -> np.ndarray:
     """int32 ``[groups*cout]``: where the sums of ``w * x`` begin."""
     weight = op.inputs[1]
     assert weight is not None
     assert weight.const is not None
     filters = weight.shape[0]
-    total = -int(op.attrs.get("x_zero", 0)) * weight.const.reshape(filters, -1).sum(1, np.int64)
+    total = -zero_as_read(op) * weight.const.reshape(filters, -1).sum(1, np.int64)
     bias = op.inputs[2] if len(op.inputs) > 2 else None
     if bias is not None:
         assert bias.const is not None

@@ -22,10 +22,17 @@ from typing import Any
 
 from effc.kernels.region import DOMAIN, Op, Region
 
-__all__ = ["ConvShape", "Source", "conv_refusal", "source_layout"]
+__all__ = ["ConvShape", "Source", "conv_refusal", "layout_of", "source_layout"]
 
 Axes = tuple[int, ...]
 _ALIGN = 4  # elements
+_SPATIAL = {"quads": slice(2, -1), "first": slice(2, None), "last": slice(1, -1)}
+"""Spatial axes of an input, by its layout."""
+
+
+def layout_of(op: Op) -> str:
+    """Where a convolution's input has its channels: ``first``, ``last``, or in ``quads``."""
+    return str(op.attrs.get("layout", "quads")) if op.domain == DOMAIN else "first"
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class ConvShape:
         assert data is not None
         assert weight is not None
         quad = 4 if op.domain == DOMAIN else 1
-        end = None if quad == 1 else -1
+        sizes = data.shape[_SPATIAL[layout_of(op)]]
         space = len(weight.shape) - 2
         ones = (1,) * space
         groups = int(op.attrs.get("group", 1))
@@ -64,8 +71,8 @@ class ConvShape:
             groups=groups,
             cin=-(-weight.shape[1] // quad),
             cout=-(-weight.shape[0] // groups // quad) * quad,
-            input=data.shape[2:end],
-            output=op.outputs[0].shape[2:end],
+            input=sizes,
+            output=op.outputs[0].shape[2 : 2 + space],
             kernel=weight.shape[2:],
             strides=tuple(op.attrs.get("strides", ones)),
             dilations=tuple(op.attrs.get("dilations", ones)),
@@ -155,8 +162,14 @@ def source_layout(shape: ConvShape) -> Source:
     return Source(not direct, phases, extent, taps, flat)
 
 
-def conv_refusal(region: Region, dtypes: Sequence[str] = ("float32",)) -> str | None:
-    """Why a region is no 8-bit convolution, nor one of ``dtypes``, with constant weights."""
+def conv_refusal(
+    region: Region, dtypes: Sequence[str] = ("float32",), *, plain: bool = False
+) -> str | None:
+    """Why a region is no 8-bit convolution, nor one of ``dtypes``, with constant weights.
+
+    Args:
+        plain: Whether the input of an 8-bit one need not be quads.
+    """
     op = region.anchor
     if op is None or (op.domain, op.op_type) not in (("", "Conv"), (DOMAIN, "ConvInteger")):
         return "not a convolution"
@@ -166,6 +179,8 @@ def conv_refusal(region: Region, dtypes: Sequence[str] = ("float32",)) -> str | 
     integer = op.domain == DOMAIN
     if data.dtype not in (("int8", "uint8") if integer else dtypes):
         return f"the input is {data.dtype}"
+    if integer and not plain and layout_of(op) != "quads":
+        return "the input is not in quads"
     if weight.const is None:
         return "the weights are not constant"
     if len(op.inputs) > 2 and op.inputs[2] is not None and op.inputs[2].const is None:

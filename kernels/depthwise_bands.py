@@ -5,8 +5,9 @@ into scratch, a band's last rows are moved to the beginning of the next one, and
 are written only when the input rows that they may overwrite have been copied. So input and
 output share memory if they have equally large planes.
 
-Kernels of up to 3x3 with strides of 1 or 2 go by pairs of 16 bits on Cortex-M with the DSP
-extension (``depthwise_pairs``), all others by quads (``depthwise_quads``).
+Kernels of up to 3x3 go by pairs of 16 bits on Cortex-M with the DSP extension
+(``depthwise_pairs``); with steps of two columns they are read where they lie
+(``depthwise_in_place``). All others go by quads (``depthwise_quads``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 from effc.devices.target import Target
 from effc.kernels.builder import Param, stage_func
 from effc.kernels.columns import is_narrow
-from effc.kernels.depthwise_band import Band, BandCode
+from effc.kernels.depthwise_band import Code, Method
+from effc.kernels.depthwise_in_place import BytesInPlace
 from effc.kernels.depthwise_integer import Shape, depthwise_refusal, folded_bias, shape_of
 from effc.kernels.depthwise_pairs import PairRows
 from effc.kernels.depthwise_quads import QuadLanes
@@ -66,7 +68,8 @@ class DepthwiseBands(Template):
         assert weight is not None
         assert weight.const is not None
         shape = shape_of(op)
-        method = _method(shape, region, target)
+        zero = int(op.attrs.get("x_zero", 0))
+        method = _method(shape, zero, region, target)
         epilogue = _epilogue(region, op)
         weights = {"w": method.pack(weight.const), "b": folded_bias(op), **epilogue.weights}
         dtype, elements = method.buffer
@@ -79,13 +82,12 @@ class DepthwiseBands(Template):
             ("scratch", dtype, elements),
         ]
         args = (data.name, "w:w", "w:b", *epilogue.args, region.outputs[0].name, "scratch")
-        zero = int(op.attrs.get("x_zero", 0))
 
         def body(x: Any, w: Any, b: Any, *more: Any) -> None:
             *operands, y, scratch, begin, end = more
-            code = BandCode(method, epilogue, x, w, b, operands, y, scratch, zero)
+            code = Code(epilogue, x, w, b, operands, y, scratch, zero)
             with importing(method.routines):
-                code.emit(begin, end)
+                method.emit(code, begin, end)
 
         nbytes = elements * np.dtype(dtype).itemsize
         stage = Stage(stage_func(params, body), args, shape.batch * shape.quads, nbytes)
@@ -99,12 +101,17 @@ def _epilogue(region: Region, op: Op) -> Epilogue:
     return Epilogue(region, op.outputs[0], (batch, quads, prod(sizes), 4))
 
 
-def _method(shape: Shape, region: Region, target: Target) -> Band:
+def _method(shape: Shape, zero: int, region: Region, target: Target) -> Method:
     """The way that suits the processor and the kernel."""
     y, x = shape.y, shape.x
     thumb = target.arch == "thumb" and target.has("dsp") and not target.has("mve")
     small = y.kernel <= 3 and x.kernel <= 3 and y.dilation == x.dilation == 1
     if not thumb or not small or x.stride > 2 or y.size * x.size == 1:
         return QuadLanes(shape)
-    pairs = PairRows(shape, sole_scaling(region))
+    scaling = sole_scaling(region)
+    if x.stride == 2 and scaling is not None:
+        in_place = BytesInPlace(shape, scaling, zero, target.optimize != "size")
+        if in_place.near:
+            return in_place
+    pairs = PairRows(shape, scaling)
     return pairs if pairs.near else QuadLanes(shape)

@@ -21,6 +21,7 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.kernels.builder import Param, T, bind, loop, stage_func, unravel, vload
 from effc.kernels.columns import NARROW, is_narrow
+from effc.kernels.conv_shape import layout_of
 from effc.kernels.depthwise_taps import (
     DotTaps,
     Taps,
@@ -132,6 +133,8 @@ def depthwise_refusal(region: Region) -> str | None:
     data, weight = op.inputs[0], op.inputs[1]
     assert data is not None
     assert weight is not None
+    if layout_of(op) != "quads":
+        return "the input is not in quads"
     if len(data.shape) not in (4, 5):
         return "depthwise kernels have one or two spatial axes"
     if weight.shape[1] != 1 or op.attrs.get("group", 1) != weight.shape[0]:

@@ -15,7 +15,7 @@ from tvm import tirx
 
 from effc.kernels import columns_arm
 from effc.kernels.builder import T, bind, local, loop, vload, vstore
-from effc.kernels.depthwise_band import Band, BandCode
+from effc.kernels.depthwise_band import Band, Code
 from effc.kernels.fixed_point import Scaling
 from effc.kernels.inline_assembly import Routine
 
@@ -93,7 +93,7 @@ class PairRows(Band):
             with loop(self.kept * self.width) as i:
                 T.buffer_store(scratch, scratch[start + i + skipped], [start + i])
 
-    def compute(self, code: BandCode, n: Expr, quad: Expr, first: Expr, count: Expr) -> None:
+    def compute(self, code: Code, n: Expr, quad: Expr, first: Expr, count: Expr) -> None:
         y, x = self.shape.y, self.shape.x
         with loop(4) as lane:
             channel = bind(quad * 4 + lane)
@@ -112,7 +112,7 @@ class PairRows(Band):
 
     def _whole(
         self,
-        code: BandCode,
+        code: Code,
         places: tuple[Expr, Expr],
         factors: list[Expr],
         words: list[Expr],
@@ -129,7 +129,7 @@ class PairRows(Band):
 
     def _by_pairs(
         self,
-        code: BandCode,
+        code: Code,
         where: tuple[Expr, Expr, Expr, Expr],
         start: Expr,
         bias: Expr,

@@ -12,7 +12,7 @@ import numpy as np
 
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import T, bind, local, loop, vload, vstore
-from effc.kernels.depthwise_band import Band, BandCode
+from effc.kernels.depthwise_band import Band, Code
 
 __all__ = ["QuadLanes"]
 
@@ -44,7 +44,7 @@ class QuadLanes(Band):
         with loop(self.kept * self.width) as i:
             vstore(scratch, i * 4, vload(scratch, i * 4 + skipped, 4), 4)
 
-    def compute(self, code: BandCode, n: Expr, quad: Expr, first: Expr, count: Expr) -> None:
+    def compute(self, code: Code, n: Expr, quad: Expr, first: Expr, count: Expr) -> None:
         y, x = self.shape.y, self.shape.x
         taps = y.kernel * x.kernel
         weights = bind(quad * (4 * taps))

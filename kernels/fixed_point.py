@@ -19,7 +19,7 @@ from effc.devices.target import Target
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import T, bind, splat
 from effc.kernels.lanes import concat
-from effc.kernels.region import DOMAIN, Region
+from effc.kernels.region import DOMAIN, Op, Region
 
 __all__ = [
     "ROOM",
@@ -27,6 +27,7 @@ __all__ = [
     "blocked",
     "bounded",
     "narrow",
+    "plain_scaling",
     "requantize",
     "saturating_shift",
     "scale",
@@ -62,14 +63,18 @@ class Scaling:
         return cls(*(int(given[k]) for k in ("x_zero", "left", "right", "zero", "low", "high")))
 
 
+def plain_scaling(op: Op) -> Scaling | None:
+    """Of a Requantize of sums that clamps to nothing but int8; ``None`` for other operators."""
+    if (op.domain, op.op_type) != (DOMAIN, "Requantize") or op.outputs[0].dtype != "int8":
+        return None
+    scaling = Scaling.of(op.attrs)
+    plain = scaling.left == scaling.x_zero == 0 and scaling.right <= ROOM
+    return scaling if plain and (scaling.low, scaling.high) == (-128, 127) else None
+
+
 def sole_scaling(region: Region) -> Scaling | None:
     """The Requantize that is all of a region's epilogue, if it clamps to nothing but int8."""
-    if [(op.domain, op.op_type) for op in region.epilogue] != [(DOMAIN, "Requantize")]:
-        return None
-    scaling = Scaling.of(region.epilogue[0].attrs)
-    plain = scaling.left == scaling.x_zero == 0 and scaling.right <= ROOM
-    signed = region.outputs[0].dtype == "int8"
-    return scaling if plain and signed and (scaling.low, scaling.high) == (-128, 127) else None
+    return plain_scaling(region.epilogue[0]) if len(region.epilogue) == 1 else None
 
 
 def blocked(vectors: int, lanes: int) -> list[int]:

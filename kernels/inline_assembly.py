@@ -38,7 +38,8 @@ class Routine:
         text: Instructions, one per line, with ``{name}`` for a register; labels are numbers.
         places: Where the accumulators lie behind each other in the caller's buffer.
         clobbers: Registers beside the named ones (LLVM names).
-        even: Whether accumulators need registers of even number.
+        even: Names of those that need registers of even number.
+        low: Names of operands that need one of the registers r0 to r7.
     """
 
     name: str
@@ -50,7 +51,8 @@ class Routine:
     inputs: tuple[str, ...] = ()
     places: tuple[int, ...] = (0, 1, 2, 3)
     clobbers: tuple[str, ...] = ()
-    even: bool = False
+    even: tuple[str, ...] = ()
+    low: tuple[str, ...] = ()
 
     def call(self, *operands: Expr) -> None:
         """Emit a call.
@@ -74,8 +76,8 @@ class Routine:
         registers = {name: f"${place}" for name, place in places.items()}
         lines = [line.strip() for line in self.text.strip().splitlines()]
         text = "\\0A".join(line.format(**registers) for line in lines)
-        constraints = [f"=&{'^Te' if self.even else 'r'}"] * len(self.sums)
-        constraints += ["=&r"] * (len(names) - len(self.sums))
+        kind = dict.fromkeys(self.even, "^Te") | dict.fromkeys(self.low, "l")
+        constraints = [f"=&{kind.get(name, 'r')}" for name in names]
         constraints += [str(i) for i in range(len(tied))] + ["r"] * len(self.inputs)
         constraints += [f"~{{{name}}}" for name in (*self.clobbers, "cc", "memory")]
         given = operands[len(self.sums) :]

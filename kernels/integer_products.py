@@ -31,6 +31,7 @@ from effc.kernels.builder import (
     vstore,
 )
 from effc.kernels.columns import is_narrow
+from effc.kernels.conv_shape import layout_of
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.lanes import concat, pick
 from effc.kernels.quads import operand
@@ -69,6 +70,8 @@ class _Problem:
         x, w, y = operand(op, 0), operand(op, 1), op.outputs[0]
         if w.const is None:
             return "the weights are not constant"
+        if layout_of(op) != "quads":
+            return "the input is not in quads"
         axes = window_axes(op, x.shape[2:-1], w.shape[2:], y.shape[2:-1])
         group, filters, depth = int(op.attrs.get("group", 1)), *w.shape[:2]
         depthwise = group == filters and depth == 1 and group > 1

@@ -1,7 +1,8 @@
 """``MatMulInteger`` with a constant right operand on processors without wide vectors.
 
 Rows of the left operand are the columns of ``columns``, one or two at a time, of single
-elements (they may lie at any address); columns of the right operand are its filters.
+elements (they may lie at any address); columns of the right operand are its filters, of which
+blocks may be zero (``SparseColumnMatMul``).
 """
 
 from __future__ import annotations
@@ -14,16 +15,25 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels.builder import Param, T, bind, local, loop, stage_func
-from effc.kernels.columns import TILE, Columns, columns_for, is_narrow, unrolls
+from effc.kernels.column_kinds import columns_for
+from effc.kernels.column_products import (
+    LIST_OVERHEAD,
+    AllProducts,
+    KeptProducts,
+    Products,
+    lists_reach,
+)
+from effc.kernels.columns import SLOT, TILE, Columns, is_narrow, unrolls
 from effc.kernels.epilogue import Epilogue
 from effc.kernels.inline_assembly import importing
 from effc.kernels.matmul_problem import Problem, problem_of
 from effc.kernels.overlap import Shifts, ascending, overlap
 from effc.kernels.quads import operand
 from effc.kernels.region import DOMAIN, Op, Region, Value
+from effc.kernels.sparsity import LEAST_ZEROS
 from effc.kernels.template import Config, Kernel, Overlap, Stage, Template
 
-__all__ = ["ColumnMatMul"]
+__all__ = ["ColumnMatMul", "SparseColumnMatMul"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -56,22 +66,64 @@ class ColumnMatMul(Template):
 
     def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
         """See :meth:`Template.candidates`."""
-        p = problem_of(region.ops[0], collapse=True)
-        macs = float(p.m * p.n * p.k)
-        return [({"unroll": unroll}, macs * (1.1 + 0.125 / unroll)) for unroll in unrolls(target)]
+        return [({"unroll": u}, _predicted(region, target, u)) for u in unrolls(target)]
 
     def build(self, region: Region, target: Target, config: Config) -> Kernel:
         """See :meth:`Template.build`."""
         op = region.ops[0]
         p = problem_of(op, collapse=True)
-        slots, positions = -(-p.k // TILE), min(p.m, 2)
-        unroll = int(config["unroll"])
-        columns = columns_for(target, slots, positions, whole=False, unroll=unroll)
+        columns = _columns(p, target, int(config["unroll"]))
         weights, bias = _constants(op, p)
-        plan = _Plan(p, columns, _epilogue(region, op, p))
-        shifts = _shifts(p, positions, region.outputs[0]) if target.serial else ()
-        packed = {"w": columns.pack(weights), "bias": bias}
-        return plan.kernel(region, packed, overlap(region, operand(op, 0), shifts))
+        products = self.products(columns, weights, config)
+        plan = _Plan(p, columns, products, bias, _epilogue(region, op, p))
+        shifts = _shifts(p, columns.positions, region.outputs[0]) if target.serial else ()
+        return plan.kernel(region, overlap(region, operand(op, 0), shifts))
+
+    def products(self, columns: Columns, weights: np.ndarray, config: Config) -> Products:
+        """What is added up."""
+        return AllProducts(columns, columns.pack(weights))
+
+
+class SparseColumnMatMul(ColumnMatMul):
+    """The same with a matrix of which whole blocks are zero."""
+
+    name: ClassVar[str] = "matmul_columns_sparse"
+
+    def refuse(self, region: Region, target: Target) -> str | None:
+        """See :meth:`Template.refuse`."""
+        if reason := super().refuse(region, target):
+            return reason
+        if region.ops[0].zeros is None:
+            return f"fewer than {LEAST_ZEROS:.0%} of the weights are zero"
+        return lists_reach(_columns(problem_of(region.ops[0], collapse=True), target, 1))
+
+    def candidates(self, region: Region, target: Target) -> list[tuple[Config, float]]:
+        """See :meth:`Template.candidates`."""
+        zeros = region.ops[0].zeros
+        assert zeros is not None
+        unroll = 1 + (target.optimize != "size")
+        found: list[tuple[Config, float]] = [
+            ({"unroll": unroll, "rows": rows}, _predicted(region, target, unroll, share))
+            for (rows, depth), share in zeros.units
+            if depth == TILE and rows % TILE == 0
+        ]
+        return sorted(found, key=lambda item: (item[1], -int(item[0]["rows"])))
+
+    def products(self, columns: Columns, weights: np.ndarray, config: Config) -> Products:
+        """See :meth:`ColumnMatMul.products`."""
+        return KeptProducts(columns, weights, int(config["rows"]))
+
+
+def _columns(p: Problem, target: Target, unroll: int) -> Columns:
+    return columns_for(target, -(-p.k // SLOT), min(p.m, 2), whole=False, unroll=unroll)
+
+
+def _predicted(region: Region, target: Target, unroll: int, share: float | None = None) -> float:
+    """Instructions of all products, see ``Columns.predicted``; the rest is the same for all."""
+    p = problem_of(region.ops[0], collapse=True)
+    columns = _columns(p, target, unroll)
+    tiles = -(-p.m // columns.positions) * -(-p.n // TILE) * columns.positions
+    return tiles * columns.predicted(share, LIST_OVERHEAD)
 
 
 def _shifts(p: Problem, rows: int, result: Value) -> Shifts:
@@ -107,17 +159,17 @@ class _Plan:
 
     problem: Problem
     columns: Columns
+    products: Products
+    bias: np.ndarray
     epilogue: Epilogue
 
-    def kernel(
-        self, region: Region, weights: dict[str, np.ndarray], overlaps: tuple[Overlap, ...]
-    ) -> Kernel:
+    def kernel(self, region: Region, overlaps: tuple[Overlap, ...]) -> Kernel:
         problem, epilogue = self.problem, self.epilogue
+        weights = {"bias": self.bias, **self.products.weights}
         dtype, elements = self.columns.buffer
         params: list[Param] = [
             ("a", "int8", problem.a.elements),
-            ("w", self.columns.stored, weights["w"].size),
-            ("bias", "int32", weights["bias"].size),
+            *((name, str(array.dtype), array.size) for name, array in weights.items()),
             *epilogue.params,
             ("y", epilogue.out_dtype, region.outputs[0].type.size),
             ("scratch", dtype, elements),
@@ -126,10 +178,11 @@ class _Plan:
 
         def body(*arguments: Any) -> None:
             *buffers, begin, end = arguments
-            with importing(self.columns.routines), loop(begin, end) as tile:
+            with importing(self.products.routines), loop(begin, end) as tile:
                 self._tile(tile, buffers)
 
-        args = (problem.a.name, "w:w", "w:bias", *epilogue.args, region.outputs[0].name, "scratch")
+        names = [f"w:{name}" for name in weights]
+        args = (problem.a.name, *names, *epilogue.args, region.outputs[0].name, "scratch")
         nbytes = elements * np.dtype(dtype).itemsize
         stage = Stage(stage_func(params, body), args, tiles, nbytes)
         inplace = epilogue.inplace if problem.m % self.columns.positions == 0 else ()
@@ -137,40 +190,54 @@ class _Plan:
 
     def _tile(self, tile: Expr, buffers: list[Any]) -> None:
         problem, columns, n = self.problem, self.columns, self.problem.n
-        a, w, bias, *operands, y, scratch = buffers
+        a, *others, y, scratch = buffers
         rows = [bind(tile * columns.positions)]
         if columns.positions == 2:
             rows.append(bind(tirx.Min(rows[0] + 1, T.int32(problem.m - 1))))
         for p, row in enumerate(rows):
             with loop(problem.k) as k:
                 columns.put(scratch, k, T.int32(p), bind(a[row * problem.k + k]))
-            for k in range(problem.k, columns.slots * TILE):
+            for k in range(problem.k, columns.slots * SLOT):
                 columns.put(scratch, T.int32(k), T.int32(p), tirx.const(0, "int8"))
-        rest = (w, bias, operands, y, scratch)
-        with loop(n // TILE) as number:
-            self._columns(number, TILE, rows, rest)
-        if n % TILE:
-            self._columns(T.int32(n // TILE), n % TILE, rows, rest)
+        count = len(self.products.weights)
+        bias, constants, operands = others[0], others[1 : 1 + count], others[1 + count :]
+        rest = (bias, constants, operands, y, scratch)
 
-    def _columns(
-        self, number: Expr, count: int, rows: list[Expr], buffers: tuple[Any, ...]
+        def quad(index: Expr, number: Expr, shared: list[Expr]) -> None:
+            self._filters(index, number, shared, TILE, rows, rest)
+
+        whole, ragged = divmod(n, TILE)
+        self.products.each_quad(T.int32(0), whole, constants, quad)
+        if ragged:
+            block, number = divmod(whole, self.products.quads)
+            shared = self.products.begin(T.int32(block), constants)
+            self._filters(T.int32(whole), T.int32(number), shared, ragged, rows, rest)
+
+    def _filters(
+        self,
+        quad: Expr,
+        number: Expr,
+        shared: list[Expr],
+        count: int,
+        rows: list[Expr],
+        buffers: tuple[Any, ...],
     ) -> None:
-        """Columns from ``TILE * number`` on, of which ``count`` exist."""
-        w, bias, operands, y, scratch = buffers
+        """A quad of columns, of which ``count`` exist; see ``Products.each_quad``."""
+        bias, constants, operands, y, scratch = buffers
         columns, n = self.columns, self.problem.n
         positions = columns.positions
         sums = local(TILE * positions, "int32")
         for f in range(TILE):
-            start = bind(bias[number * TILE + f])
+            start = bind(bias[quad * TILE + f])
             for p in range(positions):
                 T.buffer_store(sums, start, [p * TILE + f])
         for part in range(positions):
-            columns.multiply(
-                sums, part * columns.filters, w, bind(number * positions + part), scratch
-            )
+            tile = bind(number * positions + part)
+            first = part * columns.filters
+            self.products.multiply(sums, first, tile, shared, constants, scratch)
         for p, row in enumerate(rows):
             for f in range(count):
-                column = bind(number * TILE + f)
+                column = bind(quad * TILE + f)
                 value = self.epilogue.apply(
                     bind(sums[p * TILE + f]), [row, column], operands, axis=1, lanes=1
                 )

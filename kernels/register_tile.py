@@ -32,7 +32,6 @@ __all__ = [
     "Reduction",
     "Tile",
     "contract",
-    "pieces",
     "pin",
     "split_widths",
     "weights_ahead",

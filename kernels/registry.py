@@ -31,7 +31,7 @@ def templates() -> tuple[Template, ...]:
     from effc.kernels.layout import LAYOUT_TEMPLATES
     from effc.kernels.lookup import LookupTemplate
     from effc.kernels.matmul import MatMulTemplate
-    from effc.kernels.matmul_columns import ColumnMatMul
+    from effc.kernels.matmul_columns import ColumnMatMul, SparseColumnMatMul
     from effc.kernels.matmul_integer import MatMulInteger
     from effc.kernels.normalize import NORMALIZE_TEMPLATES
     from effc.kernels.pool import PoolTemplate
@@ -60,6 +60,7 @@ def templates() -> tuple[Template, ...]:
         MatMulTemplate(),
         MatMulInteger(),
         ColumnMatMul(),
+        SparseColumnMatMul(),
         SparseMatMul(),
         PoolTemplate(),
         GlobalPoolTemplate(),

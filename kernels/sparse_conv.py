@@ -30,10 +30,10 @@ from effc.kernels.conv import CopiedSource
 from effc.kernels.conv_problem import ConvProblem, arithmetic_of, problem_refusal
 from effc.kernels.conv_shape import ConvShape, source_layout
 from effc.kernels.region import DOMAIN, Region
-from effc.kernels.sparse_cost import sparse_candidates
+from effc.kernels.sparse_conv_cost import sparse_candidates
+from effc.kernels.sparse_conv_product import SparseProduct
 from effc.kernels.sparse_pack import pack_tiles
 from effc.kernels.sparse_positions import SparseConfig
-from effc.kernels.sparse_product import SparseProduct
 from effc.kernels.sparsity import LEAST_ZEROS, similar_order
 from effc.kernels.template import Config, Kernel, Stage, Template
 

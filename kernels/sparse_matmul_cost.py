@@ -1,4 +1,4 @@
-"""Configurations of the sparse matrix product and their predicted cost, see ``sparse_cost``."""
+"""Configurations of the sparse matrix product, with predicted cost; see ``sparse_conv_cost``."""
 
 from __future__ import annotations
 

@@ -75,9 +75,10 @@ def filters_of(op: Op) -> np.ndarray | None:
     """Constant weights as ``[groups, Cout, Cin, taps]``, filters first; ``None`` without any.
 
     ``Conv`` by its attributes; ``Gemm`` and ``MatMul`` by their constant matrix: the columns of the
-    right-hand one or the rows of the left-hand one (batched matrices are not looked at).
+    right-hand one or the rows of the left-hand one (batched matrices are not looked at). Of integer
+    operators those of our domain, whose weights have no zero point.
     """
-    if op.domain and op.op_type != "ConvInteger":
+    if bool(op.domain) != (op.op_type in ("ConvInteger", "MatMulInteger")):
         return None
     if op.op_type in ("Conv", "ConvInteger"):
         array = _weights(op, 1)
@@ -85,7 +86,7 @@ def filters_of(op: Op) -> np.ndarray | None:
             return None
         groups = int(op.attrs.get("group", 1))
         return array.reshape(groups, array.shape[0] // groups, array.shape[1], -1)
-    if op.op_type not in ("Gemm", "MatMul"):
+    if op.op_type not in ("Gemm", "MatMul", "MatMulInteger"):
         return None
     for index, flag in ((1, "transB"), (0, "transA")):
         array = _weights(op, index)

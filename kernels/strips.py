@@ -28,18 +28,17 @@ _BLOCK = 32  # additions into one accumulator before it is emptied into a total
 
 @dataclass(frozen=True)
 class AxisView:
-    """A tensor seen as ``[outer, length, inner]`` around one axis (or adjacent axes)."""
+    """A tensor seen as ``[outer, length, inner]`` around one axis."""
 
     outer: int
     length: int
     inner: int
 
 
-def axis_view(shape: tuple[int, ...], axis: int, last: int | None = None) -> AxisView:
-    """The view around axes ``axis`` to ``last`` (inclusive; default: only ``axis``)."""
-    first = axis % len(shape) if shape else 0
-    final = first if last is None else last % len(shape)
-    return AxisView(prod(shape[:first]), prod(shape[first : final + 1]), prod(shape[final + 1 :]))
+def axis_view(shape: tuple[int, ...], axis: int) -> AxisView:
+    """The view around one axis."""
+    at = axis % len(shape) if shape else 0
+    return AxisView(prod(shape[:at]), prod(shape[at : at + 1]), prod(shape[at + 1 :]))
 
 
 def each_vector(count: int, lanes: int, body: Callable[[Expr, int], None]) -> None:

@@ -154,7 +154,7 @@ def evaluate(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array] | Non
 
 def _run(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array] | None:
     """Run the node as a model of its own in ONNX Runtime."""
-    import onnxruntime as ort
+    from effc.passes.session import open_session
 
     feeds = {f"i{n}": a for n, a in enumerate(inputs) if a is not None}
     if any(a.dtype.kind not in "fiub" for a in feeds.values()):
@@ -178,15 +178,8 @@ def _run(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array] | None:
     ]
     graph = helper.make_graph([proto], "fold", infos, outs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        results: list[Array] = session.run(None, feeds)
+        results: list[Array] = open_session(model, threads=1, optimize=False).run(None, feeds)
     except Exception:  # ONNX Runtime raises many kinds; the node then stays in the graph
         return None
     return results

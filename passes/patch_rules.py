@@ -114,13 +114,14 @@ def _window(node: ir.Node, axis: int, rows: Rows) -> Reads | str:
     pads = list(attribute(node, "pads", None) or (0,) * (2 * rank))
     begin = rows[0] * stride - pads[0]
     end = (rows[1] - 1) * stride - pads[0] + (kernel[0] - 1) * dilation + 1
-    size = shape_of(x)[axis]
+    source = axis - 1 if _text(attribute(node, "layout", "quads")) == "last" else axis
+    size = shape_of(x)[source]
     inside = (min(max(begin, 0), size), max(min(end, size), 0))
     if inside[0] >= inside[1]:
         return f"rows of {node.op_type} lie in the padding"
     pads[0], pads[rank] = inside[0] - begin, end - inside[1]
     others = [Read() for _ in node.inputs[1:]]
-    return Reads([Read(axis, inside), *others], {"pads": tuple(pads)})
+    return Reads([Read(source, inside), *others], {"pads": tuple(pads)})
 
 
 def _to_quads(node: ir.Node, axis: int, rows: Rows) -> Reads | str:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from effc import zig
-from effc.codegen import generate_c, weights_file
+from effc.codegen import generate_c
+from effc.codegen_weights import weights_file
 from effc.devices.target import Target
 from effc.kernels.region import TensorType
 from effc.program import Call, Pointer, Port, Program, StorageClass

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from effc.cli.console import human_time
 from effc.devices.machine import cpu_ranges
+from effc.figures import human_time
 from effc.report_page import render_page
 from effc.report_plot import Scale
 

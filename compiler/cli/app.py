@@ -18,7 +18,6 @@ __all__ = ["app"]
 app = typer.Typer(
     name="effc",
     help="Turn an ONNX model into a small, fast, self-contained library.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -7,8 +7,9 @@ from typing import Any
 
 from effc.compression.options import CompressOptions
 from effc.errors import UsageError
+from effc.options import CompileOptions, byte_count
 
-__all__ = ["parse_compression", "parse_constants", "parse_shapes", "parse_tune"]
+__all__ = ["parse_compression", "parse_constants", "parse_options", "parse_shapes", "parse_tune"]
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -71,9 +72,31 @@ def parse_tune(text: str) -> str | int:
 
 
 def parse_compression(
-    *, shapes: Sequence[str], constants: Sequence[str], **flags: Any
+    *, shapes: Sequence[str] | None, constants: Sequence[str] | None, **flags: Any
 ) -> CompressOptions:
     """Compression options from flags that are called like their fields."""
     return CompressOptions(
-        shapes=parse_shapes(shapes), constants=parse_constants(constants), **flags
+        shapes=parse_shapes(shapes or []), constants=parse_constants(constants or []), **flags
+    )
+
+
+def parse_options(
+    *,
+    threads: int | None,
+    tune: str,
+    shapes: Sequence[str] | None = None,
+    constants: Sequence[str] | None = None,
+    ram: str | None = None,
+    flash: str | None = None,
+    **flags: Any,
+) -> CompileOptions:
+    """Options of a compilation from flags that are called like their fields."""
+    return CompileOptions(
+        shapes=parse_shapes(shapes or []),
+        constants=parse_constants(constants or []),
+        threads=threads or 1,
+        tune=parse_tune(tune),
+        ram=None if ram is None else byte_count(ram, "--ram"),
+        flash=None if flash is None else byte_count(flash, "--flash"),
+        **flags,
     )

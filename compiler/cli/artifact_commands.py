@@ -153,7 +153,13 @@ def compare(
 def export(
     artifact: ArtifactPath,
     format: Annotated[
-        str, typer.Option("--as", metavar="FORMAT", help="Kind of package; see docs/EXPORT.md.")
+        str,
+        typer.Option(
+            "--as",
+            metavar="FORMAT",
+            help="Kind of package: cmake, zip, wheel, aar, maven, xcframework, arduino, zephyr, "
+            "cmsis-pack, monitor.",
+        ),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write into.")

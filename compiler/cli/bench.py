@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effc.cli.bench_tables import say_benchmark
-from effc.cli.console import Console, human_bytes
+from effc.cli.console import Console
 from effc.cli.counts import counts_command
+from effc.cli.files import check_output_file, output_file
 from effc.errors import UsageError
+from effc.figures import human_bytes
 
 if TYPE_CHECKING:
     from effc.artifact import Artifact
@@ -73,10 +75,9 @@ def program_command(
 
     if len(artifacts) != 1:
         raise UsageError("one program carries one artifact", where="--program", got=len(artifacts))
-    _check_file(out, "--program")
     artifact = load_artifact(artifacts[0]).of_abi(abi)
-    with _writing(out, "--program"):
-        size = carrying_program(artifact, out)
+    with output_file(out, "--program") as file:
+        size = carrying_program(artifact, file)
     console.result({"program": str(out), "bytes": size})
     console.say(f"{out}: {human_bytes(size)}; run it with --runs 100 --machine")
 
@@ -108,7 +109,7 @@ def bench_command(
         return
     old = None if against is None else load_report(against)
     if report is not None:
-        _check_file(report, "--report")
+        check_output_file(report, "--report")
     if answers is not None:
         _check_answers(flags, len(opened))
         results = [read_answers(opened[0], answers)]
@@ -126,8 +127,11 @@ def bench_command(
     if report is not None:
         from effc.benchmark.report import render_bench
 
-        with _writing(report, "--report"):
-            report.write_text(render_bench(payload, old), "utf-8")
+        try:
+            with output_file(report, "--report") as file:
+                file.write_text(render_bench(payload, old), "utf-8")
+        except UsageError as error:
+            console.fail(error)
         console.note(f"report: {report}")
 
 
@@ -209,23 +213,6 @@ def _extent_text(plan: Plan) -> str:
     if plan.runs is not None:
         return f"{plan.runs} inferences"
     return f"{plan.seconds:.3g} s" + (f", {plan.least} inferences" if plan.least > 1 else "")
-
-
-def _check_file(path: Path, flag: str) -> None:
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise UsageError("cannot write there", where=f"{flag} {path}", expected="a file's path")
-
-
-@contextmanager
-def _writing(path: Path, flag: str) -> Iterator[None]:
-    """Turns failures of the file system into errors of usage."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"cannot write the file: {(error.strerror or str(error)).lower()}",
-            where=f"{flag} {path}",
-        ) from error
 
 
 def _subjects(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from effc.cli.console import Console, human_bytes, human_time
+from effc.cli.console import Console
 from effc.devices.machine import cpu_ranges
+from effc.figures import human_bytes, human_time
 
 __all__ = ["say_benchmark", "say_layers"]
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from effc.cli.arguments import parse_constants, parse_shapes, parse_tune
-from effc.cli.console import Console, human_bytes, human_count, human_time
+from effc.cli.console import Console
 from effc.compression.options import CompressOptions
 from effc.errors import UsageError
-from effc.options import CompileOptions, byte_count
+from effc.figures import human_bytes, human_count, human_time
+from effc.options import CompileOptions
+
+if TYPE_CHECKING:
+    from effc.artifact import Artifact
 
 __all__ = ["compile_command", "tune_command"]
 
@@ -19,85 +22,31 @@ def compile_command(
     console: Console,
     model: Path,
     output: Path | None,
-    *,
-    target: str,
-    name: str | None,
-    shapes: Sequence[str],
-    constants: Sequence[str],
-    threads: int,
-    tune: str,
-    tuning_db: Path | None,
-    verify: bool,
-    precision: str,
-    abis: tuple[str, ...],
-    weights: str,
-    ram: str | None,
-    flash: str | None,
-    optimize: str,
+    options: CompileOptions,
     compression: CompressOptions,
 ) -> None:
     """Compile a model and say what came out."""
-    options = CompileOptions(
-        target=target,
-        name=name,
-        shapes=parse_shapes(shapes),
-        constants=parse_constants(constants),
-        threads=threads,
-        tune=parse_tune(tune),
-        tuning_db=tuning_db,
-        verify=verify,
-        precision=precision,
-        calibration=compression.calibration if precision != "f32" else None,
-        samples=compression.samples,
-        abis=abis,
-        weights=weights,
-        ram=None if ram is None else byte_count(ram, "--ram"),
-        flash=None if flash is None else byte_count(flash, "--flash"),
-        optimize=optimize,
-    )
-    _require_file(model)
-    if output is None:
-        output = _default_output(options, model)
-
     from effc.artifact import check_output
     from effc.devices.catalog import targets_of
 
+    _require_file(model)
+    targets_of(options.target, options.abis)
+    if output is None:
+        output = _default_output(options, model)
     check_output(output)
-    targets_of(target, abis)
 
     from effc.build import compile_to
+    from effc.dump import Stopped
 
     seconds: dict[str, float] = {}
-    with console.progress() as progress:
-        artifact = compile_to(model, options, output, progress, seconds, compression)
+    try:
+        with console.progress() as progress:
+            artifact = compile_to(model, options, output, progress, seconds, compression)
+    except Stopped:
+        _say_stopped(console, options)
+        return
+    console.result(_description(artifact, output, seconds))
     manifest = artifact.manifest
-    console.result(
-        {
-            "ok": True,
-            "artifact": str(output),
-            "name": artifact.name,
-            "target": manifest["target"],
-            "abi": manifest["abi"],
-            "library": manifest["library"],
-            "weights_file": manifest["weights_file"],
-            "further_abis": [
-                {key: entry[key] for key in ("target", "abi", "library")}
-                for entry in manifest["further_abis"]
-            ],
-            "library_bytes": manifest["library_bytes"],
-            "weights_bytes": manifest["weights_bytes"],
-            "code_bytes": manifest["code_bytes"],
-            "arena_bytes": manifest["arena_bytes"],
-            "arena_lower_bound_bytes": manifest["arena_lower_bound_bytes"],
-            "flash_bytes": manifest["flash_bytes"] or None,
-            "stack_bytes": manifest["stack_bytes"] or None,
-            "macs": manifest["macs"],
-            "layers": len(manifest["layers"]),
-            "verification": manifest["verification"],
-            "levels": manifest["levels"],
-            "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
-        }
-    )
     abi_names = ", ".join(entry["abi"] for entry in artifact.libraries)
     console.say(f"{output} for {manifest['target']} ({abi_names})")
     console.say(
@@ -117,6 +66,46 @@ def compile_command(
         _say_details(console, manifest["passes"], seconds)
 
 
+def _description(artifact: Artifact, output: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    manifest = artifact.manifest
+    return {
+        "ok": True,
+        "artifact": str(output),
+        "name": artifact.name,
+        "target": manifest["target"],
+        "abi": manifest["abi"],
+        "library": manifest["library"],
+        "weights_file": manifest["weights_file"],
+        "further_abis": [
+            {key: entry[key] for key in ("target", "abi", "library")}
+            for entry in manifest["further_abis"]
+        ],
+        "library_bytes": manifest["library_bytes"],
+        "weights_bytes": manifest["weights_bytes"],
+        "code_bytes": manifest["code_bytes"],
+        "arena_bytes": manifest["arena_bytes"],
+        "arena_lower_bound_bytes": manifest["arena_lower_bound_bytes"],
+        "flash_bytes": manifest["flash_bytes"] or None,
+        "stack_bytes": manifest["stack_bytes"] or None,
+        "macs": manifest["macs"],
+        "layers": len(manifest["layers"]),
+        "verification": manifest["verification"],
+        "levels": manifest["levels"],
+        "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+    }
+
+
+def _say_stopped(console: Console, options: CompileOptions) -> None:
+    """A compilation has ended where it was asked to."""
+    folder = options.dump
+    files = [] if folder is None else sorted(p for p in folder.rglob("*") if p.is_file())
+    console.result(
+        {"ok": True, "stopped_after": options.stop_after, "files": list(map(str, files))}
+    )
+    console.say(f"stopped after {options.stop_after}" + (f"; see {folder}" if folder else ""))
+
+
 def _speed_text(levels: Mapping[str, Any]) -> str:
     """What was reached of ``--speedup`` or ``--latency-ms``."""
     achieved = levels["achieved"]
@@ -128,37 +117,20 @@ def _speed_text(levels: Mapping[str, Any]) -> str:
 
 
 def tune_command(
-    console: Console,
-    model: Path,
-    *,
-    target: str,
-    device: str | None,
-    shapes: Sequence[str],
-    constants: Sequence[str],
-    threads: int,
-    tune: str,
-    tuning_db: Path | None,
+    console: Console, model: Path, device: str | None, options: CompileOptions
 ) -> None:
     """Measure into the tuning database without making an artifact."""
     from effc.devices.catalog import get_target
 
-    bare = get_target(target).bare
+    bare = get_target(options.target).bare
     if device is not None and (device == "qemu") != bare:
         raise UsageError(
             "this device cannot measure",
             where="--device",
             expected="qemu" if bare else "local, adb[:SERIAL] or ssh:[USER@]HOST[:PORT]",
             got=device,
-            hint="times under an emulator say nothing",
+            hint="microcontrollers are counted in an emulator, others are timed on hardware",
         )
-    options = CompileOptions(
-        target=target,
-        shapes=parse_shapes(shapes),
-        constants=parse_constants(constants),
-        threads=threads,
-        tune=parse_tune(tune),
-        tuning_db=tuning_db,
-    )
     _require_file(model)
 
     from effc.pipeline import tune_model
@@ -166,7 +138,14 @@ def tune_command(
 
     with console.progress() as progress:
         layers, info = tune_model(model, options, progress, device)
-    database = str(tuning_db or default_path())
+    if "not_measured" in info:
+        raise UsageError(
+            "nothing can be measured here",
+            where=f"--target {options.target}",
+            got=info["not_measured"],
+            hint="--device adb[:SERIAL] or ssh:[USER@]HOST[:PORT] measures on a device",
+        )
+    database = str(options.tuning_db or default_path())
     chosen = [(layer, layer.choice) for layer in layers if layer.choice is not None]
     console.result(
         {
@@ -203,8 +182,6 @@ def tune_command(
         right=["time", "measured", "possible"],
     )
     console.say(f"tuning database: {database}")
-    if "not_measured" in info:
-        console.note(f"nothing was measured: {info['not_measured']}")
 
 
 def _require_file(model: Path) -> None:

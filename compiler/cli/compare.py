@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from effc.cli.console import Console
+from effc.cli.files import check_output_file, output_file
 from effc.errors import UsageError
-
-if TYPE_CHECKING:
-    from effc.artifact import Artifact
 
 __all__ = ["compare_command"]
 
@@ -29,8 +26,8 @@ def compare_command(
 
     if not model.is_file():
         raise UsageError("no such file", where=str(model), expected="an ONNX model")
-    if report is not None and not report.absolute().parent.is_dir():
-        raise UsageError("the report's folder does not exist", where=f"--report {report}")
+    if report is not None:
+        check_output_file(report, "--report")
     artifact = load_artifact(path)
     with console.progress() as progress:
         result = compare_artifact(
@@ -38,7 +35,10 @@ def compare_command(
         )
     facts = result.describe()
     if report is not None:
-        _write_report(report, artifact, facts)
+        from effc.report import render_report
+
+        with output_file(report, "--report") as file:
+            file.write_text(render_report(artifact.manifest, facts), encoding="utf-8")
         facts["report"] = str(report)
     console.result(facts)
     console.table(
@@ -72,20 +72,3 @@ def _decibels(value: float | None) -> str:
     if value is None:
         return "unknown"
     return "identical" if value >= 300 else f"{value:.1f}"
-
-
-def _write_report(report: Path, artifact: Artifact, facts: dict[str, Any]) -> None:
-    """The artifact's report with a section on the comparison.
-
-    Raises:
-        UsageError: The file cannot be written.
-    """
-    from effc.report import render_report
-
-    try:
-        report.write_text(render_report(artifact.manifest, facts), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"cannot write the report: {(error.strerror or str(error)).lower()}",
-            where=f"--report {report}",
-        ) from error

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effc.cli.console import Console
+from effc.cli.files import check_output_file, output_file
 from effc.compression.options import CompressOptions
 from effc.errors import UsageError
+from effc.figures import human_bytes
 
 if TYPE_CHECKING:
-    import onnx
+    from effc.compression.workflow import LayerResult
 
 __all__ = ["compress_command"]
 
@@ -23,13 +24,18 @@ def compress_command(console: Console, model: Path, output: Path, options: Compr
     options.require_active()
     if not model.is_file():
         raise UsageError("no such file", where=str(model), expected="an ONNX model")
-    _check_output(output, model)
+    check_output_file(output, "-o")
+    if output.exists() and output.samefile(model):
+        raise UsageError(
+            "the result would replace the model", where=f"-o {output}", expected="another file"
+        )
 
     from effc.compression.workflow import compress_model
 
     with console.progress() as progress:
         done = compress_model(model, options, progress)
-    _write(done.model, output)
+    with output_file(output, "-o") as file:
+        file.write_bytes(done.model.SerializeToString())
     weights = sum(layer.weights for layer in done.layers)
     zeros = sum(round(layer.sparsity * layer.weights) for layer in done.layers)
     console.result(
@@ -43,25 +49,9 @@ def compress_command(console: Console, model: Path, output: Path, options: Compr
             "levels": None if done.levels is None else done.levels.record,
         }
     )
-    console.table(
-        ["layer", "op", "zeros", "channels", "scheme", "block", "method", "loss", "why not"],
-        [
-            [
-                layer.name,
-                layer.op,
-                f"{layer.sparsity:.1%}",
-                layer.channels,
-                layer.scheme,
-                layer.block,
-                layer.method,
-                "" if layer.loss is None else f"{layer.loss:.2e}",
-                layer.why,
-            ]
-            for layer in done.layers
-        ],
-        right=["zeros", "channels", "loss"],
-    )
-    console.say(f"{output}: {zeros / max(weights, 1):.1%} of {weights} weights are zero")
+    _show_layers(console, done.layers)
+    share = f", {zeros / weights:.1%} of {weights} weights are zero" if zeros else ""
+    console.say(f"{output}: {human_bytes(output.stat().st_size)}{share}")
     for note in done.notes:
         console.note(note)
     if console.verbose:
@@ -70,29 +60,20 @@ def compress_command(console: Console, model: Path, output: Path, options: Compr
                 console.note(f"{record.name}: {text}")
 
 
-def _check_output(output: Path, model: Path) -> None:
-    if output.is_dir() or not output.parent.is_dir():
-        raise UsageError(
-            "cannot write the model here", where=f"-o {output}", expected="a file in a folder"
-        )
-    if output.exists() and output.samefile(model):
-        raise UsageError(
-            "the result would replace the model",
-            where=f"-o {output}",
-            expected="another file",
-        )
-
-
-def _write(model: onnx.ModelProto, output: Path) -> None:
-    """The file appears as a whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(model.SerializeToString())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(output)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _show_layers(console: Console, layers: Sequence[LayerResult]) -> None:
+    """A table of what became of each layer, with the columns that say something."""
+    columns = {
+        "layer": [layer.name for layer in layers],
+        "op": [layer.op for layer in layers],
+        "precision": [layer.precision for layer in layers],
+        "zeros": [f"{layer.sparsity:.1%}" if layer.sparsity else "" for layer in layers],
+        "channels": [layer.channels for layer in layers],
+        "scheme": [layer.scheme for layer in layers],
+        "block": [layer.block for layer in layers],
+        "method": [layer.method for layer in layers],
+        "loss": ["" if layer.loss is None else f"{layer.loss:.2e}" for layer in layers],
+        "not pruned because": [layer.why for layer in layers],
+    }
+    shown = {title: cells for title, cells in columns.items() if any(cells)}
+    rows = list(zip(*shown.values(), strict=True))
+    console.table(list(shown), rows, right=["zeros", "channels", "loss"])

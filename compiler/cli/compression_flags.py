@@ -87,7 +87,11 @@ Regroup = Annotated[
 ]
 Quantize = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--quantize", metavar="int8", help="Integers in place of floating point numbers."),
+    typer.Option(
+        "--quantize",
+        metavar="MODE",
+        help="int8: weights and activations; int8-weights, int4-weights: weights alone, for size.",
+    ),
 ]
 Ranges = Annotated[
     Optional[str],  # noqa: UP045

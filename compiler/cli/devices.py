@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from effc.cli.console import Console, human_bytes
+from effc.cli.console import Console
 from effc.devices.probe import Facts
+from effc.figures import human_bytes
 
 __all__ = ["devices_command"]
 

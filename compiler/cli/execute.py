@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effc.cli.console import Console
+from effc.cli.files import check_output_file, output_file
 from effc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,14 +35,11 @@ def run_command(
     from effc.artifact import load_artifact
     from effc.execute import open_executor
     from effc.executors import run_all
-    from effc.samples import Tensor, load_inputs
+    from effc.samples import Tensor, load_inputs, write_npz
 
     artifact = load_artifact(path).of_abi(abi)
     data = load_inputs(source, [Tensor.of(entry) for entry in artifact.manifest["inputs"]])
-    if not output.absolute().parent.is_dir():
-        raise UsageError("the output's folder does not exist", where=f"-o {output}")
-    if output.is_dir():
-        raise UsageError("in the way: a folder", where=f"-o {output}")
+    check_output_file(output, "-o")
     with (
         open_executor(artifact, device, threads, variant) as executor,
         console.progress() as progress,
@@ -58,7 +55,8 @@ def run_command(
         arrays = results[0]
     else:
         arrays = {n: _stack([r[n] for r in results], data.count) for n in names}
-    _save(output, arrays)
+    with output_file(output, "-o") as file, file.open("wb") as stream:
+        write_npz(stream, arrays)
     console.result(
         {
             "ok": True,
@@ -83,29 +81,6 @@ def _stack(results: list[np.ndarray], count: int) -> np.ndarray:
     joined = np.concatenate(results) if results[0].ndim else np.stack(results)
     per_run = results[0].shape[0] if results[0].ndim else 1
     return joined[:count] if len(results) * per_run >= count else joined
-
-
-def _save(output: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an ``.npz`` in one step: never a half-written file.
-
-    Raises:
-        UsageError: The file cannot be written.
-    """
-    from effc.samples import write_npz
-
-    try:
-        with tempfile.TemporaryDirectory(
-            prefix=".effc-tmp-", dir=output.absolute().parent
-        ) as folder:
-            written = Path(folder) / "outputs.npz"
-            with written.open("wb") as stream:
-                write_npz(stream, arrays)
-            written.replace(output)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write the outputs: {(error.strerror or str(error)).lower()}",
-            where=f"-o {output}",
-        ) from error
 
 
 def verify_command(
@@ -150,6 +125,14 @@ def verify_command(
                 return verify(manifest, run, reference, executor.device, data, limits, progress)
 
         result = verify_library(artifact.library, manifest, device, threads, variant, check)
+    _say_verification(console, result)
+    if not result.ok:
+        error = result.failure()
+        error.hint = None
+        console.fail(error)
+
+
+def _say_verification(console: Console, result: Verification) -> None:
     description = result.describe()
     console.result(description)
     console.table(
@@ -179,10 +162,6 @@ def verify_command(
         )
     for note in result.notes:
         console.note(note)
-    if not result.ok:
-        error = result.failure()
-        error.hint = None
-        console.fail(error)
 
 
 def _required(output: dict[str, Any]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from effc.cli.console import Console, human_bytes
+from effc.cli.console import Console
+from effc.figures import human_bytes
 
 __all__ = ["export_command"]
 

@@ -27,9 +27,16 @@ __all__ = ["guard", "write_crash_report"]
 INTERRUPTED = 130
 
 
+_signals: list[int] = []
+"""What has asked this process to stop. Whatever fails from then on is a consequence: imports and
+libraries turn KeyboardInterrupt into errors of their own, and programs we wait for die as well."""
+
+
 def guard() -> NoReturn:
     """Run the command line; print errors without tracebacks; exit."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     sys.exit(_run())
 
 
@@ -37,10 +44,8 @@ def _run() -> int:
     try:
         from effc.cli.app import app
 
-        app(prog_name="effc")
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        return _interrupted() if code == INTERRUPTED else code  # typer's answer to Ctrl-C
+        code = app(sys.argv[1:] or ["--help"], prog_name="effc", standalone_mode=False)
+        return _interrupted() if code == INTERRUPTED else code or 0  # typer's answer to Ctrl-C
     except KeyboardInterrupt:
         return _interrupted()
     except EffcError as error:
@@ -55,8 +60,9 @@ def _run() -> int:
             ModelError("out of memory", hint="use a smaller model or --shape, or free memory")
         )
     except Exception as error:
+        if hasattr(error, "format_message"):
+            return _fail(_from_flag_error(error))
         return _fail(InternalError(f"{type(error).__name__}: {error}"), error)
-    return 0
 
 
 def _interrupted() -> int:
@@ -65,6 +71,8 @@ def _interrupted() -> int:
 
 
 def _fail(error: EffcError, cause: BaseException | None = None) -> int:
+    if _signals:
+        return _interrupted()
     text = f"error: {error}"
     if isinstance(error, InternalError):
         path = write_crash_report(cause or error)
@@ -87,6 +95,13 @@ def _describe(error: EffcError) -> dict[str, Any]:
         "got": None if error.got is None else str(error.got),
         "hint": error.hint,
     }
+
+
+def _from_flag_error(error: Any) -> EffcError:
+    """What the command line parser raises; its class has moved between versions of typer."""
+    context = getattr(error, "ctx", None)
+    command = "effc" if context is None else context.command_path
+    return UsageError(error.format_message().rstrip("."), hint=f"see {command} --help")
 
 
 def _from_os_error(error: OSError) -> EffcError:
@@ -120,6 +135,7 @@ def write_crash_report(error: BaseException) -> Path:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    _signals.append(signum)
     raise KeyboardInterrupt
 
 

@@ -80,35 +80,49 @@ def compile_(
     ram: Ram = None,
     flash: Flash = None,
     optimize: Optimize = "balanced",
+    stop_after: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--stop-after",
+            metavar="PHASE",
+            help="Make no artifact; end after import, passes, regions, kernels, storage or lower.",
+        ),
+    ] = None,
+    dump: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--dump", metavar="DIR", help="Write what every phase makes, as files."),
+    ] = None,
     compression: CompressionFlags = NO_COMPRESSION,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Compile a model into an artifact."""
-    from effc.cli.arguments import parse_compression
+    from effc.cli.arguments import parse_compression, parse_options
     from effc.cli.build import compile_command
 
-    compile_command(
-        Console(as_json, quiet, verbose),
-        model,
-        output,
+    compress_options = parse_compression(**compression, shapes=shape, constants=constant)
+    options = parse_options(
         target=target,
         name=name,
-        shapes=shape or [],
-        constants=constant or [],
-        threads=threads or 1,
+        shapes=shape,
+        constants=constant,
+        threads=threads,
         tune=tune,
         tuning_db=tuning_db,
         verify=verify,
         precision=precision,
+        calibration=compress_options.calibration if precision != "f32" else None,
+        samples=compress_options.samples,
         abis=tuple(part.strip() for part in abi.split(",")) if abi else (),
         weights=weights,
         ram=ram,
         flash=flash,
         optimize=optimize,
-        compression=parse_compression(**compression, shapes=shape or [], constants=constant or []),
+        stop_after=stop_after,
+        dump=dump,
     )
+    compile_command(Console(as_json, quiet, verbose), model, output, options, compress_options)
 
 
 @with_compression_flags
@@ -139,18 +153,11 @@ def compress(
     verbose: Verbose = False,
 ) -> None:
     """Compress a model; the result is plain ONNX."""
-    from effc.cli.arguments import parse_compression, parse_tune
+    from effc.cli.arguments import parse_compression, parse_options
     from effc.cli.compress import compress_command
-    from effc.options import CompileOptions
 
-    options = parse_compression(
-        **compression,
-        shapes=shape or [],
-        constants=constant or [],
-        timing=CompileOptions(
-            target=target, threads=threads or 1, tune=parse_tune(tune), tuning_db=tuning_db
-        ),
-    )
+    timing = parse_options(target=target, threads=threads, tune=tune, tuning_db=tuning_db)
+    options = parse_compression(**compression, shapes=shape, constants=constant, timing=timing)
     compress_command(Console(as_json, quiet, verbose), model, output, options)
 
 
@@ -171,16 +178,15 @@ def tune(
     verbose: Verbose = False,
 ) -> None:
     """Measure kernel configurations for a model into the tuning database."""
+    from effc.cli.arguments import parse_options
     from effc.cli.build import tune_command
 
-    tune_command(
-        Console(as_json, quiet, verbose),
-        model,
+    options = parse_options(
         target=target,
-        device=device,
-        shapes=shape or [],
-        constants=constant or [],
-        threads=threads or 1,
+        shapes=shape,
+        constants=constant,
+        threads=threads,
         tune=mode,
         tuning_db=tuning_db,
     )
+    tune_command(Console(as_json, quiet, verbose), model, device, options)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from effc.cli.arguments import parse_shapes
-from effc.cli.console import Console, human_bytes, human_count, human_time
+from effc.cli.console import Console
 from effc.errors import ToolError, UsageError
+from effc.figures import human_bytes, human_count, human_time
 
 __all__ = [
     "doctor_command",

@@ -82,7 +82,6 @@ class Allocation:
                 best[step:][better] = total[better]
                 self._choices[layer, step:][better] = level
             least = best
-        self._least = least
 
     def best(self, budget: float) -> Point | None:
         """The least error within a budget in seconds, or None if nothing is that fast."""

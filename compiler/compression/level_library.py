@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from effc.compression.surgery import refit_levels
+from effc.compression.surgery import prune_levels
 from effc.options import ProgressCallback
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.layers import Layer
@@ -64,7 +64,7 @@ class LevelLibrary:
             traces: Removal traces by layer name.
             progress: Called in the phases ``calibrate`` and ``refit``.
         """
-        for layer, setting, pruned in refit_levels(runner, layers, traces, progress):
+        for layer, setting, pruned in prune_levels(runner, layers, traces, progress):
             number = len(self._losses)
             mask = pruned.weight != 0
             np.save(self._file(number, "mask"), np.packbits(mask))

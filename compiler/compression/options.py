@@ -5,7 +5,7 @@ Imports neither NumPy nor onnx, so that a wrong flag is reported at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -25,6 +25,7 @@ __all__ = [
     "CompressOptions",
     "CompressionArguments",
     "check_drop",
+    "check_used",
 ]
 
 METHODS = ("obs", "magnitude")
@@ -34,7 +35,25 @@ RANGES = ("minmax", "percentile", "mse", "entropy")
 ROUNDINGS = ("obq", "nearest")
 WIDE = ("float", "int16")
 
-_WITHOUT_DATA = "magnitude"
+_WITHOUT_DATA = {
+    "--method obs": "--method magnitude",
+    "--correct": "--correct none",
+    "--quantize int8": "--quantize int8-weights",
+}
+
+_PRUNING = ("prune",)
+_ZEROS = ("prune", "regroup")
+_INT8 = ("quantize int8",)
+_WEIGHTS = ("quantize int8-weights", "quantize int4-weights")
+
+_USERS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("sparsity", "speedup", "latency_ms", "block", "method"), _PRUNING),
+    "correct": _ZEROS,
+    "rounding": (*_INT8, *_WEIGHTS),
+    **dict.fromkeys(("ranges", "equalize", "refine", "max_drop", "widen"), _INT8),
+    "group": _WEIGHTS,
+}
+"""What has a use for a setting; for all others there is always one."""
 
 
 class CompressionArguments(TypedDict, total=False):
@@ -145,6 +164,12 @@ class CompressOptions:
             )
         if self.calibration is None:
             self._require_no_data()
+        if self.recipe is None:  # what a recipe adds is known when it is read
+            given = {key: getattr(self, key) for key in _USERS}
+            check_used(
+                {**given, "prune": self.prune, "regroup": self.regroup, "quantize": self.quantize},
+                lambda key: f"--{key.replace('_', '-')}",
+            )
 
     def _require_no_data(self) -> None:
         for flag, value in (
@@ -157,7 +182,7 @@ class CompressOptions:
                     "calibration data is needed",
                     where=flag,
                     expected="--calibration X.npz with samples of real inputs",
-                    hint=f"weights can be pruned without data: --method {_WITHOUT_DATA}",
+                    hint=f"without data: {_WITHOUT_DATA[flag]}",
                 )
 
     @property
@@ -165,8 +190,21 @@ class CompressOptions:
         """Whether anything is to be done."""
         return any((self.prune, self.regroup, self.quantize, self.recipe))
 
+    def require_use_of_samples(self) -> None:
+        """Raise if there are calibration samples that nothing looks at.
+
+        Raises:
+            UsageError: There are.
+        """
+        if self.calibration is not None and not self.active:
+            raise UsageError(
+                "nothing looks at the samples",
+                where="--calibration",
+                expected="with --prune, --regroup, --quantize, --recipe or --precision f16",
+            )
+
     def require_active(self) -> None:
-        """Raise if there is nothing to do, or settings that nothing uses.
+        """Raise if there is nothing to do.
 
         Raises:
             UsageError: Neither scheme, nor recipe, nor regrouping, nor quantization was asked for.
@@ -178,6 +216,23 @@ class CompressOptions:
                 expected="--prune SCHEME with --sparsity S, --speedup X or --latency-ms L, "
                 "--recipe R.toml, --regroup BLOCK or --quantize int8",
             )
+
+
+def check_used(settings: Mapping[str, Any], where: Callable[[str], str]) -> None:
+    """Raise if there is a setting that nothing uses.
+
+    Args:
+        settings: All of them by name; None for what was not given.
+        where: Place of a setting, for the message.
+
+    Raises:
+        UsageError: There is one.
+    """
+    given = {key for key, value in settings.items() if value is not None}
+    given.add(f"quantize {settings.get('quantize')}")
+    for key, users in _USERS.items():
+        if key in given and not given.intersection(users):
+            raise UsageError(f"this setting needs {' or '.join(users)}", where=where(key))
 
 
 def check_drop(value: float | None, where: str) -> None:

@@ -38,6 +38,7 @@ from effc.compression.options import (
     CompressOptions,
     check_drop,
     check_group,
+    check_used,
 )
 from effc.errors import UsageError
 from effc.passes.pruning.layers import Layer
@@ -134,6 +135,11 @@ class Recipe:
     group: int | None = None
     where: str = "recipe"
 
+    @property
+    def prunes(self) -> bool:
+        """Whether zeros were asked for anywhere."""
+        return any("prune" in entry for entry in (self.settings, *self.overrides))
+
     def of_layer(self, name: str) -> dict[str, Any]:
         """What entries say about the precision of a layer."""
         found: dict[str, Any] = {}
@@ -191,7 +197,11 @@ def read_recipe(options: CompressOptions) -> Recipe:
     merged = {**document, **given}
     data = options.calibration is not None
     _check_choices(merged, where)
-    _check_quantization(merged, where)
+    prunes = any("prune" in entry for entry in layers)
+    check_used(
+        {"prune": prunes or None, **merged},
+        lambda key: f"--{key.replace('_', '-')}" if key in given else f"{where}: {key}",
+    )
     if not data and merged.get("quantize") == "int8":
         raise UsageError(
             "calibration data is needed",
@@ -230,17 +240,6 @@ def layer_precisions(options: CompressOptions) -> tuple[tuple[str, str], ...]:
         for entry in entries
         if entry.get("precision") in ("f16", "f32")
     )
-
-
-def _check_quantization(merged: Mapping[str, Any], where: str) -> None:
-    """Settings of a mode that another one has no use for."""
-    mode = merged.get("quantize")
-    of_values, of_weights = ("ranges", "equalize", "refine", "max_drop", "widen"), ("group",)
-    unused = of_weights if mode == "int8" else (*of_values, *(() if mode else of_weights))
-    for key in unused:
-        if key in merged:
-            other = "int8-weights or int4-weights" if key in of_weights else "int8"
-            raise UsageError(f"'{key}' needs quantize = {other}", where=where, got=mode or "none")
 
 
 def _float(value: float | None) -> float | None:

@@ -20,7 +20,7 @@ from effc.passes.pruning.layers import Layer
 from effc.passes.pruning.prune_weights import Pruned, Setting
 from effc.passes.pruning.surgeon import Trace, occupied, output_loss, refit, trace_layer
 
-__all__ = ["HESSIAN_LIMIT", "refit_layers", "refit_levels", "trace_layers", "unfit_for_surgeon"]
+__all__ = ["HESSIAN_LIMIT", "prune_layers", "prune_levels", "trace_layers", "unfit_for_surgeon"]
 
 Array = np.ndarray[Any, Any]
 
@@ -62,7 +62,7 @@ def trace_layers(
     return {name: trace for name, trace in traces.items() if trace is not None}
 
 
-def refit_layers(
+def prune_layers(
     runner: SampleRunner,
     settings: Sequence[tuple[Layer, Setting]],
     traces: Mapping[str, Trace],
@@ -77,16 +77,16 @@ def refit_layers(
         progress: Called in the phases ``calibrate`` and ``refit``.
     """
     each = [(layer, [setting]) for layer, setting in settings]
-    return {layer.name: pruned for layer, _, pruned in refit_levels(runner, each, traces, progress)}
+    return {layer.name: pruned for layer, _, pruned in prune_levels(runner, each, traces, progress)}
 
 
-def refit_levels(
+def prune_levels(
     runner: SampleRunner,
     settings: Sequence[tuple[Layer, Sequence[Setting]]],
     traces: Mapping[str, Trace],
     progress: ProgressCallback | None = None,
 ) -> Iterator[tuple[Layer, Setting, Pruned]]:
-    """Like :func:`refit_layers`, each layer at several sparsities, one result after the other."""
+    """Like :func:`prune_layers`, each layer at several sparsities, one result after the other."""
     layers = [layer for layer, _ in settings]
     wanted = {layer.name: chosen for layer, chosen in settings}
     for number, (layer, moments) in enumerate(_hessians(runner, layers, progress)):

@@ -33,7 +33,7 @@ from effc.compression.options import CompressOptions
 from effc.compression.quantization import quantize_step
 from effc.compression.recipe import LayerPlan, Recipe, plan_layers, read_recipe
 from effc.compression.store import TraceStore, digest_of
-from effc.compression.surgery import refit_layers, trace_layers, unfit_for_surgeon
+from effc.compression.surgery import prune_layers, trace_layers, unfit_for_surgeon
 from effc.errors import UsageError
 from effc.frontend import import_model
 from effc.frontend.load import load_proto
@@ -194,7 +194,8 @@ def compress_model(
     levels = None
     if recipe.goal is not None:
         plans, levels = _choose_levels(work, plans, recipe.goal)
-    work.refused |= {plan.layer.name: plan.why for plan in plans if plan.setting is None}
+    if recipe.prunes:
+        work.refused |= {plan.layer.name: plan.why for plan in plans if plan.setting is None}
     _prune(work, plans)
     _regroup(work)
     refit_step(work)
@@ -346,7 +347,7 @@ def _surgeon(work: Work, plans: Sequence[LayerPlan]) -> dict[str, Pruned]:
     store = TraceStore(work.options.work, digest_of(work.dense, work.samples))
     traces = trace_layers(runner, wanted, store, work.progress)
     store.trim()
-    return refit_layers(runner, wanted, traces, work.progress)
+    return prune_layers(runner, wanted, traces, work.progress)
 
 
 STEPS: dict[Kind, Step] = {

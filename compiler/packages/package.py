@@ -32,6 +32,13 @@ __all__ = [
 
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
 _GROUP = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
+_SYSTEMS = {
+    "linux": "Linux",
+    "android": "Android",
+    "apple": "Apple's systems",
+    "none": "a microcontroller, or C source",
+}
+"""Operating systems of targets, for messages."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,8 @@ class Package:
             raise UsageError(
                 f"the artifact cannot be packed as {format}",
                 where=str(self.artifact.path),
-                expected=f"one for {' or '.join(systems)}",
-                got=f"one for {', '.join(sorted(found))} ({self.manifest['target']})",
+                expected=f"one for {' or '.join(_SYSTEMS[system] for system in systems)}",
+                got=f"one for {self.manifest['target']}",
                 hint="compile the model for such a target first",
             )
 

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from effc.errors import ModelError
 from effc.passes.graph import const
-from effc.passes.pruning.batching import open_session, threads
+from effc.passes.pruning.batching import open_as_written
+from effc.passes.session import open_session, usable_processors
 
 __all__ = ["NoiseProbe", "roundings", "value_ranges"]
 
@@ -84,7 +83,7 @@ def value_ranges(model: ir.Model, samples: Sequence[Feeds]) -> dict[str, float]:
         proto.graph.output.append(
             helper.make_tensor_value_info(f"{name}#max", TensorProto.FLOAT, [])
         )
-    session = open_session(proto)
+    session = open_as_written(proto)
     found = np.zeros(len(names))
     for sample in samples:
         seen = np.array([float(v) for v in session.run(None, dict(sample))])
@@ -139,7 +138,9 @@ class NoiseProbe:
                 proto.graph.input.append(
                     helper.make_tensor_value_info(tensor.name, tensor.data_type, None)
                 )
-        self._session = _plain_session(proto)
+        self._session = open_session(
+            proto, threads=usable_processors(), optimize=False
+        )  # casts stay
         self._expected = [self._run(sample, (), {}) for sample in samples]
         signal = sum(float(np.sum(np.square(a))) for r in self._expected for a in r)
         self._signal = max(signal / len(samples), np.finfo(np.float64).tiny)
@@ -190,16 +191,3 @@ def _switch(name: str, source: str, result: str) -> list[onnx.NodeProto]:
 def _branch(nodes: Sequence[onnx.NodeProto], result: str) -> onnx.GraphProto:
     output = helper.make_tensor_value_info(result, TensorProto.FLOAT, None)
     return helper.make_graph(nodes, result, [], [output])
-
-
-def _plain_session(proto: onnx.ModelProto) -> ort.InferenceSession:
-    """A session that leaves casts where they are."""
-    ort.set_default_logger_severity(4)  # it warns of initializers that can be replaced
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads()
-    options.log_severity_level = 4
-    try:
-        return ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
-    except Exception as error:  # its exception types are private
-        raise ModelError("ONNX Runtime cannot load the model", got=str(error)[:300]) from error

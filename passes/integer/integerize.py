@@ -28,6 +28,7 @@ from effc.passes.integer.normal_form import NORMAL_FORM
 from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.pools import average, maximum
 from effc.passes.integer.products import convolution, product
+from effc.passes.integer.read_plain_inputs import ReadPlainInputs
 from effc.passes.integer.resizing import interpolation
 from effc.passes.integer.rows import normalization, softmax_rule
 from effc.passes.integer.rules import Rule, State
@@ -151,12 +152,15 @@ def _remove_dead(graph: ir.Graph) -> None:
             prune(graph, node)
 
 
-def integerize(model: ir.Model, dtype: str) -> tuple[ir.Model, list[PassReport]]:
+def integerize(
+    model: ir.Model, dtype: str, *, plain: bool = False
+) -> tuple[ir.Model, list[PassReport]]:
     """Rewrite a model's quantized operators, if it has any.
 
     Args:
         model: As ``import_model`` gives it; changed in place.
         dtype: Type of 8-bit activations.
+        plain: Whether kernels read the first tensors as the model has them.
 
     Returns:
         The model, and a report per pass.
@@ -177,9 +181,11 @@ def integerize(model: ir.Model, dtype: str) -> tuple[ir.Model, list[PassReport]]
             modified |= result.modified
         if not modified:
             break
-    last = Integerize(dtype).run(model)
-    found = PassReport(Integerize.name, list(last.applied), list(last.refused))
-    return model, [*reports.values(), found]
+    found = []
+    for last in (Integerize(dtype), *((ReadPlainInputs(),) if plain else ())):
+        done = last.run(model)
+        found.append(PassReport(last.name, list(done.applied), list(done.refused)))
+    return model, [*reports.values(), *found]
 
 
 def _is_quantized(node: ir.Node) -> bool:

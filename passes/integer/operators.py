@@ -80,7 +80,11 @@ def _from_quads(operands: Operands, attrs: Attrs) -> TensorType:
 
 
 def _conv(operands: Operands, attrs: Attrs) -> TensorType:
-    batch, quads, *sizes, _ = _quads(_present(operands, 0))
+    layout = attrs.get("layout", "quads")
+    if layout == "quads":
+        batch, quads, *sizes, _ = _quads(_present(operands, 0))
+    else:
+        (batch, quads, *sizes, _), _ = _to_quads(operands, {"last": layout == "last"})
     (filters, depth, *kernel), dtype = _present(operands, 1)
     if dtype != np.int8:
         raise ValueError(f"weights are {dtype}")

@@ -61,7 +61,10 @@ def _conv(inputs: Inputs, attrs: Attrs) -> Array:
     x, w, bias = (*inputs, None)[:3]
     group, filters, depth = int(attrs.get("group", 1)), w.shape[0], w.shape[1]
     out = _shape("ConvInteger", inputs, attrs)[2:-1]
-    centred = from_quads(x, depth * group).astype(np.float64) - attrs.get("x_zero", 0)
+    layout = attrs.get("layout", "quads")
+    plain = from_quads(x, depth * group) if layout == "quads" else x
+    plain = np.moveaxis(plain, -1, 1) if layout == "last" else plain
+    centred = plain.astype(np.float64) - attrs.get("x_zero", 0)
     windows = _windows(centred, w.shape[2:], attrs, out)
     batch, rank = x.shape[0], len(out)
     windows = windows.reshape(batch, group, depth, *out, *w.shape[2:])

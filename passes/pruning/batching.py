@@ -9,7 +9,6 @@ each gives alone.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,10 +18,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from effc.errors import ModelError
 from effc.passes.graph import shape_of
+from effc.passes.session import open_session, usable_processors
 
-__all__ = ["SampleRunner", "free_batch", "open_session", "threads"]
+__all__ = ["SampleRunner", "free_batch", "open_as_written"]
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -35,28 +34,16 @@ _TOLERANCE = 1e-3
 """Batched and single runs sum in other orders."""
 
 
-def threads() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def open_as_written(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A session that runs quantized models as their QuantizeLinear and DequantizeLinear say.
 
-
-def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
-    """An ONNX Runtime session.
+    In float between them.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads()
-    options.log_severity_level = 4
-    # Quantized models as their QuantizeLinear and DequantizeLinear say, in float between them.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
-        return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    except Exception as error:  # its exception types are private
-        raise ModelError("ONNX Runtime cannot load the model", got=str(error)[:300]) from error
+    config = {"session.disable_quant_qdq": "1"}
+    return open_session(model, threads=usable_processors(), config=config)
 
 
 def free_batch(
@@ -115,11 +102,9 @@ def _free_dimensions(proto: onnx.ModelProto, model: ir.Model, batch: int, name: 
 
 
 def _works(free: onnx.ModelProto, fixed: onnx.ModelProto, samples: Sequence[Feeds]) -> bool:
-    alone = open_session(fixed)
+    alone = open_as_written(fixed)
     try:
-        together = ort.InferenceSession(
-            free.SerializeToString(), _quiet(), ["CPUExecutionProvider"]
-        ).run(None, _stack(samples))
+        together = open_as_written(free).run(None, _stack(samples))
     except Exception:  # whatever ONNX Runtime says about shapes: the graph does not allow it
         return False
     expected = [alone.run(None, dict(sample)) for sample in samples]
@@ -131,12 +116,6 @@ def _works(free: onnx.ModelProto, fixed: onnx.ModelProto, samples: Sequence[Feed
         if not np.allclose(got, wanted, rtol=_TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True):
             return False
     return True
-
-
-def _quiet() -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    return options
 
 
 def _stack(samples: Sequence[Feeds]) -> dict[str, Array]:
@@ -188,7 +167,7 @@ class SampleRunner:
         """
         inputs = [name for name in names if name not in self._made]
         computed = [name for name in dict.fromkeys(names) if name in self._made]
-        session = open_session(self._beginning(computed)) if computed else None
+        session = open_as_written(self._beginning(computed)) if computed else None
         wanted = {v.name for v in session.get_inputs()} if session is not None else set()
         for batch in self._batches(size or self.batch_size(computed)):
             found = {name: batch[name] for name in inputs}

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from effc.errors import ModelError
 from effc.passes.graph import attribute, shape_of
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.layers import Layer
@@ -57,6 +58,9 @@ def hessians(
         layers: Layers of that model.
         memory: Bytes to hold at a time; a layer larger than that is done alone.
         tick: Called with (samples done, all samples, first layer of the run).
+
+    Raises:
+        ModelError: What a layer reads is not finite.
     """
     for group in _by_memory(layers, memory):
         names = [layer.reads for layer in group]
@@ -69,7 +73,12 @@ def hessians(
             if tick is not None:
                 tick(min(done, len(runner.samples)), len(runner.samples), group[0].name)
         for layer in group:
-            yield layer, sums.pop(0).hessian()
+            found = sums.pop(0).hessian()
+            if not np.isfinite(found).all():
+                raise ModelError(
+                    "a value is not finite on the calibration samples", where=layer.reads
+                )
+            yield layer, found
 
 
 def _by_memory(layers: Sequence[Layer], memory: int) -> Iterator[list[Layer]]:

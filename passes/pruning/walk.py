@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from effc.passes.graph import const, shape_of
-from effc.passes.pruning.batching import SampleRunner, open_session
+from effc.passes.pruning.batching import SampleRunner, open_as_written
 
 __all__ = ["Walk", "live_bytes"]
 
@@ -106,7 +106,7 @@ class Walk:
         """
         piece, stop = self._pieces[self._next], self._stops[self._next]
         self._next += 1
-        session = open_session(self._cut(piece))
+        session = open_as_written(self._cut(piece))
         count = len(next(iter(self.values.values())))
         made: dict[str, list[Array]] = {name: [] for name in piece.outputs}
         for index in range(count):

@@ -160,7 +160,7 @@ def test_bench_refuses(artifact: Path, flags: dict[str, Any], message: str) -> N
     ("against", "report", "answers", "flags", "message"),
     [
         ("missing.json", None, None, {}, "cannot read the report"),
-        (None, "no/such/folder.html", None, {}, "cannot write there"),
+        (None, "no/such/folder.html", None, {}, "the folder does not exist"),
         (None, None, "missing", {}, "cannot read the file"),
         (None, None, "lines", {"runs": 3, "cool_down": 1.0}, "--runs, --cool-down"),
     ],

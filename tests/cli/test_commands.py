@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from effc.cli.execute import _save
+from effc.samples import write_npz
 
 from .conftest import EXAMPLE, Effc
 
@@ -56,11 +56,22 @@ def test_compile_prints_one_json_object(effc: Effc, tmp_path: Path) -> None:
     assert (tmp_path / "digits" / "report.html").is_file()
 
 
+def test_stopping_after_a_phase(effc: Effc, tmp_path: Path) -> None:
+    flags = ("--prune", "unstructured", "--sparsity", 0.5, "--stop-after", "passes", "--dump", "d")
+    answer = effc("compile", MODEL, "--target", "host", *flags, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["stopped_after"] == "passes"
+    assert set(answer.json["files"]) == {"d/1-import.onnx", "d/2-passes.onnx", "d/2-passes.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    assert effc("compile", MODEL, "--target", "host", "--stop-after", "end").code == 2
+
+
 def test_default_output_is_not_replaced_by_another_target(effc: Effc, tmp_path: Path) -> None:
     assert effc("compile", MODEL, "--target", "host", "--no-verify").code == 0
     answer = effc("compile", MODEL, "--target", "linux-x86_64", "--no-verify")
     assert answer.code == 2
     assert "-o digits-linux-x86_64" in answer.err
+    assert "unknown target" in effc("compile", MODEL, "--target", "hots").err
 
 
 def test_run_stacked_samples(effc: Effc, artifact: Path, tmp_path: Path) -> None:
@@ -81,7 +92,8 @@ def test_run_named_inputs(effc: Effc, artifact: Path, tmp_path: Path) -> None:
 
 def test_outputs_of_any_name(tmp_path: Path) -> None:
     arrays = {name: np.arange(3) for name in ("file", "allow_pickle", "../up", "y:0", "名")}
-    _save(tmp_path / "y.npz", arrays)
+    with (tmp_path / "y.npz").open("wb") as stream:
+        write_npz(stream, arrays)
     with np.load(tmp_path / "y.npz") as result:
         assert set(result.files) == set(arrays)
     assert [path.name for path in tmp_path.iterdir()] == ["y.npz"]
@@ -267,6 +279,11 @@ def test_android_artifact_runs_emulated(effc: Effc, tmp_path: Path) -> None:
         (["verify", MODEL, "--model", MODEL], 3, "not an effc artifact"),
         (["bench", EXAMPLE], 3, "not an effc artifact"),
         (["inspect", "missing"], 2, "no such file"),
+        (["tune", MODEL, "--target", "android"], 2, "nothing can be measured here"),
+        (["frobnicate"], 2, "frobnicate"),
+        (["compile", MODEL, "--target", "host", "--sparsity", "0.5"], 2, "needs prune"),
+        (["compile", MODEL, "--target", "host", "--max-drop", "1"], 2, "needs quantize int8"),
+        (["compile", MODEL, "--target", "host", "--calibration", SAMPLES], 2, "nothing looks at"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
 )
@@ -285,6 +302,18 @@ def test_errors_as_json(effc: Effc) -> None:
     assert answer.code == 3
     assert answer.json["ok"] is False
     assert answer.json["error"]["exit_code"] == 3
+
+
+def test_flags_that_cannot_be_parsed_as_json(effc: Effc) -> None:
+    answer = effc("compile", "--threads", "many", "--json")
+    assert answer.code == answer.json["error"]["exit_code"] == 2
+    assert "effc compile --help" in answer.json["error"]["hint"]
+
+
+def test_no_command_shows_help(effc: Effc) -> None:
+    answer = effc()
+    assert answer.code == 0
+    assert "compile" in answer.out
 
 
 def test_all_unsupported_operators_at_once(effc: Effc, tmp_path: Path) -> None:
@@ -322,6 +351,21 @@ def test_a_bug_of_ours_leaves_a_report(effc: Effc, tmp_path: Path) -> None:
     assert "Traceback" not in answer.err
     (report,) = tmp_path.glob("effc-crash-*.txt")
     assert "Traceback" in report.read_text()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interrupt_that_becomes_another_error(effc: Effc, tmp_path: Path, name: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, effc.cli.build\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def broken(*a, **k):\n"
+        f"    try: os.kill(os.getpid(), signal.{name})\n"
+        "    except KeyboardInterrupt as stop: raise RuntimeError('lost') from stop\n"
+        "effc.cli.build.compile_command = broken\n"
+    )
+    answer = effc("compile", MODEL, "--target", "host", PYTHONPATH=str(tmp_path))
+    assert answer.code == 130, answer.err
+    assert not list(tmp_path.glob("effc-crash-*.txt"))
 
 
 def _compiling(folder: Path) -> subprocess.Popen[str]:

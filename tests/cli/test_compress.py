@@ -51,6 +51,14 @@ def test_table(effc: Effc, tmp_path: Path) -> None:
     assert "magnitude" in answer.out
     assert "it reads the model's input" in answer.out
     assert "weights are zero" in answer.out
+    assert "precision" not in answer.out
+
+    answer = effc("compress", MODEL, "-o", "q.onnx", "--quantize", "int4-weights")
+    assert answer.code == 0, answer.err
+    assert "precision" in answer.out
+    assert "int4-weights" in answer.out
+    for text in ("zero", "not pruned", "scheme"):
+        assert text not in answer.out
 
 
 def test_compile_with_pruning(effc: Effc, tmp_path: Path) -> None:

@@ -185,6 +185,6 @@ def test_max_drop_needs_samples() -> None:
 
 def test_values_that_are_not_finite() -> None:
     bad = images(16)
-    bad[3, 0, 0, 0] = np.nan
+    bad[3, 0, 0, 0] = np.inf
     with pytest.raises(ModelError, match="not finite"):
         compress(calibration={"x": bad})

@@ -94,6 +94,9 @@ def test_flags_win(tmp_path: Path) -> None:
         ('[[layer]]\nmatch = "fc"\nprune = "blocks"\n', "unknown pruning scheme"),
         ('[[layer]]\nmatch = "fc"\nprune = "unstructured"\n', "needs a sparsity"),
         ('prune = "block-punched"\nsparsity = 1.5', "out of range"),
+        ("sparsity = 0.5", "recipe.toml: sparsity: this setting needs prune"),
+        ('quantize = "int8-weights"\ncorrect = "none"', "needs prune or regroup"),
+        ('prune = "2:4"\nrounding = "obq"', "needs quantize"),
     ],
 )
 def test_mistakes(tmp_path: Path, text: str, message: str) -> None:

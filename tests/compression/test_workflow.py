@@ -223,6 +223,9 @@ def test_a_model_with_more_zeros_than_asked_for_keeps_them() -> None:
         ({"x": images(2)[:, :2]}, "another shape"),
         ({"x": images(2), "z": images(2)}, "does not take"),
         ({"x": images(2).astype(np.float64)}, "does not fit"),
+        ({"x": images(2).astype(np.float64)}, r"convert it first: array.astype\('float32'\)"),
+        ({"x": np.full((2, 3, 8, 8), np.nan, np.float32)}, "hold NaN"),
+        ({"x": np.full((2, 3, 8, 8), np.inf, np.float32)}, "not finite"),
         ({"x": images(0)}, "needs samples"),
     ],
 )

@@ -14,8 +14,9 @@ from single_op import host, run_kernel
 from effc.kernels.conv import DirectConv
 from effc.kernels.conv_pack import pack_weights
 from effc.kernels.conv_shape import ConvShape, source_layout
+from effc.kernels.lanes import pieces
 from effc.kernels.region import Region, TensorType, Value
-from effc.kernels.register_tile import Tile, pieces, split_widths
+from effc.kernels.register_tile import Tile, split_widths
 from effc.kernels.template import Config
 
 DIRECT = DirectConv()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparse_cases import block_mask, with_zeros
 
-from effc.kernels.region import Op, Region, TensorType, Value
+from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
 from effc.kernels.sparse_pack import cut_evenly, pack_tiles
 from effc.kernels.sparsity import Structure, covered, filters_of, structure
 
@@ -103,6 +103,18 @@ def test_gemm_filters_are_the_outputs(trans_b: int) -> None:
     found = structure(op)
     assert found is not None
     assert found.pattern == "8x4"
+
+
+def test_filters_of_an_integer_product_are_the_columns() -> None:
+    weight = np.where(block_mask((64, 48), 0.3, (8, 4)), 5, 0).astype(np.int8)
+    a = Value("a", TensorType((5, 48), "int8"))
+    b = Value("b", TensorType((48, 64), "int8"), np.ascontiguousarray(weight.T))
+    y = Value("y", TensorType((5, 64), "int32"))
+    op = Op("MatMulInteger", (a, b), (y,), {}, domain=DOMAIN)
+    found = structure(op)
+    assert found is not None
+    assert found.pattern == "8x4"
+    assert structure(Op("MatMulInteger", (a, b), (y,), {})) is None  # may have a zero point
 
 
 def test_structure_is_part_of_the_signature() -> None:

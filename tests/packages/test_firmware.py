@@ -213,5 +213,5 @@ def test_equal_artifacts_give_equal_packages(
 def test_artifacts_for_an_operating_system_are_refused(
     format: str, digits: effc.Artifact, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="expected one for none"):
+    with pytest.raises(UsageError, match="expected one for a microcontroller"):
         effc.export(digits, format, tmp_path / "out")

@@ -17,15 +17,26 @@ from effc.passes.patches import Cut, find_cuts, plan_strips, split
 Layers = list[tuple[str, int, int, int]]  # kind, kernel, stride, padding
 
 
-def _network(layers: Layers, height: int) -> ir.Model:
-    """Integer layers over an image with channels first; a residual sum where shapes allow."""
+def _network(layers: Layers, height: int, layout: str = "quads") -> ir.Model:
+    """Integer layers over an image; a residual sum where shapes allow.
+
+    ``layout``: where the image has its channels, if a convolution reads it as it is.
+    """
     rng = np.random.default_rng(height + len(layers))
-    x = ir.Value(name="x", shape=ir.Shape((1, 4, height, 7)), type=ir.TensorType(ir.DataType.INT8))
+    shape = (1, height, 7, 4) if layout == "last" else (1, 4, height, 7)
+    x = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT8))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": 20, DOMAIN: 1}, name="g")
     writer = Writer(graph, None)
     rescale: dict[str, Any] = {"x_zero": 0, "left": 0, "right": 8, "zero": 3, "to": 3}
     limits = {"low": -128, "high": 127}
-    values = [writer.op("ToQuads", x, domain=DOMAIN)]
+    if layout == "quads":
+        values = [writer.op("ToQuads", x, domain=DOMAIN)]
+    else:
+        w = rng.integers(-127, 128, (4, 4, 3, 3)).astype(np.int8)
+        how: dict[str, Any] = {"x_zero": 5, "pads": (1, 1, 1, 1), "layout": layout}
+        sums = writer.op("ConvInteger", x, w, domain=DOMAIN, **how)
+        factor = np.array(1 << 29, np.int32)
+        values = [writer.op("Requantize", sums, factor, domain=DOMAIN, **rescale, **limits)]
     for kind, kernel, stride, pad in layers:
         window = {"strides": (stride, 1), "pads": (pad, 1, pad, 1)}
         last = values[-1]
@@ -66,12 +77,19 @@ _LAYER = st.tuples(_KIND, st.integers(1, 3), st.integers(1, 2), st.integers(0, 1
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(_LAYER, min_size=1, max_size=5), st.integers(12, 20), st.integers(1, 7), st.data())
+@given(
+    st.lists(_LAYER, min_size=1, max_size=5),
+    st.integers(12, 20),
+    st.integers(1, 7),
+    st.sampled_from(["quads", "first", "last"]),
+    st.data(),
+)
 def test_strips_give_the_bits_of_the_whole(
-    layers: Layers, height: int, rows: int, data: st.DataObject
+    layers: Layers, height: int, rows: int, layout: str, data: st.DataObject
 ) -> None:
-    feeds = {"x": np.random.default_rng(7).integers(-128, 128, (1, 4, height, 7)).astype(np.int8)}
-    model = _network(layers, height)
+    shape = (1, height, 7, 4) if layout == "last" else (1, 4, height, 7)
+    feeds = {"x": np.random.default_rng(7).integers(-128, 128, shape).astype(np.int8)}
+    model = _network(layers, height, layout)
     expected = list(run(model, feeds).values())[-1]
     cuts = find_cuts(model.graph)
     if not cuts:

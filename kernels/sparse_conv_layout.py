@@ -1,6 +1,6 @@
 """How a sparse convolution is cut into units, and the data of its product stage.
 
-See ``sparse_product``.
+See ``sparse_conv_product``.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ from effc.kernels.register_tile import (
     weights_ahead,
 )
 from effc.kernels.shuffles import store_transposed
-from effc.kernels.sparse_layout import SparseLayout
+from effc.kernels.sparse_conv_layout import SparseLayout
 from effc.kernels.sparse_positions import row_widths
 
 __all__ = ["SparseProduct"]
