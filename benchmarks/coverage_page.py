@@ -125,8 +125,8 @@ def _section(
     option = f" --per-operator {per_operator}" if per_operator else ""
     which = f"at most {per_operator} cases of every operator" if per_operator else "every case"
     how = (
-        "compiled by\nGCC (AddressSanitizer, UndefinedBehaviorSanitizer) and Clang (UndefinedBehaviorSanitizer) "
-        "with\n`-std=c11 -Wall -Wextra -Werror -O2`, and run."
+        "compiled by\nGCC (AddressSanitizer, UndefinedBehaviorSanitizer) and Clang "
+        "(UndefinedBehaviorSanitizer) with\n`-std=c11 -Wall -Wextra -Werror -O2`, and run."
         if target == "c"
         else "run on the board that QEMU emulates."
     )
