@@ -3,6 +3,7 @@
     nice -n -15 taskset -c 1 python benchmarks/kernel_misc.py [GROUP ...] [--best N]
     python benchmarks/kernel_misc.py --counter COUNT.PY [GROUP ...] [--best N]
     ... --int8                  depthwise and matmul in 8 bits, requantized (peer: our float32)
+    ... --int8 --sparsity 0.75  matmul with 8x4 blocks of zeros (peer: our dense 8 bits)
 
 On this machine each layer's predicted best ``N`` configurations are timed against ONNX
 Runtime (one node, one thread, same process, interleaved). With ``--counter`` executed
@@ -28,27 +29,12 @@ from onnx import helper, numpy_helper, shape_inference
 
 from effc.devices.catalog import get_target
 from effc.devices.target import Target
-from effc.kernels.conv_transpose import ConvTranspose
-from effc.kernels.depthwise import DepthwiseConv
-from effc.kernels.depthwise_integer import DepthwiseInteger
-from effc.kernels.matmul import MatMulTemplate
-from effc.kernels.matmul_integer import MatMulInteger
-from effc.kernels.pool import PoolTemplate
-from effc.kernels.pool_global import GlobalPoolTemplate
 from effc.kernels.region import DOMAIN, Op, Region, TensorType, Value
+from effc.kernels.registry import choices
 from effc.kernels.template import Config, Template
 from effc.passes.integer.arithmetic import factors
 
 Dims = tuple[int, ...]
-TEMPLATES: tuple[Template, ...] = (
-    DepthwiseConv(),
-    ConvTranspose(),
-    MatMulTemplate(),
-    GlobalPoolTemplate(),
-    PoolTemplate(),
-    DepthwiseInteger(),
-    MatMulInteger(),
-)
 
 
 @dataclass(frozen=True)
@@ -179,6 +165,7 @@ LAYERS: dict[str, tuple[Layer, ...]] = {
         _transpose(56, 1, 64, 9, 4),
     ),
     "matmul": (
+        _linear(1, 640, 128),
         _linear(1, 1280, 1000),
         _linear(1, 2048, 1000),
         _linear(1, 4096, 4096),
@@ -196,16 +183,17 @@ LAYERS: dict[str, tuple[Layer, ...]] = {
 def configurations(
     region: Region, target: Target, best: int
 ) -> Iterator[tuple[Template, Config, float]]:
-    """The ``best`` predicted configurations of the first template that takes the region."""
-    for template in TEMPLATES:
-        if template.refuse(region, target) is None:
-            for config, cost in template.candidates(region, target)[:best]:
-                yield template, config, cost
-            return
+    """The ``best`` predicted configurations of all templates that take the region."""
+    for choice in choices(region, target)[:best]:
+        yield choice.template, choice.config, choice.cost
 
 
-def integer_product(region: Region, target: Target) -> Region:
-    """A matrix product in 8 bits: MatMulInteger and Requantize (docs/QUANTIZATION.md)."""
+def integer_product(region: Region, target: Target, sparsity: float = 0.0) -> Region:
+    """A matrix product in 8 bits: MatMulInteger and Requantize (docs/QUANTIZATION.md).
+
+    Args:
+        sparsity: Fraction of the constant operand's blocks, 8 columns by 4 rows, that is zero.
+    """
     left, right = region.ops[0].inputs[:2]
     assert left is not None
     assert right is not None
@@ -216,6 +204,9 @@ def integer_product(region: Region, target: Target) -> Region:
     weights = None
     if right.const is not None:
         weights = np.round(right.const / np.abs(right.const).max() * 127).astype(np.int8)
+        rows, columns = weights.shape
+        kept = np.random.default_rng(2).random((-(-rows // 4), -(-columns // 8))) >= sparsity
+        weights *= np.kron(kept, np.ones((4, 8), bool))[:rows, :columns]
     b = Value("b", TensorType(right.shape, dtype if weights is None else "int8"), weights)
     m = Value("m", TensorType(found.multiplier.shape, "int32"), found.multiplier)
     sums, y = Value("s", TensorType(shape, "int32")), Value("y", TensorType(shape, dtype))
@@ -227,12 +218,14 @@ def integer_product(region: Region, target: Target) -> Region:
     return Region("product", (product, scaled), product, (a, b) if weights is None else (a,), (y,))
 
 
-def in_bytes(layer: Layer, target: Target) -> Region | None:
-    """The layer in 8 bits, if there is a kernel for it."""
+def in_bytes(layer: Layer, target: Target, sparsity: float = 0.0) -> Region | None:
+    """The layer in 8 bits, if there is a kernel for it (with zeros: a product by a constant)."""
+    if sparsity and not (layer.op in ("MatMul", "Gemm") and layer.weights):
+        return None
     if layer.op == "Conv":
         return integer_region(layer.region(), target)
     if layer.op in ("MatMul", "Gemm") and not layer.attrs:
-        return integer_product(layer.region(), target)
+        return integer_product(layer.region(), target, sparsity)
     return None
 
 
@@ -254,15 +247,24 @@ def ours(region: Region, target: Target) -> Callable[[], object]:
     return load(template.build(region, target, config), region, target)
 
 
-def time_group(layers: tuple[Layer, ...], target: Target, best: int, int8: bool) -> list[float]:
+def peer_of(layer: Layer, target: Target, args: argparse.Namespace) -> Callable[[], object]:
+    """What a layer is compared with."""
+    if not args.int8:
+        return onnx_runtime(layer)
+    dense = in_bytes(layer, target) if args.sparsity else layer.region()
+    assert dense is not None
+    return ours(dense, target)
+
+
+def time_group(layers: tuple[Layer, ...], target: Target, args: argparse.Namespace) -> list[float]:
     """Print and return the ratio of each layer to its peer."""
     ratios = []
     for layer in layers:
-        region = in_bytes(layer, target) if int8 else layer.region()
+        region = in_bytes(layer, target, args.sparsity) if args.int8 else layer.region()
         if region is None:
             continue
-        chosen = list(configurations(region, target, best))
-        peer = ours(layer.region(), target) if int8 else onnx_runtime(layer)
+        chosen = list(configurations(region, target, args.best))
+        peer = peer_of(layer, target, args)
         runs: list[Callable[[], object]] = [peer]
         runs += [load(t.build(region, target, c), region, target) for t, c, _ in chosen]
         times = fastest(runs, 60)
@@ -281,7 +283,7 @@ def count_group(layers: tuple[Layer, ...], target: Target, args: argparse.Namesp
     """Print each layer's instructions per output; returns their sum."""
     total = 0.0
     for layer in layers:
-        region = in_bytes(layer, target) if args.int8 else layer.region()
+        region = in_bytes(layer, target, args.sparsity) if args.int8 else layer.region()
         if region is None:
             continue
         rows = []
@@ -313,6 +315,7 @@ def main() -> None:
     parser.add_argument("--best", type=int, default=1)
     parser.add_argument("--counter", type=Path, help="count AArch64 instructions with this script")
     parser.add_argument("--int8", action="store_true")
+    parser.add_argument("--sparsity", type=float, default=0.0, help="of matmul in 8 bits")
     parser.add_argument("--target", default="linux-arm64", help="what to count for")
     parser.add_argument("--cpu", default="a76", help="the counter's name of a processor for it")
     args = parser.parse_args()
@@ -323,7 +326,7 @@ def main() -> None:
             total = count_group(LAYERS[group], target, args)
             print(f"sum {total / 1e6:.2f} M instructions", flush=True)
         else:
-            ratios = time_group(LAYERS[group], get_target("host"), args.best, args.int8)
+            ratios = time_group(LAYERS[group], get_target("host"), args)
             mean = float(np.exp(np.mean(np.log(ratios))))
             print(f"geometric mean {mean:.2f}, worst {max(ratios):.2f}", flush=True)
 

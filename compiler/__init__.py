@@ -9,6 +9,7 @@ Attributes are loaded on first use, so ``import effc`` costs nothing.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from effc.runtimes.loader import BenchStats, Runner
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reports its use over the network from 1.32 on, unless told not to before it loads.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "Artifact",

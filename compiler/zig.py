@@ -7,6 +7,7 @@ libraries, musl's start files) is built once per target into a user cache direct
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -69,6 +70,7 @@ def run_tool(command: Sequence[str], *, cwd: Path | None = None) -> str:
 
     Raises:
         ToolError: It could not be started, failed or hung.
+        OSError: The disk is full.
     """
     env = {**os.environ, "LC_ALL": "C"}
     if "ZIG_GLOBAL_CACHE_DIR" not in env:
@@ -93,6 +95,8 @@ def run_tool(command: Sequence[str], *, cwd: Path | None = None) -> str:
             "a tool did not finish", where=command[0], expected=f"an end within {_TIMEOUT_S} s"
         ) from error
     if done.returncode != 0:
+        if os.strerror(errno.ENOSPC) in done.stderr:  # of temporary files; the output's is checked
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
         raise ToolError(
             "a tool failed",
             where=" ".join(Path(part).name for part in command[:2]),

@@ -18,6 +18,7 @@ from effc.kernels.builder import Param, bind, vstore
 from effc.kernels.elementwise_ops import immediate
 from effc.kernels.epilogue import Epilogue, group_strides
 from effc.kernels.fixed_point import Scaling, requantize
+from effc.kernels.integer_ops import BYTES
 from effc.kernels.lanes import pick, store_partial
 from effc.kernels.region import DOMAIN, Op, Region, Value
 
@@ -128,15 +129,42 @@ class BlockedEpilogue:
 
                 store_partial(y, start + at, bind(four), min(valid - at, 4), 4, shifted)
             return
-        op = self._first
-        scaling = Scaling.of(op.attrs)
-        octets = requantize(values, multipliers, scaling, op.outputs[0].dtype, self.target)
-        if valid == 4 * lanes:
+        self.store_bytes(buffers, start, coords, self.narrowed(values, multipliers), valid)
+
+    @property
+    def narrow_dtype(self) -> str:
+        """Element type of the leading ``Requantize``."""
+        assert self._first is not None
+        return self._first.outputs[0].dtype
+
+    def narrowed(self, values: Sequence[Expr], multipliers: Sequence[Expr]) -> Expr:
+        """The leading ``Requantize`` of four vectors: bytes in blocks."""
+        assert self._first is not None
+        scaling = Scaling.of(self._first.attrs)
+        return requantize(values, multipliers, scaling, self.narrow_dtype, self.target)
+
+    def store_bytes(
+        self,
+        buffers: tuple[Any, Sequence[Any]],
+        start: Expr,
+        coords: Callable[[int], Sequence[Expr]],
+        octets: Expr,
+        valid: int,
+    ) -> None:
+        """Store results of the leading ``Requantize``, in order; else as ``store``."""
+        y, operands = buffers
+        rest, axis = self.rest, len(self.rest.view) - 1
+        lanes = int(octets.ty.dtype.lanes)
+
+        def finish(piece: Expr, first: int, width: int) -> Expr:
+            return rest.apply(piece, coords(first), operands, axis=axis, lanes=width)
+
+        if valid == lanes:
             vstore(y, start, finish(octets, 0, valid), valid)
         elif rest.params:
-            store_partial(y, start, octets, valid, 4 * lanes, finish)
+            store_partial(y, start, octets, valid, lanes, finish)
         else:
-            store_partial(y, start, bind(finish(octets, 0, 4 * lanes)), valid, 4 * lanes)
+            store_partial(y, start, bind(finish(octets, 0, lanes)), valid, lanes)
 
 
 def _leading_requantize(
@@ -151,6 +179,8 @@ def _leading_requantize(
     if (first.domain, first.op_type) != (DOMAIN, "Requantize") or first.inputs[0] is not result:
         return None
     if any(value is result for op in others for value in op.inputs):
+        return None
+    if first.outputs[0].dtype not in BYTES:
         return None
     multiplier = first.inputs[1]
     if multiplier is None or multiplier.const is None:

@@ -68,10 +68,13 @@ from effc.kernels.elementwise_emit import (
 )
 from effc.kernels.integer_ops import (
     BYTES,
+    WORDS,
     add_rescaled,
     flip_sign,
+    join_bytes,
     mul_integer,
     requantize,
+    take_byte,
 )
 from effc.kernels.region import DOMAIN, Op, Value
 
@@ -213,7 +216,9 @@ OPS: dict[str, ElementwiseOp] = {
     "AddRescaled": _binary(add_rescaled, BYTES, domain=DOMAIN),
     "FlipSign": ElementwiseOp(flip_sign, BYTES, domain=DOMAIN),
     "MulInteger": _binary(mul_integer, BYTES, domain=DOMAIN),
+    "JoinBytes": _binary(join_bytes, frozenset({"int32"}), domain=DOMAIN),
     "Requantize": _binary(requantize, BYTES | {"int32"}, domain=DOMAIN),
+    "TakeByte": ElementwiseOp(take_byte, WORDS, domain=DOMAIN),
 }
 
 

@@ -18,6 +18,7 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.kernels import vectormath as vm
 from effc.kernels.builder import T, bind, splat
+from effc.kernels.intrinsics import rounding
 from effc.kernels.lanes import concat
 from effc.kernels.region import DOMAIN, Op, Region
 
@@ -32,6 +33,7 @@ __all__ = [
     "saturating_shift",
     "scale",
     "sole_scaling",
+    "woven",
 ]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
@@ -127,9 +129,7 @@ def scale(value: Expr, multiplier: Expr, scaling: Scaling, target: Target) -> Ex
         rounded = _intrinsic("aarch64.neon.srshl.v4i32", "int32x4", product, shift)
         return bind(rounded + vm.const(scaling.zero, value))
     product = _high_product(_shifted(value, scaling), multiplier, target)
-    half, zero = 1 << (right - 1), scaling.zero
-    if right <= ROOM:  # |product| < 2^30
-        half, zero = half + (zero << right), 0
+    half, zero = rounding(right, scaling.zero)
     result = tirx.shift_right(product + vm.const(half, value), vm.const(right, value))
     return bind(result + vm.const(zero, value) if zero else result)
 
@@ -156,6 +156,12 @@ def narrow(values: Sequence[Expr], scaling: Scaling, dtype: str, target: Target)
     low, high = vm.const(scaling.low, values[0]), vm.const(scaling.high, values[0])
     kept = [bind(vm.cast(tirx.Min(tirx.Max(v, low), high), dtype)) for v in values]
     return bind(concat(kept, blocked(len(kept), lanes)))
+
+
+def woven(blocks: Expr, lanes: int) -> Expr:
+    """Bytes in blocks of four vectors as ``lanes`` int32: byte ``q`` of each is of vector ``q``."""
+    order = [b * 16 + row * 4 + i for b in range(lanes // 4) for i in range(4) for row in range(4)]
+    return bind(T.reinterpret(f"int32x{lanes}", concat([blocks], order)))
 
 
 def saturating_shift(value: Expr, left: int) -> Expr:

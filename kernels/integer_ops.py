@@ -17,11 +17,21 @@ from effc.kernels.elementwise_emit import Operands
 from effc.kernels.fixed_point import bounded, saturating_shift
 from effc.kernels.vectorbase import bits_as
 
-__all__ = ["BYTES", "add_rescaled", "flip_sign", "mul_integer", "requantize"]
+__all__ = [
+    "BYTES",
+    "WORDS",
+    "add_rescaled",
+    "flip_sign",
+    "join_bytes",
+    "mul_integer",
+    "requantize",
+    "take_byte",
+]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
 BYTES = frozenset({"int8", "uint8"})
+WORDS = frozenset({"int16", "uint16"})
 _SAFE_LEFT = 22  # 9 bits and the sign still fit int32 behind such a shift
 
 
@@ -57,6 +67,25 @@ def mul_integer(o: Operands) -> Expr:
     a, b = o.args
     zeros = (int(o.attr("a_zero", 0)), int(o.attr("b_zero", 0)))
     return bind(_wide(a, zeros[0])) * bind(_wide(b, zeros[1]))
+
+
+def join_bytes(o: Operands) -> Expr:
+    high, low = o.args
+    shift = int(o.attrs["shift"])
+    if shift:
+        low = bind(low + vm.const(1 << shift >> 1, low))
+        low = tirx.shift_right(low, vm.const(shift, low))
+    return bind(tirx.shift_left(high, vm.const(8 - shift, high))) + bind(low)
+
+
+def take_byte(o: Operands) -> Expr:
+    x = bind(_wide(o.x))
+    low, index = -32768 if o.dtypes[0] == "int16" else 0, int(o.attrs["index"])
+    whole = bind(x - vm.const(low, x) if low else x)
+    byte = tirx.bitwise_and(tirx.shift_right(whole, vm.const(8 * index, x)), vm.const(255, x))
+    if o.out_dtype == "int8":
+        byte = bind(byte) - vm.const(128, x)
+    return vm.cast(bind(byte), o.out_dtype)
 
 
 def flip_sign(o: Operands) -> Expr:

@@ -27,7 +27,7 @@ import tvm
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-__all__ = ["maximum", "minimum", "rescale", "widen"]
+__all__ = ["maximum", "minimum", "rescale", "rounding", "widen"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -91,7 +91,13 @@ def _has_mve() -> bool:
     return "+mve" in [str(f) for f in tvm.target.Target.current().attrs.get("mattr", ())]
 
 
-_ROOM = 21  # half and zero point fit beside the high word if shifted by no more than this
+def rounding(right: int, zero: int) -> tuple[int, int]:
+    """What is added to a high word before it is shifted to the right, and what behind that.
+
+    High words are at most 2^30 in magnitude, so that the zero point often fits beside the half.
+    """
+    both = (1 << (right - 1)) + (zero << right)
+    return (both, 0) if abs(both) < 2**30 else (1 << (right - 1), zero)
 
 
 def _high_word(x: Expr, multiplier: Expr, right: int, zero: int) -> Expr:
@@ -111,9 +117,7 @@ def _high_word(x: Expr, multiplier: Expr, right: int, zero: int) -> Expr:
     else:
         product = cast(x, "int64") * cast(multiplier, "int64")
         high = cast(tirx.shift_right(product, const(32, "int64")), "int32")
-    half = 1 << (right - 1)
-    if right <= _ROOM:
-        half, zero = half + (zero << right), 0
+    half, zero = rounding(right, zero)
     shifted = tirx.shift_right(high + const(half, "int32"), const(right, "int32"))
     return shifted + const(zero, "int32") if zero else shifted
 
@@ -191,7 +195,7 @@ def rescale(x: Expr, multiplier: Expr, right: int, zero: int = 0) -> Expr:
         x: Variable of 1, 2 or a multiple of 4 lanes.
         multiplier: Variable of as many lanes, in ``[0, 2^31)``.
         right: 1 to 31.
-        zero: 8 bits.
+        zero: 16 bits.
     """
     numbers = [tirx.const(v, "int32") for v in (right, zero)]
     return tirx.call_intrin(x.ty.dtype, "tirx.effc_rescale", x, multiplier, *numbers)

@@ -14,7 +14,7 @@ import numpy as np
 from tvm import tirx
 
 from effc.devices.target import Target
-from effc.kernels.builder import Param, T, bind, local, loop, stage_func
+from effc.kernels.builder import Param, T, bind, local, loop, stage_func, vstore
 from effc.kernels.column_kinds import columns_for
 from effc.kernels.column_products import (
     LIST_OVERHEAD,
@@ -75,7 +75,9 @@ class ColumnMatMul(Template):
         columns = _columns(p, target, int(config["unroll"]))
         weights, bias = _constants(op, p)
         products = self.products(columns, weights, config)
-        plan = _Plan(p, columns, products, bias, _epilogue(region, op, p))
+        plan = _Plan(
+            p, columns, products, bias, _epilogue(region, op, p), target.vector_bits >= 128
+        )
         shifts = _shifts(p, columns.positions, region.outputs[0]) if target.serial else ()
         return plan.kernel(region, overlap(region, operand(op, 0), shifts))
 
@@ -155,13 +157,14 @@ def _constants(op: Op, p: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Emits the stage."""
+    """Emits the stage; ``vectors``: whether the processor computes four results at a time."""
 
     problem: Problem
     columns: Columns
     products: Products
     bias: np.ndarray
     epilogue: Epilogue
+    vectors: bool
 
     def kernel(self, region: Region, overlaps: tuple[Overlap, ...]) -> Kernel:
         problem, epilogue = self.problem, self.epilogue
@@ -235,10 +238,11 @@ class _Plan:
             tile = bind(number * positions + part)
             first = part * columns.filters
             self.products.multiply(sums, first, tile, shared, constants, scratch)
+        lanes = TILE if self.vectors and count == TILE else 1
         for p, row in enumerate(rows):
-            for f in range(count):
+            for f in range(0, count, lanes):
                 column = bind(quad * TILE + f)
-                value = self.epilogue.apply(
-                    bind(sums[p * TILE + f]), [row, column], operands, axis=1, lanes=1
-                )
-                T.buffer_store(y, value, [row * n + column])
+                found = [bind(sums[p * TILE + f + i]) for i in range(lanes)]
+                given = found[0] if lanes == 1 else bind(tirx.Shuffle(found, list(range(lanes))))
+                value = self.epilogue.apply(given, [row, column], operands, axis=1, lanes=lanes)
+                vstore(y, row * n + column, value, lanes)

@@ -39,6 +39,8 @@ from effc.kernels.builder import (
 )
 from effc.kernels.columns import NARROW, is_narrow
 from effc.kernels.dot_product import has_dot4
+from effc.kernels.lanes import uses_lanes
+from effc.kernels.matmul_cost import streamed
 from effc.kernels.matmul_integer_pack import Layout, Packing, packed_vector, packed_weights
 from effc.kernels.matmul_integer_steps import PairSteps, QuadSteps, WordSteps
 from effc.kernels.matmul_problem import Problem, problem_of
@@ -384,7 +386,7 @@ def _paired(region: Region, problem: Problem, target: Target) -> bool:
 
 
 def _cost(problem: Problem, layout: Layout, target: Target, rows: int) -> float | None:
-    """Rough cycles, or ``None`` for a configuration that makes no sense."""
+    """Cycles as of ``sparse_matmul_cost``, or ``None`` for a configuration without sense."""
     lanes, groups = layout.lanes, layout.groups
     vectors = 4 * groups
     own = rows + rows % 2 if layout.paired else rows
@@ -401,4 +403,7 @@ def _cost(problem: Problem, layout: Layout, target: Target, rows: int) -> float 
     used = -(-problem.n // (4 * lanes)) / groups
     whole, rest = divmod(problem.m, rows)
     row_tiles = whole + (0.3 + 0.7 * rest / rows if rest else 0)
-    return problem.batch * tile * used * row_tiles
+    pace = 0.55 if uses_lanes(target) else 0.45  # measured beside sparse products
+    return streamed(
+        pace * problem.batch * tile * used * row_tiles, 4.0 * layout.quads, problem.batch, target
+    )

@@ -23,7 +23,7 @@ from effc.kernels.builder import T, bind, splat
 from effc.kernels.dot_product import DOT_FEATURES, dot4, has_dot4, multiply_pairs
 from effc.kernels.lanes import pick, uses_lanes
 
-__all__ = ["Quads", "quads_of_weights"]
+__all__ = ["Quads", "quads_of_rows", "quads_of_weights"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
@@ -150,3 +150,18 @@ def quads_of_weights(weight: np.ndarray, groups: int) -> np.ndarray:
     _, cout, cin, *kernel = whole.shape
     split = whole.reshape(groups * cout, cin // 4, 4, *kernel)
     return np.ascontiguousarray(np.moveaxis(split, 2, -1)).view(np.int32)[..., 0]
+
+
+def quads_of_rows(matrix: np.ndarray) -> np.ndarray:
+    """int8 ``[rows, K]``, ``K >= 4``, as quads: int32 ``[rows, ceil(K/4)]``.
+
+    If 4 does not divide ``K``, the last quad begins earlier and is 0 where the one before it is.
+    """
+    rows, k = matrix.shape
+    whole = k // 4 * 4
+    quads = [matrix[:, :whole].reshape(rows, -1, 4)]
+    if k % 4:
+        last = matrix[:, k - 4 :].copy()
+        last[:, : 4 - k % 4] = 0
+        quads.append(last[:, None])
+    return np.ascontiguousarray(np.concatenate(quads, axis=1)).view(np.int32)[..., 0]

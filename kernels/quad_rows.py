@@ -16,13 +16,14 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.kernels import vectormath as vm
-from effc.kernels.builder import T, bind, splat, vload
+from effc.kernels.builder import bind, splat, vload
 from effc.kernels.columns import is_narrow
 from effc.kernels.elementwise_ops import evaluate, immediate
 from effc.kernels.epilogue import Epilogue
-from effc.kernels.fixed_point import Scaling, narrow, requantize, scale
-from effc.kernels.lanes import concat, interleave, load_partial
+from effc.kernels.fixed_point import Scaling, narrow, requantize, scale, woven
+from effc.kernels.lanes import interleave, load_partial
 from effc.kernels.region import DOMAIN, Op, Region, Value
+from effc.kernels.shuffles import load_strided
 
 __all__ = ["QuadRows"]
 
@@ -48,8 +49,10 @@ class QuadRows(Epilogue):
         self._target = target
         super().__init__(region, result, view)
         self.merged = self.out_dtype in _BYTES
-        self._stays_wide = bool(self._ops) and all(
-            op.domain == DOMAIN and op.op_type in _WIDE for op in self._ops
+        self._stays_wide = (
+            bool(self._ops)
+            and self.merged
+            and all(op.domain == DOMAIN and op.op_type in _WIDE for op in self._ops)
         )
 
     def _add(self, value: Value, strides: tuple[int, ...]) -> None:
@@ -132,7 +135,7 @@ class QuadRows(Epilogue):
         else:
             rows = _unbounded(last, found, self._target)
             narrowed = narrow(rows, _scaling(last), dtype, self._target)
-        return _woven(narrowed, operands.lanes)
+        return woven(narrowed, operands.lanes)
 
     def _wide_inputs(self, sums: Rows, operands: _Operands) -> list[Rows]:
         """Operands of the last operator."""
@@ -169,6 +172,7 @@ class _Operands:
         self._epilogue, self._coords, self._buffers = epilogue, coords, buffers
         self._valid = valid
         self._quads: dict[int, Expr] = {}
+        self._fours: dict[int, Rows] = {}
 
     def wide(self, value: Value) -> Rows:
         """All channels that are wanted as int32."""
@@ -191,8 +195,24 @@ class _Operands:
             return splat(buffer[offset], self.lanes)
         if step == 1:
             return self._load(buffer, offset)
+        if found.strides[_POSITION:] == (4, 1) and isinstance(row, int) and self._whole:
+            return self._four(value)[row]
         parts = [buffer[offset + min(i, self._valid - 1) * step] for i in range(self.lanes)]
         return parts[0] if self.lanes == 1 else tirx.Shuffle(parts, list(range(self.lanes)))
+
+    @property
+    def _whole(self) -> bool:
+        return self._valid == self.lanes > 1
+
+    def _four(self, value: Value) -> Rows:
+        """All channels of an operand in quads whose elements are no bytes."""
+        if id(value) not in self._fours:
+            found = self._epilogue._operands[id(value)]
+            buffer = self._buffers[found.index]
+            offset = bind(_dot(self._coords, found.strides[:-1]))
+            target = self._epilogue._target
+            self._fours[id(value)] = load_strided(buffer, offset, self.lanes, 4, 4, target)
+        return self._fours[id(value)]
 
     def _quads_of(self, value: Value) -> Expr:
         if id(value) not in self._quads:
@@ -253,12 +273,6 @@ def _unbounded(op: Op, inputs: list[Rows], target: Target) -> Rows:
         moved = bind(tirx.shift_right(total, vm.const(right, x)))
         found.append(bind(moved + vm.const(zero, x)) if zero else moved)
     return found
-
-
-def _woven(blocks: Expr, lanes: int) -> Expr:
-    """Quads as int32 out of bytes in blocks (``fixed_point``)."""
-    order = [b * 16 + row * 4 + i for b in range(lanes // 4) for i in range(4) for row in range(4)]
-    return bind(T.reinterpret(f"int32x{lanes}", concat([blocks], order)))
 
 
 def _merged(rows: Rows) -> Expr:

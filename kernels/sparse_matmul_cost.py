@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from math import ceil
 
-import numpy as np
-
 from effc.devices.target import Target
 from effc.kernels.conv_cost import tile_fits, tile_parts
-from effc.kernels.lanes import dtype_lanes, uses_lanes
+from effc.kernels.lanes import uses_lanes
 from effc.kernels.matmul_cost import streamed
 from effc.kernels.register_tile import Tile, split_widths
-from effc.kernels.sparse_matmul_product import Roles, SparseMatMulConfig
+from effc.kernels.sparse_matmul_roles import Roles, SparseMatMulConfig
 from effc.kernels.sparse_positions import row_widths
 from effc.kernels.sparsity import Structure
 from effc.kernels.template import Config
@@ -23,6 +21,7 @@ __all__ = ["sparse_matmul_candidates"]
 LIMIT = 24  # candidates offered to the tuner
 _UNITS = 8  # parallel units worth having
 _SUMS = 8  # accumulators that hide the latency of a multiply-add
+_BROADCASTS = 1.35  # measured: x86 dot products take only weights from memory, not the scalar
 _Tiling = tuple[str, int, bool]  # along, columns, pack
 
 
@@ -31,7 +30,11 @@ def sparse_matmul_candidates(
 ) -> list[tuple[Config, float]]:
     """Configurations with predicted cycles, best first."""
     found: dict[SparseMatMulConfig, float] = {}
-    for (rows, depth), share in zeros.units:
+    together = roles.arithmetic.channels
+    for (rows, inputs), share in zeros.units:
+        if rows % together or inputs % together:
+            continue
+        depth = inputs // together
         if depth > roles.channels or (rows > roles.filters and rows > 1):
             continue
         for knobs in _configurations(roles, rows, depth, target):
@@ -44,13 +47,13 @@ def sparse_matmul_candidates(
 def _configurations(
     roles: Roles, rows: int, depth: int, target: Target
 ) -> Iterator[SparseMatMulConfig]:
-    full = dtype_lanes(target, roles.problem.dtype)
+    full = roles.arithmetic.lanes(target)
     wide = [full] + ([full // 2] if target.vector_bits >= 512 else [])
     for lanes in wide:
         for along, columns, pack in _tiles(roles, lanes, rows, target):
             if along == "channel" and rows < lanes and lanes != wide[-1]:
                 continue  # as with narrower vectors
-            tile = _tile(along, columns, rows, lanes, pack)
+            tile = _tile(roles, along, columns, rows, lanes, pack, target)
             unroll, chains = _chains(tile, depth, target)
             tiles = ceil(roles.filters / rows)
             for panels in _panels(roles, columns, pack, target):
@@ -90,10 +93,13 @@ def _channel_fits(tile: Tile, target: Target) -> bool:
     return tile_fits(tile, target)
 
 
-def _tile(along: str, columns: int, rows: int, lanes: int, pack: bool) -> Tile:
+def _tile(
+    roles: Roles, along: str, columns: int, rows: int, lanes: int, pack: bool, target: Target
+) -> Tile:
+    narrowest = roles.arithmetic.narrowest(target)
     if along == "channel":
-        return Tile(columns, split_widths(rows, lanes))
-    return Tile(rows, row_widths(columns, lanes, pack))
+        return Tile(columns, split_widths(rows, lanes, narrowest))
+    return Tile(rows, row_widths(columns, lanes, pack, narrowest))
 
 
 def _chains(tile: Tile, depth: int, target: Target) -> tuple[int, int]:
@@ -108,7 +114,7 @@ def _chains(tile: Tile, depth: int, target: Target) -> tuple[int, int]:
 def _panels(roles: Roles, columns: int, pack: bool, target: Target) -> Iterator[int]:
     """Register tiles per block of positions, whose panels should stay in the second cache."""
     total = ceil(roles.positions / columns)
-    size = _size(roles) * roles.channels * columns
+    size = roles.arithmetic.nbytes * roles.channels * columns
     yield 1
     for panels in (2, 4):
         if panels < total and size * panels <= target.l2_bytes:
@@ -122,14 +128,14 @@ def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target)
     work = 0.0
     for columns, panels in tile_parts(roles.positions, knobs.columns):
         size = (
-            _size(roles)
+            roles.arithmetic.nbytes
             * roles.channels
             * columns
             * (knobs.panels or ceil(roles.positions / columns))
         )
         for filters, tiles in tile_parts(roles.filters, knobs.rows):
-            tile = _tile(knobs.along, columns, filters, knobs.lanes, knobs.pack)
-            once = steps * _step(tile, knobs, size > target.l1_bytes, target)
+            tile = _tile(roles, knobs.along, columns, filters, knobs.lanes, knobs.pack, target)
+            once = steps * _step(tile, roles, knobs, size > target.l1_bytes, target)
             once += _store(tile, roles, knobs)
             if knobs.along == "channel" and size > target.l1_bytes and not uses_lanes(target):
                 # Cache lines with any kept channel come from the second cache, one per cycle.
@@ -137,7 +143,7 @@ def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target)
                 once += lines * columns
             work += panels * tiles * once
     if knobs.pack:
-        each = 1.0 if roles.channel == 1 else 0.3
+        each = 1.0 if roles.adjacent else 0.3
         work += each * roles.channels * roles.positions * knobs.splits
     batch = roles.problem.batch
     weights = float(roles.matrix.itemsize) * share * roles.channels * roles.filters
@@ -145,12 +151,7 @@ def _cost(roles: Roles, knobs: SparseMatMulConfig, share: float, target: Target)
     return streamed(batch * work, weights, passes, target)
 
 
-def _size(roles: Roles) -> int:
-    """Bytes of one element of the data."""
-    return int(np.dtype(roles.problem.dtype).itemsize)
-
-
-def _step(tile: Tile, knobs: SparseMatMulConfig, far: bool, target: Target) -> float:
+def _step(tile: Tile, roles: Roles, knobs: SparseMatMulConfig, far: bool, target: Target) -> float:
     """Cycles per channel of a register tile; on Arm instructions, two of which take a cycle.
 
     ``far``: the data of a block of positions is larger than the first cache.
@@ -158,8 +159,10 @@ def _step(tile: Tile, knobs: SparseMatMulConfig, far: bool, target: Target) -> f
     count, sums = len(tile.widths), tile.rows * len(tile.widths)
     space = knobs.along == "space"
     if uses_lanes(target):
-        scalars = ceil(tile.rows / 4) / 2 if space else tile.rows / 4
-        beside = 5.0 / knobs.depth + 2.0 / (knobs.unroll * knobs.depth)
+        scalars = ceil(tile.rows / 4) / 2 if space else tile.rows / (1 if roles.in_quads else 4)
+        # The address of a single quad is part of its load.
+        entry = 2.5 if roles.in_quads and not space and tile.rows == 1 else 5.0
+        beside = (entry + 2.0 / knobs.unroll) / knobs.depth
         return 0.5 * max(sums + 0.5 * count + scalars + beside, 8.0 / knobs.chains)
     rate = 1.0 if target.lanes >= 16 else 0.5  # cycles of a full-width multiply-add
     cycles = [rate if width > target.lanes // 2 else max(rate / 2, 0.5) for width in tile.widths]
@@ -167,7 +170,10 @@ def _step(tile: Tile, knobs: SparseMatMulConfig, far: bool, target: Target) -> f
     loads = sum(cycles) + 0.5 * tile.rows
     issue = (sums + count + tile.rows + 2 / knobs.depth) / 5
     lines = 2.2 * tile.columns / 16 if space and far else 0.0
-    return max(fma, loads, issue, lines, 4.0 / knobs.chains) + 0.7 / knobs.depth
+    most = max(fma, loads, issue, lines, 4.0 / knobs.chains)
+    if roles.in_quads and not space and tile.rows > 1:
+        most *= _BROADCASTS
+    return most + 0.7 / knobs.depth
 
 
 def _store(tile: Tile, roles: Roles, knobs: SparseMatMulConfig) -> float:

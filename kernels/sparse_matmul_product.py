@@ -6,7 +6,7 @@ entries of one tile of filters (``sparse_pack``) at ``columns`` positions, in as
 
 ``space``: vectors along positions. Positions that are not contiguous are first packed into
 panels ``[channel][position]`` in scratch. Where results are contiguous along filters, those of
-a few tiles are collected in scratch and stored transposed.
+a few tiles are collected in scratch and stored transposed (``sparse_matmul_results``).
 
 ``channel``: vectors along filters, scalars of the data read where they are. Only where results are
 contiguous along filters.
@@ -24,12 +24,10 @@ from tvm import tirx
 
 from effc.devices.target import Target
 from effc.errors import InternalError
-from effc.kernels.arithmetic import FLOAT32, Arithmetic, Float16
+from effc.kernels.arithmetic import FLOAT32, Float16
 from effc.kernels.builder import Param, T, bind, loop, splat, stage_func, vload, vstore
-from effc.kernels.epilogue import Epilogue
-from effc.kernels.lanes import dtype_lanes, load_scalars, pieces, uses_lanes
-from effc.kernels.matmul_operands import Scalars, Store
-from effc.kernels.matmul_problem import Factor, Problem
+from effc.kernels.lanes import load_scalars, uses_lanes
+from effc.kernels.matmul_operands import Scalars
 from effc.kernels.register_tile import (
     Accumulators,
     Listed,
@@ -39,88 +37,17 @@ from effc.kernels.register_tile import (
     split_widths,
     weights_ahead,
 )
-from effc.kernels.shuffles import store_transposed, transpose
+from effc.kernels.shuffles import store_transposed
+from effc.kernels.sparse_matmul_pack import load_channels, pack_positions
+from effc.kernels.sparse_matmul_results import Results, SumResults
+from effc.kernels.sparse_matmul_roles import Roles, SparseMatMulConfig
 from effc.kernels.sparse_pack import TILE_OVERHEAD, SparseTiles, cut_evenly
 from effc.kernels.sparse_positions import row_widths
-from effc.kernels.template import Config
 from effc.kernels.vectorbase import cast, weight_as
 
-__all__ = ["Roles", "SparseMatMulConfig", "SparseMatMulProduct"]
+__all__ = ["SparseMatMulProduct"]
 
 Expr = Any
-
-
-@dataclass(frozen=True)
-class SparseMatMulConfig:
-    """Knobs of the product stage.
-
-    Attributes:
-        along: ``space`` or ``channel``: what the vectors run along.
-        lanes: Elements of one vector.
-        rows: Filters of a tile.
-        depth: Channels of an entry.
-        columns: Positions of a register tile.
-        pack: Pack the positions that a unit reads into scratch first (``space`` only).
-        panels: Register tiles, side by side, in a block of positions; 0: all positions.
-        splits: Units that share a block of positions, each with some tiles of filters.
-        unroll: Entries per loop iteration.
-        chains: Partial sums.
-    """
-
-    along: str
-    lanes: int
-    rows: int
-    depth: int
-    columns: int
-    pack: bool
-    panels: int
-    splits: int
-    unroll: int
-    chains: int
-
-    @staticmethod
-    def of(config: Config) -> SparseMatMulConfig:
-        return SparseMatMulConfig(**dict(config))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Roles:
-    """A matrix product as filters, the rows or columns of the constant matrix, at positions.
-
-    Attributes:
-        problem: The product.
-        matrix: The constant matrix, filters first: ``[filters, channels]``.
-        data: The other operand.
-        on_rows: Filters are the rows of the result, and positions contiguous in it.
-        positions: How many, per item of the batch.
-        position, channel: Strides of the data.
-    """
-
-    problem: Problem
-    matrix: np.ndarray
-    data: Factor
-    on_rows: bool
-    positions: int
-    position: int
-    channel: int
-
-    @staticmethod
-    def of(problem: Problem) -> Roles | None:
-        """``None`` unless exactly one operand is constant, and one matrix for the whole batch."""
-        p = problem
-        if p.a.const is not None and p.b.const is None and len(p.a.const) == 1:
-            return Roles(p, p.a.const[0], p.b, True, p.n, p.b.column, p.b.row)
-        if p.b.const is not None and p.a.const is None and len(p.b.const) == 1:
-            return Roles(p, p.b.const[0].T, p.a, False, p.m, p.a.row, p.a.column)
-        return None
-
-    @property
-    def filters(self) -> int:
-        return int(self.matrix.shape[0])
-
-    @property
-    def channels(self) -> int:
-        return int(self.matrix.shape[1])
 
 
 @dataclass(frozen=True)
@@ -144,24 +71,22 @@ class SparseMatMulProduct:
     """Builds the stage function; holds the sizes that its parts share."""
 
     def __init__(
-        self,
-        roles: Roles,
-        knobs: SparseMatMulConfig,
-        target: Target,
-        epilogue: Epilogue,
-        terms: int,
+        self, roles: Roles, knobs: SparseMatMulConfig, target: Target, results: Results
     ) -> None:
-        self.roles, self.knobs, self.target, self.epilogue = roles, knobs, target, epilogue
-        self.dtype, self.stored, self.terms = roles.problem.dtype, str(roles.matrix.dtype), terms
-        self.arithmetic: Arithmetic = Float16(terms) if self.dtype == "float16" else FLOAT32
-        full = dtype_lanes(target, self.dtype)
+        self.roles, self.knobs, self.target, self.results = roles, knobs, target, results
+        self.arithmetic = roles.arithmetic
+        self.dtype = self.arithmetic.dtype
+        full = self.arithmetic.lanes(target)
+        self.narrowest = self.arithmetic.narrowest(target)
         self.space = knobs.along == "space"
         readable = knobs.pack or roles.position == 1 if self.space else not roles.on_rows
-        if not readable:
+        self.unit = results.unit if self.space else 1
+        single = knobs.depth == 1 or not roles.in_quads
+        if not readable or not single or knobs.rows % self.unit:
             raise InternalError("invalid configuration", where="matmul_sparse", got=knobs)
         self.tiles = -(-roles.filters // knobs.rows)
         self.collected = self.space and not roles.on_rows
-        self.group = max(1, full // knobs.rows) if self.collected else 1
+        self.group = max(1, full * self.unit // knobs.rows) if self.collected else 1
         self.groups = -(-self.tiles // self.group)
         self.splits = min(knobs.splits, self.groups)
         self.full, self.rest = divmod(roles.positions, knobs.columns)
@@ -171,23 +96,28 @@ class SparseMatMulProduct:
             self.blocks = self.full_blocks + (1 if self.rest else 0)
         self.units = roles.problem.batch * self.splits * self.blocks
         self.entries = self.tiles * -(-roles.channels // knobs.depth)
-        self.pitch = sum(row_widths(knobs.columns, knobs.lanes, True))
+        self.pitch = sum(self._widths(knobs.columns))
         self.panel_size = roles.channels * self.pitch
         panels = (knobs.panels or self.full + (1 if self.rest else 0)) if knobs.pack else 0
-        sums = self.group * knobs.rows * self.pitch if self.collected else 0
+        sums = self.group * knobs.rows // self.unit * self.pitch if self.collected else 0
         self.sums_at = panels * self.panel_size
         self.room_at = self.sums_at + sums
         self.scratch_elements = self.room_at + (full**2 if self.collected else 0)
+
+    def _widths(self, columns: int) -> tuple[int, ...]:
+        """Vectors along the positions of a register tile."""
+        return row_widths(columns, self.knobs.lanes, self.knobs.pack, self.narrowest)
 
     # -- data ---------------------------------------------------------------------------------
 
     def weights(self, packed: SparseTiles) -> dict[str, np.ndarray]:
         """The stage's constants by parameter name."""
-        step = self.pitch if self.knobs.pack else self.roles.channel
+        channels = packed.channels.astype(np.int64)
+        offsets = channels * self.pitch if self.knobs.pack else self.roles.offsets(channels)
         found = {
             "w": packed.values.reshape(-1),
             "starts": packed.starts,
-            "offsets": (packed.channels * np.int64(step)).astype(np.int32),
+            "offsets": offsets.astype(np.int32),
         }
         if self.splits > 1:
             found["cuts"] = np.array(self._cuts(packed), np.int32)
@@ -220,29 +150,23 @@ class SparseMatMulProduct:
 
     @property
     def scratch_bytes(self) -> int:
-        return self.scratch_elements * np.dtype(self.dtype).itemsize
+        return self.scratch_elements * self.arithmetic.nbytes
 
     # -- code -----------------------------------------------------------------------------------
 
     def function(self) -> tirx.PrimFunc:
-        """The stage function; parameters: x, ``weights``, c, epilogue, y, scratch."""
+        """The stage function; parameters: x, ``weights``, those of the results, y, scratch."""
         problem = self.roles.problem
         params: list[Param] = [
-            ("x", self.dtype, self.roles.data.elements),
-            ("w", self.stored, self.entries * self.knobs.depth * self.knobs.rows),
+            ("x", self.roles.dtype, self.roles.data.elements),
+            ("w", self.arithmetic.stored, self.entries * self.knobs.depth * self.knobs.rows),
             ("starts", "int32", self.tiles + 1),
             ("offsets", "int32", self.entries),
         ]
         if self.splits > 1:
             params.append(("cuts", "int32", self.splits + 1))
-        if problem.c is not None:
-            padded = problem.pack_c(dtype_lanes(self.target, self.dtype))
-            if padded is None:
-                params.append(("c", self.dtype, problem.c.elements))
-            else:
-                params.append(("c", str(padded.dtype), padded.size))
-        params += self.epilogue.params
-        params.append(("y", self.epilogue.out_dtype, problem.batch * problem.m * problem.n))
+        params += self.results.params
+        params.append(("y", self.results.out_dtype, problem.batch * problem.m * problem.n))
         if self.scratch_elements:
             params.append(("scratch", self.dtype, self.scratch_elements))
 
@@ -262,9 +186,7 @@ class SparseMatMulProduct:
             named.get("cuts"),
         )
         self.scratch = named.get("scratch")
-        extra = [named[name] for name, *_ in self.epilogue.params]
-        problem = self.roles.problem
-        self.store = Store(problem, self.epilogue, named["y"], extra, named.get("c"))
+        self.results.take([named[name] for name, *_ in self.results.params], named["y"])
 
     def _unit(self, unit: Expr) -> None:
         knobs, roles = self.knobs, self.roles
@@ -307,51 +229,23 @@ class SparseMatMulProduct:
             for run in runs:
                 with loop(run.count) as i:
                     to = bind((i + run.panel) * self.panel_size)
-                    self._pack(bind(run.first + i * run.columns), to, run.columns)
+                    first = bind(run.first + i * run.columns)
+                    pack_positions(
+                        self.roles,
+                        (self.x, bind(self.base + first * self.roles.position)),
+                        (self.scratch, to),
+                        run.columns,
+                        self._widths(run.columns),
+                        self.pitch,
+                    )
         size = self.group * self.knobs.rows
         whole, left = divmod(self.roles.filters, size)
-        with loop(self.first, T.min(self.last, whole) if left else self.last) as group:
-            self._group(group, size, runs)
+        if whole:
+            with loop(self.first, T.min(self.last, whole) if left else self.last) as group:
+                self._group(group, size, runs)
         if left:
             with T.If(self.last > whole), T.Then():
                 self._group(T.int32(whole), left, runs)
-
-    def _pack(self, first: Expr, to: Expr, columns: int) -> None:
-        """Positions from ``first`` on as ``[channel][position]``, zeros behind them."""
-        roles, lanes = self.roles, self.knobs.lanes
-        source = bind(self.base + first * roles.position)
-        if roles.channel != 1:
-            with loop(roles.channels) as k:
-                row, there = bind(source + k * roles.channel), bind(to + k * self.pitch)
-                for start, width in pieces(columns, lanes if roles.position == 1 else 1):
-                    value = vload(self.x, row + start * roles.position, width)
-                    vstore(self.scratch, there + start, value, width)
-                padding = sum(row_widths(columns, lanes, True)) - columns
-                for start, width in pieces(padding, lanes):
-                    zeros = splat(tirx.const(0, self.dtype), width)
-                    vstore(self.scratch, there + columns + start, zeros, width)
-            return
-
-        def block(k: Expr, start: int, size: int) -> None:
-            rows = [
-                bind(
-                    vload(self.x, source + (start + i) * roles.position + k, size)
-                    if start + i < columns
-                    else splat(tirx.const(0, self.dtype), size)
-                )
-                for i in range(size)
-            ]
-            for i, column in enumerate(transpose(rows)):
-                vstore(self.scratch, to + (k + i) * self.pitch + start, column, size)
-
-        tile = Tile(1, row_widths(columns, lanes, True))
-        for start, width in tile.vectors:
-            with loop(roles.channels // width) as trip:
-                block(bind(trip * width), start, width)
-            done = roles.channels // width * width
-            for k, part in pieces(roles.channels - done, width):
-                for at in range(start, start + width, part):
-                    block(T.int32(done + k), at, part)
 
     def _group(self, group: Expr, filters: int, runs: list[_Run]) -> None:
         """``filters`` filters, of one tile or of those whose results are stored together."""
@@ -377,10 +271,10 @@ class SparseMatMulProduct:
         """One register tile: ``filters`` filters from tile ``number`` at one panel."""
         knobs = self.knobs
         if self.space:
-            tile = Tile(filters, row_widths(run.columns, knobs.lanes, knobs.pack))
+            tile = Tile(filters, self._widths(run.columns))
         else:
-            tile = Tile(run.columns, split_widths(filters, knobs.lanes))
-        sums = [Accumulators(tile, self.arithmetic) for _ in range(knobs.chains)]
+            tile = Tile(run.columns, split_widths(filters, knobs.lanes, self.narrowest))
+        sums = [Accumulators(tile, self.arithmetic, self.target) for _ in range(knobs.chains)]
         begin, end = bind(self.starts[number]), bind(self.starts[number + 1])
         unroll = knobs.unroll if filters == knobs.rows else 1
         ahead = weights_ahead(self.target)
@@ -403,11 +297,11 @@ class SparseMatMulProduct:
 
         def clear(acc: Accumulators) -> None:
             for i, v in places:
-                acc.set(i, v, splat(tirx.const(0, acc.dtype), acc.tile.widths[v]))
+                acc.set(i, v, splat(tirx.const(0, acc.dtype), acc.lanes[v]))
 
         for acc in sums:
             clear(acc)
-        if self.dtype == "float32":
+        if not isinstance(self.arithmetic, Float16):
             add(entries)
             for chain in sums[1:]:
                 for i, v in places:
@@ -423,7 +317,7 @@ class SparseMatMulProduct:
             for acc in sums:
                 clear(acc)
 
-        entries.parts(self.terms * len(sums), part)
+        entries.parts(self.arithmetic.terms * len(sums), part)
         return totals
 
     def _entry(
@@ -433,11 +327,8 @@ class SparseMatMulProduct:
         knobs, tile = self.knobs, sums[0].tile
         at = bind(base + self.offsets[entry])
         weights = bind(entry * (knobs.depth * knobs.rows))
-        simd = uses_lanes(self.target)
         if not self.space:
-            roles = self.roles
-            data = Scalars(self.x, at, roles.position, roles.channel, tile.rows, simd, self.dtype)
-            scalars = data.load(T.int32(0), knobs.depth)
+            scalars = self._scalars(at, tile.rows)
         for j in range(knobs.depth):
             row = weights + j * knobs.rows
             if self.space:
@@ -448,11 +339,28 @@ class SparseMatMulProduct:
                 source, start = self.w, row
             xs = [
                 bind(weight_as(vload(source, start + first, lanes), self.dtype))
-                for first, lanes in tile.vectors
+                for first, lanes in zip(tile.starts, sums[0].lanes, strict=True)
             ]
             acc = sums[(index * knobs.depth + j) % len(sums)]
             for (i, scalar), (v, x) in product(enumerate(column), enumerate(xs)):
-                acc.set(i, v, acc.get(i, v) + splat(scalar, tile.widths[v]) * x)
+                lanes = acc.lanes[v]
+                total = self.arithmetic.multiply_add(
+                    acc.get(i, v), scalar, x, lanes, self.target, swapped=not self.space
+                )
+                acc.set(i, v, total)
+
+    def _scalars(self, at: Expr, positions: int) -> list[list[Expr]]:
+        """Channels of an entry at some positions: ``[position][channel]``."""
+        roles, depth = self.roles, self.knobs.depth
+        if roles.in_quads:
+            steps = [
+                [at + i * roles.position + j * roles.channel for j in range(depth)]
+                for i in range(positions)
+            ]
+            return [[bind(load_channels(roles, self.x, step, 1)) for step in row] for row in steps]
+        simd = uses_lanes(self.target)
+        data = Scalars(self.x, at, roles.position, roles.channel, positions, simd, self.dtype)
+        return data.load(T.int32(0), depth)
 
     @property
     def _step(self) -> int:
@@ -468,35 +376,45 @@ class SparseMatMulProduct:
         columns: int,
         within: Expr,
     ) -> None:
-        vectors = list(enumerate(acc.tile.vectors))
-        first = bind(number * self.knobs.rows)
-        for i, (v, (start, lanes)) in product(range(acc.tile.rows), vectors):
-            value = acc.get(i, v)
-            if self.collected:
-                row = bind(self.sums_at + (within * self.knobs.rows + i) * self.pitch)
-                vstore(self.scratch, row + start, cast(value, self.dtype), lanes)
-            elif self.space:
+        knobs, unit, tile = self.knobs, self.unit, acc.tile
+        first = bind(number * knobs.rows)
+        row = bind(self.sums_at + within * (knobs.rows // unit * self.pitch))
+        for i, (v, (start, lanes)) in product(range(0, tile.rows, unit), enumerate(tile.vectors)):
+            if self.collected:  # filters that do not exist are not stored
+                sums = [acc.get(min(i + j, tile.rows - 1), v) for j in range(unit)]
+                held = self.results.hold(sums, first + i, lanes)
+                vstore(self.scratch, row + i // unit * self.pitch + start, held, lanes)
+                continue
+            assert isinstance(self.results, SumResults)
+            if self.space:
                 valid = min(lanes, columns - start)
-                self.store.vector(self.batch, first + i, position + start, value, valid, lanes)
+                place = self.batch, first + i, position + start
+                self.results.store(place, acc.get(i, v), valid, lanes)
             else:
-                self.store.vector(self.batch, position + i, first + start, value, lanes, lanes)
+                place = self.batch, position + i, first + start
+                self.results.store(place, acc.get(i, v), lanes, acc.lanes[v])
 
     def _store_collected(self, first: Expr, filters: int, position: Expr, columns: int) -> None:
         """Rows of filters in scratch go to the result as vectors along filters."""
+        unit = self.unit
+        whole, left = divmod(filters, unit)
         store_transposed(
             self.scratch,
             T.int32(self.sums_at),
             self.pitch,
-            filters,
+            whole,
             columns,
             self.room_at,
-            dtype_lanes(self.target, self.dtype),
-            lambda values, column, row, lanes, valid: self.store.vector(
-                self.batch,
-                position + column,
-                first + row,
-                cast(values[0], self.roles.problem.sums),
-                valid,
+            self.arithmetic.lanes(self.target),
+            lambda values, column, row, lanes, valid: self.results.release(
+                (self.batch, position + column, first + row * unit),
+                values[0],
+                valid * unit,
                 lanes,
             ),
         )
+        if left:
+            with loop(columns) as column:
+                held = vload(self.scratch, self.sums_at + whole * self.pitch + column, 1)
+                place = self.batch, position + column, first + whole * unit
+                self.results.release(place, held, left, 1)

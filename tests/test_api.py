@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def small_model(scale: float = 2.0) -> onnx.ModelProto:
         [numpy_helper.from_array(np.array(scale, np.float32), "scale")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def test_nothing_is_reported_to_anyone(tmp_path: Path) -> None:
+    """ONNX Runtime keeps an identifier of the device on disk for its telemetry."""
+    code = "import effc, onnxruntime, sys\nonnxruntime.InferenceSession(sys.argv[1])"
+    places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"), str(tmp_path))
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | places
+    subprocess.run([sys.executable, "-c", code, MODEL], check=True, env=environment, timeout=120)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_import_is_light() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,13 @@ def check_output_file(path: Path, flag: str) -> None:
     """Raise if no file can be written at a path, before the work for it begins.
 
     Raises:
-        UsageError: Its folder does not exist, or it is a folder or a device.
+        UsageError: Its folder does not exist or is read-only, or it is a folder or a device.
     """
-    if not path.absolute().parent.is_dir():
+    folder = path.resolve().parent
+    if not folder.is_dir():
         raise UsageError("the folder does not exist", where=f"{flag} {path}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError("the folder is not writable", where=f"{flag} {path}")
     if path.exists() and not path.is_file():
         raise UsageError("in the way: not a file", where=f"{flag} {path}")
 

@@ -14,17 +14,31 @@ import onnx_ir as ir
 
 from effc.passes.graph import attribute, const, dtype_of
 
-__all__ = ["BYTES", "Grid", "Weights", "grid_of", "is_quantized", "source", "weights_of"]
+__all__ = [
+    "BYTES",
+    "INTEGERS",
+    "WORDS",
+    "Grid",
+    "Weights",
+    "grid_of",
+    "is_quantized",
+    "source",
+    "weights_of",
+]
 
 Array = np.ndarray[Any, Any]
 
-BYTES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
+Types = frozenset[ir.DataType]
+
+BYTES: Types = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
+WORDS: Types = frozenset({ir.DataType.INT16, ir.DataType.UINT16})
+INTEGERS: Types = BYTES | WORDS
 _NARROW = BYTES | {ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT32}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Scale and zero point of an 8-bit tensor of type ``dtype``."""
+    """Scale and zero point of a tensor of type ``dtype``, 8 or 16 bits."""
 
     scale: float
     zero: int
@@ -37,7 +51,7 @@ class Grid:
         return 128 if dtype == np.uint8 else -128
 
     def moved(self, dtype: np.dtype[Any]) -> Grid:
-        """The same tensor kept as ``dtype``."""
+        """The same 8-bit tensor kept as ``dtype``."""
         return Grid(self.scale, self.zero + self.shift(dtype), dtype)
 
     def quantized(self, x: Array | float) -> Array:
@@ -75,13 +89,13 @@ def is_quantized(node: ir.Node | None, op_type: str) -> bool:
     return node is not None and not node.domain and node.op_type == op_type
 
 
-def grid_of(node: ir.Node) -> Grid | None:
-    """The grid of a (De)QuantizeLinear between float32 and one 8-bit tensor, else None."""
+def grid_of(node: ir.Node, types: Types = BYTES) -> Grid | None:
+    """The grid of a (De)QuantizeLinear between float32 and a tensor of ``types``, else None."""
     scale = node.inputs[1]
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     value, offset = const(scale), const(zero)
     integer = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
-    if integer is None or integer.dtype not in BYTES or attribute(node, "block_size", 0):
+    if integer is None or integer.dtype not in types or attribute(node, "block_size", 0):
         return None
     if scale is None or dtype_of(scale) != ir.DataType.FLOAT or value is None or value.size != 1:
         return None
@@ -95,12 +109,12 @@ def grid_of(node: ir.Node) -> Grid | None:
     )
 
 
-def source(value: ir.Value | None) -> tuple[ir.Value, Grid] | None:
-    """The 8-bit tensor that a float is dequantized from, and its grid."""
+def source(value: ir.Value | None, types: Types = BYTES) -> tuple[ir.Value, Grid] | None:
+    """The tensor of ``types`` that a float is dequantized from, and its grid."""
     node = None if value is None else value.producer()
     if node is None or not is_quantized(node, "DequantizeLinear"):
         return None
-    grid, integer = grid_of(node), node.inputs[0]
+    grid, integer = grid_of(node, types), node.inputs[0]
     return None if grid is None or integer is None else (integer, grid)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effc.passes.graph import attribute, const, shape_of
-from effc.passes.integer.grid import BYTES
+from effc.passes.integer.grid import INTEGERS
 from effc.passes.integer.normal_form import CHOICES, MOVES
 from effc.passes.integer.rules import State, has_planes
 
@@ -24,12 +24,12 @@ Operands = list["ir.Value | Array | None"]
 
 
 def movement(state: State) -> bool | str:
-    """Operators of ``MOVES`` and ``CHOICES`` on 8-bit tensors."""
+    """Operators of ``MOVES`` and ``CHOICES`` on quantized tensors."""
     node = state.node
     if node.domain or node.op_type not in MOVES | CHOICES:
         return False
     sources = _sources(node)
-    if any(v is None or v.dtype not in BYTES for v in sources):
+    if any(v is None or v.dtype not in INTEGERS for v in sources):
         return False
     tensors = [v for v in sources if v is not None]
     if all(const(v) is not None for v in tensors) or not any(

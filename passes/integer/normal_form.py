@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from effc.passes.base import RewritePass
 from effc.passes.graph import Writer, attribute, const, redirect, shape_of, single_user
-from effc.passes.integer.grid import BYTES, grid_of, is_quantized, source
+from effc.passes.integer.grid import BYTES, INTEGERS, grid_of, is_quantized, source
 from effc.passes.merge_pad import pad_amounts
 from effc.passes.replace import replace_node
 
@@ -131,9 +131,11 @@ class MoveDequantize(RewritePass):
             return f"{node.op_type} computes new values"
         writer = Writer(graph, node)
         integers = scaling.inputs[0]
-        grid = grid_of(scaling)
+        grid = grid_of(scaling, INTEGERS)
         if grid is None:
             return _move_weights(graph, node, scaling)
+        if node.op_type == "MaxPool" and grid.dtype.itemsize > 1:
+            return "there is no MaxPool of 16-bit integers"
         inputs = [integers, *node.inputs[1:]]
         if node.op_type == "Pad" and len(inputs) > 2 and inputs[2] is not None:
             fill = const(inputs[2])
@@ -152,7 +154,7 @@ class MoveDequantize(RewritePass):
 
 def _move_common(graph: ir.Graph, node: ir.Node) -> bool | str:
     """Several operands on one grid."""
-    found = [source(v) for v in node.inputs]
+    found = [source(v, INTEGERS) for v in node.inputs]
     operands = [pair[0] for pair in found if pair is not None]
     if len(operands) != len(found):
         return False
@@ -210,11 +212,11 @@ class MoveQuantize(RewritePass):
     ops: ClassVar[frozenset[str]] = frozenset({"QuantizeLinear"})
 
     def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool | str:
-        grid, x = grid_of(node), node.inputs[0]
+        grid, x = grid_of(node, INTEGERS), node.inputs[0]
         producer = None if x is None else x.producer()
         if grid is None or producer is None or producer.domain or x is None:
             return False
-        if is_quantized(producer, "DequantizeLinear") and grid_of(producer) == grid:
+        if is_quantized(producer, "DequantizeLinear") and grid_of(producer, INTEGERS) == grid:
             integers = producer.inputs[0]
             assert integers is not None
             redirect(node.outputs[0], integers)
@@ -223,7 +225,7 @@ class MoveQuantize(RewritePass):
             return False
         if producer.op_type == "Split" or not moves_elements(producer):
             return False
-        if producer.op_type == "Pad":
+        if producer.op_type == "Pad" or (producer.op_type == "MaxPool" and grid.dtype.itemsize > 1):
             return False
         writer = Writer(graph, node)
         count = len(producer.inputs) if producer.op_type in CHOICES else 1

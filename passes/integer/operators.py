@@ -2,7 +2,8 @@
 
 In: shapes and NumPy dtypes of a node's operands, its attributes. Out: shape and dtype of
 its result. Attributes beyond the document's: ``to`` is the ONNX element type (INT8, UINT8) of what
-``Requantize``, ``AddRescaled``, ``SoftmaxInteger`` and ``LayerNormInteger`` give.
+``Requantize`` (also INT16 and UINT16), ``AddRescaled``, ``TakeByte``, ``SoftmaxInteger`` and
+``LayerNormInteger`` give.
 """
 
 from __future__ import annotations
@@ -122,11 +123,19 @@ def _flipped(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.uint8 if dtype == np.int8 else np.int8)
 
 
-def _target(attrs: Attrs) -> np.dtype[Any]:
+def _target(attrs: Attrs, most: int = 1) -> np.dtype[Any]:
+    """Type ``to``, of at most ``most`` bytes."""
     dtype: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(int(attrs["to"])))
-    if dtype not in (np.int8, np.uint8):
+    if dtype not in (np.int8, np.uint8, np.int16, np.uint16) or dtype.itemsize > most:
         raise ValueError(f"to {dtype}")
     return dtype
+
+
+def _byte(operands: Operands, attrs: Attrs) -> TensorType:
+    shape, dtype = _present(operands, 0)
+    if dtype not in (np.int16, np.uint16):
+        raise ValueError(f"bytes of {dtype}")
+    return shape, _target(attrs)
 
 
 _TYPES: dict[str, Callable[[Operands, Attrs], TensorType]] = {
@@ -139,10 +148,12 @@ _TYPES: dict[str, Callable[[Operands, Attrs], TensorType]] = {
     "MatMulInteger": _matmul,
     "MaxPool8": lambda o, a: (_pool(o, a), _present(o, 0)[1]),
     "MulInteger": lambda o, a: (_broadcast(o), _INT32),
-    "Requantize": lambda o, a: (_broadcast(o), _target(a)),
+    "JoinBytes": lambda o, a: (_broadcast(o), _INT32),
+    "Requantize": lambda o, a: (_broadcast(o), _target(a, most=2)),
     "SoftmaxInteger": lambda o, a: (_present(o, 0)[0], _target(a)),
     "ResizeLinear": _resize,
     "SumPool": lambda o, a: (_pool(o, a), _INT32),
+    "TakeByte": _byte,
     "ToQuads": _to_quads,
 }
 

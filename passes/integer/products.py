@@ -8,10 +8,19 @@
 
 Weights that do not fit 8 bits without their zero point are sums of parts that do.
 Biases are rounded to the scale of the sums.
+
+Activations of 16 bits are two bytes (``operands``):
+``x - zero = 256 (h - h_zero) + (l - l_zero)``, so
+
+    sum w * (x - zero) = 256 * sum w * (h - h_zero) + sum w * (l - l_zero)
+
+and every kernel for 8 bits computes them, too. ``JoinBytes`` adds both sums, over ``2^shift``,
+rounded, where the whole may leave int32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +29,7 @@ import onnx_ir as ir
 
 from effc.passes.graph import Writer, attribute, const, redirect, shape_of, single_user
 from effc.passes.integer.grid import Grid, Weights, source, weights_of
+from effc.passes.integer.operands import Operand, operand_of, shift_of
 from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.reference import to_quads
 from effc.passes.integer.rules import State, destination, requantized
@@ -41,32 +51,36 @@ def convolution(state: State) -> bool | str:
     node = state.node
     if node.op_type != "Conv":
         return False
-    data, weights = source(node.inputs[0]), weights_of(node.inputs[1])
+    data = operand_of(node.inputs[0], state.tensors.dtype)
+    weights = weights_of(node.inputs[1])
     if data is None or weights is None:
         return False
-    x, grid = data
-    grid = grid.moved(state.tensors.dtype)
     rank = weights.values.ndim
     filters = weights.values.shape[0]
     if weights.scale.size > 1 and weights.scale.shape[0] != filters:
         return "weights are scaled along another axis than filters"
-    scale = np.broadcast_to(weights.scale.reshape(-1), (filters,)) * grid.scale
+    scale = np.broadcast_to(weights.scale.reshape(-1), (filters,)) * data.scale
     group = int(attribute(node, "group", 1))
     try:
         bias, scale = _bias(node.inputs[2] if len(node.inputs) > 2 else None, scale, weights)
         parts = parts_of(weights.values, bias)
+        shift = _shift(data, weights.values, bias)
         parts, group = regrouped(parts, group)
     except Refused as error:
         return str(error)
     writer = state.writer
     kept = ("pads", "strides", "dilations")
     attrs: dict[str, Any] = {k: a for k, a in node.attributes.items() if k in kept}
-    attrs |= {"group": group, "x_zero": grid.zero, "domain": DOMAIN}
-    quads = state.tensors.quads(x, writer)
-    total = writer.op("ConvInteger", quads, parts[0], bias, **attrs)
-    for part in parts[1:]:
-        total = writer.op("Add", total, writer.op("ConvInteger", quads, part, **attrs))
-    result = destination(node.outputs[0], state.tensors.dtype)
+    attrs |= {"group": group, "domain": DOMAIN}
+    octets = state.tensors.parts(data.tensor, writer, quads=True)
+
+    def of_byte(number: int, part: Array, *added: Array) -> ir.Value:
+        zero = data.zeros[number]
+        return writer.op("ConvInteger", octets[number], part, *added, x_zero=zero, **attrs)
+
+    total = _total(writer, of_byte, len(octets), parts, bias, shift)
+    scale = scale * 2.0**shift
+    result = destination(node.outputs[0], state.tensors.dtype, wide=True)
     if result is not None:
         real = to_quads(scale.reshape(1, -1, *[1] * (rank - 2)) / result.grid.scale)[0]
         made = requantized(writer, total, real, result)
@@ -85,21 +99,20 @@ def product(state: State) -> bool | str:
     node = state.node
     if node.op_type not in ("MatMul", "Gemm"):
         return False
-    data = source(node.inputs[0])
-    if data is None or not _plain_gemm(node):
+    data = operand_of(node.inputs[0], state.tensors.dtype)
+    if data is None or not _plain_gemm(node) or len(shape_of(data.tensor)) < 2:
         return False
-    a, grid = data
-    grid = grid.moved(state.tensors.dtype)
-    weights, other = weights_of(node.inputs[1]), source(node.inputs[1])
-    if len(shape_of(a)) < 2 or (weights is None and other is None):
+    weights = weights_of(node.inputs[1])
+    if weights is not None:
+        try:
+            return _by_constant(state, data, weights)
+        except Refused as error:
+            return str(error)
+    left, right = source(node.inputs[0]), source(node.inputs[1])
+    if left is None or right is None:
         return False
-    try:
-        if weights is not None:
-            return _by_constant(state, a, grid, weights)
-    except Refused as error:
-        return str(error)
-    assert other is not None
-    return _by_tensor(state, a, grid, other)
+    grid = left[1].moved(state.tensors.dtype)
+    return _by_tensor(state, left[0], grid, right)
 
 
 def _plain_gemm(node: ir.Node) -> bool:
@@ -110,7 +123,7 @@ def _plain_gemm(node: ir.Node) -> bool:
     )
 
 
-def _by_constant(state: State, a: ir.Value, grid: Grid, weights: Weights) -> bool | str:
+def _by_constant(state: State, data: Operand, weights: Weights) -> bool | str:
     node = state.node
     if attribute(node, "transB", 0):
         turned = weights.scale.T if weights.scale.ndim else weights.scale
@@ -120,18 +133,61 @@ def _by_constant(state: State, a: ir.Value, grid: Grid, weights: Weights) -> boo
     columns = weights.values.shape[-1]
     if weights.scale.size > 1 and weights.scale.shape[-1] != columns:
         return "weights are scaled along another axis than columns"
-    scale = np.broadcast_to(weights.scale.reshape(-1), (columns,)) * grid.scale
+    scale = np.broadcast_to(weights.scale.reshape(-1), (columns,)) * data.scale
     end, added = _with_bias(node, columns)
     by_column = replace(weights, values=np.moveaxis(weights.values, -1, 0))
     bias, scale = _bias(added, scale, by_column)
     parts = [np.ascontiguousarray(np.moveaxis(p, 0, -1)) for p in parts_of(by_column.values, bias)]
+    shift = _shift(data, by_column.values, bias)
     writer = state.writer
-    left = state.tensors.plain(a, writer)
-    attrs: dict[str, Any] = {"a_zero": grid.zero, "b_zero": 0, "domain": DOMAIN}
-    total = writer.op("MatMulInteger", left, parts[0], bias, **attrs)
-    for part in parts[1:]:
-        total = writer.op("Add", total, writer.op("MatMulInteger", left, part, **attrs))
-    return _finish(state, writer, end, total, scale)
+    octets = state.tensors.parts(data.tensor, writer, quads=False)
+
+    def of_byte(number: int, part: Array, *added: Array) -> ir.Value:
+        zeros = {"a_zero": data.zeros[number], "b_zero": 0}
+        return writer.op("MatMulInteger", octets[number], part, *added, domain=DOMAIN, **zeros)
+
+    total = _total(writer, of_byte, len(octets), parts, bias, shift)
+    return _finish(state, writer, end, total, scale * 2.0**shift)
+
+
+def _shift(data: Operand, values: Array, bias: Array) -> int:
+    """Shift of the JoinBytes that a product needs, 0 if it needs none."""
+    if len(data.zeros) == 1:
+        return 0
+    sums = np.abs(values).reshape(len(bias), -1).sum(1)
+    try:
+        return shift_of(int(sums.max()), int(np.abs(bias.astype(np.int64)).max()))
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def _total(
+    writer: Writer,
+    of_byte: Callable[..., ir.Value],
+    octets: int,
+    parts: list[Array],
+    bias: Array,
+    shift: int,
+) -> ir.Value:
+    """Sums over all parts of the weights and bytes of the activations, over ``2^shift``.
+
+    Args:
+        writer: Where to.
+        of_byte: Called with the number of a byte, a part and perhaps the bias: the product.
+        octets: How many bytes there are.
+        parts, bias: Weights and bias.
+        shift: Of the JoinBytes.
+    """
+    sums = []
+    for number in range(octets):
+        total = of_byte(number, parts[0], *([] if number else [bias]))
+        for part in parts[1:]:
+            total = writer.op("Add", total, of_byte(number, part))
+        sums.append(total)
+    if octets == 1:
+        return sums[0]
+    low, high = sums
+    return writer.op("JoinBytes", high, low, shift=shift, domain=DOMAIN)
 
 
 def _by_tensor(state: State, a: ir.Value, grid: Grid, other: tuple[ir.Value, Grid]) -> bool | str:
@@ -159,8 +215,8 @@ def _by_tensor(state: State, a: ir.Value, grid: Grid, other: tuple[ir.Value, Gri
 def _finish(
     state: State, writer: Writer, end: ir.Value, total: ir.Value, scale: Array
 ) -> bool | str:
-    """The sums as 8 bits or as floats."""
-    result = destination(end, state.tensors.dtype)
+    """The sums as 8 or 16 bits or as floats."""
+    result = destination(end, state.tensors.dtype, wide=True)
     if result is None:
         redirect(end, _real(writer, total, scale.astype(np.float32)))
         return True

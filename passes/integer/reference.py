@@ -165,11 +165,25 @@ def _mul(inputs: Inputs, attrs: Attrs) -> Array:
     return np.asarray((a - attrs.get("a_zero", 0)) * (b - attrs.get("b_zero", 0)))
 
 
+def _take_byte(inputs: Inputs, attrs: Attrs) -> Array:
+    x = inputs[0].astype(np.int32)
+    whole = x - np.iinfo(inputs[0].dtype).min
+    byte = (whole >> 8 * int(attrs["index"])) & 255
+    return np.asarray(byte if int(attrs["to"]) == ir.DataType.UINT8 else byte - 128)
+
+
+def _join_bytes(inputs: Inputs, attrs: Attrs) -> Array:
+    high, low = (x.astype(np.int64) for x in inputs)
+    shift = int(attrs["shift"])
+    return _int32((high << 8 - shift) + ((low + (1 << shift >> 1)) >> shift))
+
+
 _OPERATORS: dict[str, Callable[[Inputs, Attrs], Array]] = {
     "AddRescaled": _add,
     "ConvInteger": _conv,
     "FlipSign": lambda i, a: i[0].astype(np.int32) + (128 if i[0].dtype == np.int8 else -128),
     "FromQuads": lambda i, a: from_quads(i[0], int(a["channels"])),
+    "JoinBytes": _join_bytes,
     "LayerNormInteger": _layer_norm,
     "Lookup": _lookup,
     "MatMulInteger": _matmul,
@@ -179,6 +193,7 @@ _OPERATORS: dict[str, Callable[[Inputs, Attrs], Array]] = {
     "SoftmaxInteger": _softmax,
     "ResizeLinear": _resize_linear,
     "SumPool": _sum_pool,
+    "TakeByte": _take_byte,
     "ToQuads": lambda i, a: to_quads(
         np.moveaxis(i[0], -1, 1) if a.get("last") else i[0], int(a.get("fill", 0))
     ),

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from effc.passes.graph import Writer, const, shape_of, single_user
 from effc.passes.integer.arithmetic import factors
-from effc.passes.integer.grid import Grid, grid_of, is_quantized
+from effc.passes.integer.grid import BYTES, INTEGERS, Grid, grid_of, is_quantized
 from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.tensors import Tensors
 
@@ -60,11 +60,11 @@ Rule = Callable[[State], "bool | str"]
 
 @dataclass(frozen=True)
 class Destination:
-    """The 8-bit tensor that an operator's float result becomes.
+    """The 8-bit or 16-bit tensor that an operator's float result becomes.
 
     Attributes:
         tensor: Output of the QuantizeLinear.
-        grid: Its grid as the type of activations.
+        grid: Its grid; of 8 bits as the type of activations.
         low, high: Bounds, which stand for the clamps on the way.
     """
 
@@ -98,12 +98,18 @@ def bounds_of(node: ir.Node) -> tuple[float, float] | None:
     return found[0], found[1]
 
 
-def destination(value: ir.Value, dtype: np.dtype[Any]) -> Destination | None:
-    """Where a float goes if nothing but clamps lies between it and one QuantizeLinear."""
+def destination(value: ir.Value, dtype: np.dtype[Any], *, wide: bool = False) -> Destination | None:
+    """Where a float goes if nothing but clamps lies between it and one QuantizeLinear.
+
+    Args:
+        value: The float.
+        dtype: Type of 8-bit activations.
+        wide: Whether 16 bits will do.
+    """
     low, high = -np.inf, np.inf
     while (user := single_user(value)) is not None and user.inputs[0] is value:
         if is_quantized(user, "QuantizeLinear"):
-            return reached(user, (low, high), dtype)
+            return reached(user, (low, high), dtype, wide=wide)
         clamp = bounds_of(user)
         if clamp is None:
             return None
@@ -118,13 +124,16 @@ def clamped(bounds: tuple[float, float], clamp: tuple[float, float]) -> tuple[fl
     return low, high
 
 
-def reached(node: ir.Node, bounds: tuple[float, float], dtype: np.dtype[Any]) -> Destination | None:
+def reached(
+    node: ir.Node, bounds: tuple[float, float], dtype: np.dtype[Any], *, wide: bool = False
+) -> Destination | None:
     """The destination that a QuantizeLinear behind a clamp to ``bounds`` is."""
-    grid = grid_of(node)
+    grid = grid_of(node, INTEGERS if wide else BYTES)
     if grid is None:
         return None
-    grid = grid.moved(dtype)
-    limits = np.iinfo(dtype)
+    if grid.dtype.itemsize == 1:
+        grid = grid.moved(dtype)
+    limits = np.iinfo(grid.dtype)
     low = limits.min if bounds[0] == -np.inf else int(grid.quantized(bounds[0]))
     high = limits.max if bounds[1] == np.inf else int(grid.quantized(bounds[1]))
     return Destination(node.outputs[0], grid, low, high)

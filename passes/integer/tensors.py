@@ -1,7 +1,8 @@
-"""Where the 8-bit tensors of a model are: as what type, in which layout.
+"""Where the quantized tensors of a model are: as what type, in which layout.
 
 A model's own 8-bit tensor is known here by its old value. ``plain`` and ``quads`` give it as
-the target's activation type, converting (once) where it is not there yet.
+the target's activation type, converting (once) where it is not there yet. 16-bit tensors keep their
+type; ``parts`` gives their bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effc.passes.graph import Writer, const, dtype_of, shape_of
-from effc.passes.integer.grid import BYTES, grid_of, is_quantized
+from effc.passes.integer.grid import BYTES, WORDS, grid_of, is_quantized
 from effc.passes.integer.operators import DOMAIN
 from effc.passes.integer.reference import to_quads
 from effc.passes.origin import stand_for
@@ -22,7 +23,7 @@ __all__ = ["Tensors"]
 
 
 class Tensors:
-    """The 8-bit tensors of a graph.
+    """The 8-bit and 16-bit tensors of a graph.
 
     Args:
         dtype: Type of activations inside the compiled model.
@@ -33,6 +34,7 @@ class Tensors:
         self.type = ir.DataType.from_numpy(self.dtype)
         self._plain: dict[ir.Value, ir.Value] = {}
         self._quads: dict[ir.Value, ir.Value] = {}
+        self._parts: dict[tuple[ir.Value, bool], list[ir.Value]] = {}
         self._computed: dict[ir.Value, None] = {}
 
     def define(
@@ -74,6 +76,18 @@ class Tensors:
             stand_for(self._quads[old], old)
         return self._quads[old]
 
+    def parts(self, old: ir.Value, writer: Writer, *, quads: bool) -> list[ir.Value]:
+        """The bytes of a tensor as the type of activations, the low one first."""
+        whole = self.quads(old, writer) if quads else self.plain(old, writer)
+        if dtype_of(old) not in WORDS:
+            return [whole]
+        if (old, quads) not in self._parts:
+            self._parts[old, quads] = [
+                writer.op("TakeByte", whole, index=i, to=int(self.type), domain=DOMAIN)
+                for i in (0, 1)
+            ]
+        return self._parts[old, quads]
+
     def original(self, old: ir.Value, writer: Writer) -> ir.Value:
         """A tensor as the model has it."""
         plain = self.plain(old, writer)
@@ -83,7 +97,7 @@ class Tensors:
 
     def _typed(self, old: ir.Value, writer: Writer) -> ir.Value:
         """A tensor that the integer part does not compute."""
-        if dtype_of(old) == self.type:
+        if dtype_of(old) == self.type or dtype_of(old) in WORDS:
             return old
         known = const(old)
         if known is not None:
@@ -104,7 +118,7 @@ class Tensors:
     def _to_quads(self, old: ir.Value, writer: Writer) -> ir.Value:
         known = const(old)
         if known is not None:
-            typed = known if dtype_of(old) == self.type else _flipped(known)
+            typed = _flipped(known) if dtype_of(old) in BYTES - {self.type} else known
             return writer.const(to_quads(typed))
         node = old.producer()
         if old not in self._plain and node is not None and is_quantized(node, "QuantizeLinear"):
@@ -117,7 +131,7 @@ class Tensors:
         if prod(sizes) == 1 and channels % 4 == 0:
             shape = np.array([batch, channels // 4, *sizes, 4], np.int64)
             return writer.op("Reshape", self.plain(old, writer), shape)
-        if old in self._plain or dtype_of(old) == self.type:
+        if old in self._plain or dtype_of(old) in WORDS | {self.type}:
             return _packed(self.plain(old, writer), writer)
         return _flip(_packed(old, writer), writer)
 

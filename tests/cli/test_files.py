@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from effc.cli.files import output_file
 from effc.errors import UsageError
+from effc.zig import run_tool
 
 from .conftest import Effc
 
@@ -42,7 +45,14 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("place", ["/dev/null", ".", "missing/y.npz"])
+def test_a_tool_that_meets_a_full_disk() -> None:
+    say = "print('a.s: No space left on device', file=__import__('sys').stderr); exit(1)"
+    with pytest.raises(OSError, match="No space left") as caught:
+        run_tool([sys.executable, "-c", say])
+    assert caught.value.filename == tempfile.gettempdir()
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/y.npz", ".", "missing/y.npz"])
 def test_devices_and_folders_stay(tmp_path: Path, place: str) -> None:
     with pytest.raises(UsageError), output_file(tmp_path / place, "--report"):
         raise AssertionError("nothing may be written")

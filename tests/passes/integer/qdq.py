@@ -24,6 +24,8 @@ Array = np.ndarray[Any, Any]
 class Model:
     """Builds a QDQ model node by node; tensors are known by name."""
 
+    opset = 20  # 16-bit integers need 21
+
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Array] = {}
@@ -70,8 +72,8 @@ class Model:
             made,
             [numpy_helper.from_array(v, k) for k, v in self.constants.items()],
         )
-        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
 def reference(proto: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
