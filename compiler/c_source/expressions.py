@@ -1,9 +1,9 @@
 """Prints TIR expressions as C, lane by lane.
 
 A vector has no C type: :meth:`Expressions.lane` gives one of its lanes, by number or by the name
-of a loop variable. Three rules of C decide the form: signed values are shifted left as unsigned
-ones (otherwise undefined), arithmetic below 32 bits is done in ``int`` and cast back, and
-operands of shifts and bit operations stand in parentheses (as ``-Wall`` wants).
+of a loop variable. Three rules of C decide the form: signed values are shifted left and negated
+as unsigned ones (otherwise undefined), arithmetic below 32 bits is done in ``int`` and cast back,
+and operands of shifts and bit operations stand in parentheses (as ``-Wall`` wants).
 """
 
 from __future__ import annotations
@@ -216,6 +216,8 @@ class Expressions:
             left, right = a.within(outer), b.within(outer)
         else:
             left, right = a.within(rank), b.within(rank + 1)
+        if kind == "Sub" and dtype in ("int32", "int64") and a.text in ("0", "INT64_C(0)"):
+            return Text(f"({c_type(dtype)})(0u - (u{c_type(dtype)}){right})", _UNARY)
         if kind == "LShift" and (dtype in _PROMOTED or dtype in ("int32", "int64")):
             wide = "uint64_t" if dtype == "int64" else "uint32_t"
             return Text(f"({c_type(dtype)})(({wide}){left} << {right})", _UNARY)
