@@ -11,7 +11,7 @@ from effc.errors import UnsupportedError
 from effc.imported import Imported
 from effc.kernels import registry
 from effc.kernels.float_unit import float_refusal
-from effc.kernels.region import Region
+from effc.kernels.region import DOMAIN, Region
 from effc.kernels.template import Choice
 from effc.kernels.versions import versions_of
 from effc.layers import LayerRecord, record
@@ -136,10 +136,20 @@ def _require_kernels(regions: Sequence[Region], target: Target) -> None:
             f"{len(missing)} operator(s) of the model cannot be compiled",
             where=target.name,
             got="\n  " + "\n  ".join(missing.values()),
-            hint="quantize the model (--quantize int8 with --calibration)"
-            if any("floating-point unit" in why for why in missing.values())
-            else "rewrite these nodes, or run them outside of the compiled part of the model",
+            hint=_remedy(regions, any("floating-point unit" in why for why in missing.values())),
         )
+
+
+def _remedy(regions: Sequence[Region], floats: bool) -> str:
+    """What to do about operators that cannot be compiled; ``floats``: as they compute in floats."""
+    if not floats:
+        return "rewrite these nodes, or run them outside of the compiled part of the model"
+    if any(op.domain == DOMAIN for region in regions for op in region.ops):
+        return (
+            "the rest of the model computes in integers: cut these nodes off, and compute them "
+            "outside (the largest score is the same before a Softmax)"
+        )
+    return "quantize the model (--quantize int8 with --calibration)"
 
 
 def layer_records(selected: Selected, regions: Sequence[Region]) -> tuple[LayerRecord, ...]:

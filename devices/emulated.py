@@ -14,9 +14,11 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from effc.devices.process import kept, start
 from effc.devices.wire import Monitor
 from effc.errors import DeviceError, InternalError, ToolError
 
@@ -149,18 +151,16 @@ class EmulatedBoard:
     """
 
     def __init__(self, command: Sequence[str], where: str, timeout_s: float) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                bufsize=0,
-            )
-        except OSError as error:
-            self._errors.close()
-            raise DeviceError("cannot start the emulator", where=where, got=error) from error
+        with ExitStack() as stack:
+            self._errors = stack.enter_context(tempfile.TemporaryFile())
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
+            try:
+                self._process = start(command, **pipes, bufsize=0)
+                stack.enter_context(kept(self._process))
+            except ToolError as error:
+                what = "cannot start the emulator"
+                raise DeviceError(what, where=where, got=error.got) from error
+            self._close = stack.pop_all().close
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self.monitor = Monitor(
@@ -173,11 +173,7 @@ class EmulatedBoard:
 
     def close(self) -> None:
         """End the emulator."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                stream.close()
+        self._close()
 
     def _complaint(self) -> str:
         """Why the emulator ended."""

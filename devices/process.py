@@ -1,7 +1,7 @@
 """Programs on this machine that talk to devices (``adb``, ``ssh``, a shell), with time limits.
 
 They run in process groups of their own: an interrupt of the terminal reaches effc alone, which
-then ends them in order.
+then ends them in order. What may hang has a keeper beside it, which ends it if effc was killed.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from effc.errors import ToolError
 
-__all__ = ["Finished", "TimedOut", "converse", "kill", "start"]
+__all__ = ["Finished", "TimedOut", "converse", "kept", "kill", "start"]
 
 
 _HELD_S = 2.0
 """How long the pipes of a program that has ended may stay open without a word."""
+
+
+_KEEPER = 'read -r _; kill -9 "-$1"'
+"""Waits for the end of its standard input, which this process alone holds open."""
 
 
 class TimedOut(Exception):
@@ -71,6 +75,30 @@ def kill(process: subprocess.Popen[bytes]) -> None:
                 stream.close()
 
 
+@contextlib.contextmanager
+def kept(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a program (of ``start``) behind the block, or as soon as this process is gone.
+
+    Raises:
+        ToolError: There is no shell.
+    """
+    try:
+        keeper = start(
+            ["sh", "-c", _KEEPER, "keeper", str(process.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    except ToolError:
+        kill(process)
+        raise
+    try:
+        yield
+    finally:
+        kill(keeper)  # first: the number of a program that has ended may be used again
+        kill(process)
+
+
 def converse(
     argv: Sequence[str],
     timeout_s: float,
@@ -103,14 +131,13 @@ def converse(
         stdout=sink or subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    try:
-        deadline = time.monotonic() + timeout_s
-        out, err = _read_all(process, deadline, on_line)
-        code = process.wait(max(deadline - time.monotonic(), 1.0))
-    except subprocess.TimeoutExpired:
-        raise TimedOut from None
-    finally:
-        kill(process)
+    with kept(process):
+        try:
+            deadline = time.monotonic() + timeout_s
+            out, err = _read_all(process, deadline, on_line)
+            code = process.wait(max(deadline - time.monotonic(), 1.0))
+        except subprocess.TimeoutExpired:
+            raise TimedOut from None
     return Finished(code, out, err)
 
 

@@ -153,7 +153,7 @@ def order_for(op: Op, channels: int, *, words: bool) -> Order:
 
     Args:
         channels: Of a group.
-        words: Whether words may be read at any address, and code may be longer.
+        words: Whether words may be read at any address.
     """
     shape, layout = ConvShape.of(op), layout_of(op)
     if layout == "quads":

@@ -76,7 +76,7 @@ class ColumnConv(Template):
         problem = ConvProblem.of(region, target)
         assert problem.bias is not None
         shape, split = problem.shape, bool(config["split"])
-        order = _order(op, target, split)
+        order = _order(op, target)
         columns = _columns(order, target, int(config["unroll"]))
         weights = order.weights(problem.weight)
         filters: Filters
@@ -117,7 +117,7 @@ class SparseColumnConv(ColumnConv):
         op = region.ops[0]
         if op.zeros is None:
             return f"fewer than {LEAST_ZEROS:.0%} of the weights are zero"
-        order = _order(op, target, target.optimize != "size")
+        order = _order(op, target)
         blocks = isinstance(order, Quads) or order.channels % TILE == 0
         if order.shape.groups > 1 or not blocks:
             return "the convolution has groups, or too few channels for blocks of four"
@@ -148,9 +148,9 @@ class SparseColumnConv(ColumnConv):
         return KeptProducts(columns, weights, int(config["rows"]))
 
 
-def _order(op: Op, target: Target, split: bool) -> Order:
+def _order(op: Op, target: Target) -> Order:
     """The order of slots; cores with the DSP extension read words at any address."""
-    words = split and target.arch == "thumb" and target.has("dsp")
+    words = target.arch == "thumb" and target.has("dsp")
     return order_for(op, operand(op, 1).shape[1], words=words)
 
 
@@ -161,7 +161,7 @@ def _columns(order: Order, target: Target, unroll: int) -> Columns:
 
 def _predicted(region: Region, target: Target, unroll: int, share: float | None = None) -> float:
     """Instructions of all products, see ``Columns.predicted``; the rest is the same for all."""
-    order = _order(region.ops[0], target, target.optimize != "size")
+    order = _order(region.ops[0], target)
     shape, columns = order.shape, _columns(order, target, unroll)
     overhead = LIST_OVERHEAD if _assembly(region, columns) is None else 0
     tiles = -(-shape.positions // columns.positions) * shape.cout // columns.filters

@@ -25,7 +25,18 @@ from tvm import tirx
 from effc.devices.target import Target
 from effc.errors import InternalError
 from effc.kernels.arithmetic import FLOAT32, Float16
-from effc.kernels.builder import Param, T, bind, loop, splat, stage_func, vload, vstore
+from effc.kernels.builder import (
+    Param,
+    T,
+    bind,
+    loop,
+    splat,
+    stage_func,
+    tiles,
+    vload,
+    vstore,
+    whole_or_rest,
+)
 from effc.kernels.lanes import load_scalars, uses_lanes
 from effc.kernels.matmul_operands import Scalars
 from effc.kernels.register_tile import (
@@ -41,7 +52,7 @@ from effc.kernels.shuffles import store_transposed
 from effc.kernels.sparse_matmul_pack import load_channels, pack_positions
 from effc.kernels.sparse_matmul_results import Results, SumResults
 from effc.kernels.sparse_matmul_roles import Roles, SparseMatMulConfig
-from effc.kernels.sparse_pack import TILE_OVERHEAD, SparseTiles, cut_evenly
+from effc.kernels.sparse_pack import TILE_OVERHEAD, SparseTiles, cumulative, cut_evenly
 from effc.kernels.sparse_positions import row_widths
 from effc.kernels.vectorbase import cast, weight_as
 
@@ -146,7 +157,7 @@ class SparseMatMulProduct:
             positions = [min(size, whole - i * size) for i in range(self.full_blocks)]
             positions += [self.rest] if self.rest else []
         work = np.tile(np.outer(of_split, positions).reshape(-1), self.roles.problem.batch)
-        return tuple(int(b) for b in np.concatenate([[0], np.cumsum(work)]))
+        return cumulative(work)
 
     @property
     def scratch_bytes(self) -> int:
@@ -212,16 +223,7 @@ class SparseMatMulProduct:
                 count = bind(T.min(knobs.panels, self.full - block * knobs.panels))
             self._block([_Run(bind(block * size), 0, count, knobs.columns)])
 
-        if not self.rest:
-            whole_block()
-        elif not self.full:
-            self._block([tail])
-        else:
-            with T.If(block < self.full_blocks):
-                with T.Then():
-                    whole_block()
-                with T.Else():
-                    self._block([tail])
+        whole_or_rest(block, self.full_blocks, self.rest, whole_block, lambda: self._block([tail]))
 
     def _block(self, runs: list[_Run]) -> None:
         """All groups of tiles of this split at some positions."""
@@ -239,13 +241,13 @@ class SparseMatMulProduct:
                         self.pitch,
                     )
         size = self.group * self.knobs.rows
-        whole, left = divmod(self.roles.filters, size)
-        if whole:
-            with loop(self.first, T.min(self.last, whole) if left else self.last) as group:
-                self._group(group, size, runs)
-        if left:
-            with T.If(self.last > whole), T.Then():
-                self._group(T.int32(whole), left, runs)
+        tiles(
+            self.first,
+            self.last,
+            self.roles.filters,
+            size,
+            lambda group, filters: self._group(group, filters, runs),
+        )
 
     def _group(self, group: Expr, filters: int, runs: list[_Run]) -> None:
         """``filters`` filters, of one tile or of those whose results are stored together."""

@@ -10,7 +10,7 @@
         rounded to 24 bits first, so a result may differ by one step, rarely.
 
 ``effc.passes.integer`` has turned what has an integer form into integer operators before; this
-is for the rest: 16 bits, scales that are not constant, floats that are quantized.
+is for the rest: most of 16 bits, scales that are not constant, floats that are quantized.
 """
 
 from __future__ import annotations

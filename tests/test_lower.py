@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from processes import running
+
 SLOW = """
 import os, time
 from types import SimpleNamespace
@@ -15,13 +17,6 @@ lower.lower = lambda functions, target: time.sleep(600)
 os.sched_getaffinity = lambda pid: {0, 1}
 lower.lower_all({str(i): None for i in range(12)}, SimpleNamespace(name="t"))
 """
-
-
-def _running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_killed_compiler_leaves_no_children() -> None:
@@ -39,6 +34,6 @@ def test_killed_compiler_leaves_no_children() -> None:
         process.kill()
         process.wait()
     deadline = time.monotonic() + 30
-    while any(map(_running, children)) and time.monotonic() < deadline:
+    while any(map(running, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(map(_running, children))
+    assert not any(map(running, children))

@@ -25,6 +25,7 @@ from effc.errors import EffcError, InternalError, ModelError, UsageError
 __all__ = ["guard", "write_crash_report"]
 
 INTERRUPTED = 130
+_AGAIN_S = 0.05
 
 
 _signals: list[int] = []
@@ -37,6 +38,8 @@ def guard() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt)
+    sys.unraisablehook = _unraisable
     sys.exit(_run())
 
 
@@ -137,6 +140,14 @@ def write_crash_report(error: BaseException) -> Path:
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     _signals.append(signum)
     raise KeyboardInterrupt
+
+
+def _unraisable(lost: sys.UnraisableHookArgs) -> None:
+    """Finalizers and callbacks can raise nothing: an interrupt there comes again a little later."""
+    if lost.exc_type is KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _say(text: str) -> None:

@@ -11,11 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from effc.compiled import PassRecord
+from effc.compression.store import ArrayStore, Slot, digest_of
 from effc.errors import UsageError
 from effc.passes.pruning.batching import SampleRunner
 from effc.passes.pruning.channel_surgeon import ChannelSurgeon
 from effc.passes.pruning.layers import find_layers
-from effc.passes.pruning.prune_channels import PruneChannels, by_magnitude
+from effc.passes.pruning.prune_channels import Chooser, PruneChannels, by_magnitude
 from effc.passes.pruning.prune_weights import Pruned
 
 if TYPE_CHECKING:
@@ -33,12 +34,16 @@ def prune_channels_step(work: Work, plans: Sequence[LayerPlan]) -> None:
     """
     method = _method(work, plans)
     settings = {p.layer.name: p.setting for p in plans if p.setting is not None}
-    chooser = by_magnitude
+    chooser: Chooser = by_magnitude
+    store = None
     if method == "obs":
         runner = SampleRunner(work.model, work.samples)
-        chooser = ChannelSurgeon(runner, partial(work.report, "prune"))
+        store = ArrayStore(work.options.work, digest_of(work.model, work.samples))
+        chooser = ChannelSurgeon(runner, partial(work.report, "prune"), partial(Slot, store))
     task = PruneChannels(settings, chooser)
     result = task.run(work.model)
+    if store is not None:
+        store.trim()
     work.kept |= task.kept
     layers = {layer.name: layer for layer in find_layers(work.model)[0]}
     for name in result.applied:

@@ -1,9 +1,10 @@
-"""Removal traces on disk, so that an interrupted compression continues where it was.
+"""Intermediate results on disk, so that an interrupted compression continues where it was.
 
-One file per layer, called after a digest of all that determines its content: the dense model, the
-samples, the layer, the scheme, the damping. So a file is either right or not asked for; another
-sparsity uses the same ones. Files are written under another name and renamed; a damaged file
-counts as missing. In the user's own cache the oldest files go when it grows beyond 2 GiB.
+One file each, called after a digest of all that determines its content. So a file is either right
+or not asked for. Of removal traces there is one per layer, by the dense model, the samples, the
+layer, the scheme and the damping: another sparsity uses the same ones. Files are written under
+another name and renamed; a damaged file counts as missing. In the user's own cache the oldest files
+go when it grows beyond 2 GiB.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from effc.passes.pruning.project import grid_of
 from effc.passes.pruning.scheme import Scheme
 from effc.passes.pruning.surgeon import DAMPING, Trace
 
-__all__ = ["TraceStore", "default_folder", "digest_of"]
+__all__ = ["ArrayStore", "Slot", "TraceStore", "default_folder", "digest_of"]
 
 VERSION = 1
 """Of the traces' meaning; another one makes old files useless."""
@@ -51,8 +53,8 @@ def digest_of(model: ir.Model, samples: Iterable[Mapping[str, Any]]) -> str:
     return hasher.hexdigest()
 
 
-class TraceStore:
-    """Traces of one model and one set of samples.
+class ArrayStore:
+    """Arrays of one model and one set of samples, by a text that says what they are.
 
     Args:
         folder: Where the files are; made if missing. None: the user's cache.
@@ -78,42 +80,22 @@ class TraceStore:
                 hint="choose another one with --work",
             ) from error
 
-    def load(self, layer: Layer, scheme: Scheme) -> Trace | None:
-        """The trace of a layer, or None if there is none."""
+    def load_arrays(self, key: str) -> dict[str, Any] | None:
+        """What is kept under a text, or None."""
         try:
-            with np.load(self._path(layer, scheme), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            grid = grid_of((*layer.shape[:2], _positions(layer)), scheme, layer.groups)
-            if arrays["costs"].shape != (len(grid.bands), grid.units):
-                return None
-            return Trace(
-                scheme,
-                grid,
-                arrays["costs"].astype(np.float64),
-                arrays["losses"].astype(np.float64),
-                float(arrays["energy"]),
-                arrays.get("patterns"),
-                float(arrays["pattern_loss"]),
-            )
+            with np.load(self._path(key), allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
         except _DAMAGED:
             return None
 
-    def save(self, layer: Layer, trace: Trace) -> None:
-        """Keep a trace; the file appears as a whole or not at all."""
-        arrays: dict[str, Any] = {
-            "costs": trace.costs.astype(np.float32),
-            "losses": trace.losses.astype(np.float32),
-            "energy": np.float64(trace.energy),
-            "pattern_loss": np.float64(trace.pattern_loss),
-        }
-        if trace.patterns is not None:
-            arrays["patterns"] = trace.patterns
+    def save_arrays(self, key: str, arrays: Mapping[str, Any]) -> None:
+        """Keep arrays; the file appears as a whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)  # caches may be emptied at any time
         handle, name = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as stream:
-                np.savez(stream, **arrays)
-            Path(name).replace(self._path(layer, trace.scheme))
+                np.savez(stream, allow_pickle=False, **arrays)
+            Path(name).replace(self._path(key))
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -130,9 +112,66 @@ class TraceStore:
             path.unlink(missing_ok=True)
             total -= size
 
-    def _path(self, layer: Layer, scheme: Scheme) -> Path:
-        text = f"{VERSION}\n{self._digest}\n{layer.name}\n{scheme}\n{DAMPING}"
+    def _path(self, key: str) -> Path:
+        text = f"{VERSION}\n{self._digest}\n{key}"
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.npz"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one set of arrays in a store."""
+
+    store: ArrayStore
+    key: str
+
+    def load(self) -> dict[str, Any] | None:
+        """What is there, or None."""
+        return self.store.load_arrays(self.key)
+
+    def save(self, arrays: Mapping[str, Any]) -> None:
+        """Replace it."""
+        self.store.save_arrays(self.key, arrays)
+
+
+class TraceStore(ArrayStore):
+    """Traces of layers."""
+
+    def load(self, layer: Layer, scheme: Scheme) -> Trace | None:
+        """The trace of a layer, or None if there is none."""
+        arrays = self.load_arrays(_key(layer, scheme))
+        if arrays is None:
+            return None
+        try:
+            grid = grid_of((*layer.shape[:2], _positions(layer)), scheme, layer.groups)
+            if arrays["costs"].shape != (len(grid.bands), grid.units):
+                return None
+            return Trace(
+                scheme,
+                grid,
+                arrays["costs"].astype(np.float64),
+                arrays["losses"].astype(np.float64),
+                float(arrays["energy"]),
+                arrays.get("patterns"),
+                float(arrays["pattern_loss"]),
+            )
+        except _DAMAGED:
+            return None
+
+    def save(self, layer: Layer, trace: Trace) -> None:
+        """Keep a trace."""
+        arrays: dict[str, Any] = {
+            "costs": trace.costs.astype(np.float32),
+            "losses": trace.losses.astype(np.float32),
+            "energy": np.float64(trace.energy),
+            "pattern_loss": np.float64(trace.pattern_loss),
+        }
+        if trace.patterns is not None:
+            arrays["patterns"] = trace.patterns
+        self.save_arrays(_key(layer, trace.scheme), arrays)
+
+
+def _key(layer: Layer, scheme: Scheme) -> str:
+    return f"{layer.name}\n{scheme}\n{DAMPING}"
 
 
 def _positions(layer: Layer) -> int:

@@ -18,7 +18,7 @@ as in Fang et al., "DepGraph" (CVPR 2023).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -43,17 +43,34 @@ LARGEST = MEMORY // 2
 """Bytes of a layer's covariance; larger ones (classifiers on flattened maps) have no say."""
 
 
+class Kept(Protocol):
+    """A place for arrays that outlives an interruption."""
+
+    def load(self) -> Mapping[str, Array] | None:
+        """What is there, or None."""
+
+    def save(self, arrays: Mapping[str, Array]) -> None:
+        """Replace it."""
+
+
 class ChannelSurgeon:
     """A chooser for ``PruneChannels``.
 
     Args:
         runner: The model before pruning, and calibration samples.
         tick: Called with (groups done, all groups, name of the group).
+        keep: Gives the place where choices are kept, from a text that says what is demanded.
     """
 
-    def __init__(self, runner: SampleRunner, tick: Tick | None = None) -> None:
+    def __init__(
+        self,
+        runner: SampleRunner,
+        tick: Tick | None = None,
+        keep: Callable[[str], Kept] | None = None,
+    ) -> None:
         self.runner = runner
         self.tick = tick
+        self.keep = keep
 
     def __call__(
         self, model: ir.Model, channels: Channels, demands: Sequence[Demand]
@@ -63,17 +80,25 @@ class ChannelSurgeon:
             for layer in find_layers(model)[0]
             if layer.groups == 1 and hessian_bytes(layer) <= LARGEST
         }
-        removed: set[int] = set()
-        choices: list[Choice] = []
+        asked = [(d.group.name, d.group.channels, d.count) for d in demands]
+        kept = None if self.keep is None else self.keep(f"channels {DAMPING}\n{asked}")
+        choices = _read_choices(None if kept is None else kept.load())
+        removed = {channel for choice in choices for channel in choice.channels}
+        number = 0
         for part in _parts(demands, layers):
+            number += len(part)
+            if number <= len(choices):
+                continue
             readers = {layer for demand in part for _, layer in _readers(demand.group, layers)}
             moments = self._moments(sorted(readers, key=lambda layer: layer.name))
-            for demand in part:
+            for demand in part[len(choices) - number + len(part) :]:
                 if self.tick is not None:
                     self.tick(len(choices), len(demands), demand.group.name)
                 choice = _choose(channels, demand, removed, layers, moments)
                 removed.update(choice.channels)
                 choices.append(choice)
+                if kept is not None:
+                    kept.save(_written_choices(choices))
         return choices
 
     def _moments(self, layers: Sequence[Layer]) -> dict[Layer, Moments]:
@@ -84,6 +109,23 @@ class ChannelSurgeon:
                 for moments, name in zip(found.values(), names, strict=True):
                     moments.add(batch[name])
         return found
+
+
+def _written_choices(choices: Sequence[Choice]) -> dict[str, Array]:
+    return {
+        "channels": np.array([c for choice in choices for c in choice.channels], np.int64),
+        "ends": np.cumsum([len(choice.channels) for choice in choices]),
+        "losses": np.array([choice.loss for choice in choices]),
+        "notes": np.array([choice.note for choice in choices], np.str_),
+    }
+
+
+def _read_choices(arrays: Mapping[str, Array] | None) -> list[Choice]:
+    if arrays is None:
+        return []
+    each = np.split(arrays["channels"], arrays["ends"][:-1])
+    found = zip(each, arrays["losses"], arrays["notes"], strict=True)
+    return [Choice(tuple(map(int, c)), float(loss), str(note)) for c, loss, note in found]
 
 
 def _readers(group: ChannelGroup, layers: Mapping[ir.Node, Layer]) -> Iterator[tuple[Use, Layer]]:

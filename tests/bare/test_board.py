@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from processes import running
 from small_net import small_net
 
 import effc
@@ -169,6 +175,38 @@ def test_damage_is_found(body: str, message: str, core: str, tmp_path: Path) -> 
 def test_an_endless_step_ends_in_an_error(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="does not answer"):
         run_toy("volatile int i = 1; while (i) i = 1;", tmp_path, timeout_s=3.0)
+
+
+_WAITS = """
+import sys, threading
+from pathlib import Path
+from test_board import BoardExecutor, np, toy
+artifact = toy("volatile int i = 1; while (i) i = 1;", Path(sys.argv[1]))
+with BoardExecutor(*artifact) as board:
+    emulator = board._link._process.pid
+    threading.Timer(2.0, print, [emulator], {"flush": True}).start()  # when the model runs
+    board.run({"x": np.zeros(4, np.int8)})
+"""
+
+
+def test_no_emulator_outlives_this_process(tmp_path: Path) -> None:
+    """A model hangs in the emulator, and what runs it is killed."""
+    needs_emulator("cortex-m4")
+    paths = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", _WAITS, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}
+    ) as process:
+        assert process.stdout is not None
+        emulator = int(process.stdout.readline())
+        assert running(emulator)
+        process.kill()
+    for _ in range(100):
+        if not running(emulator):
+            return
+        time.sleep(0.1)
+    os.kill(emulator, signal.SIGKILL)
+    pytest.fail("the emulator still runs")
 
 
 def test_counts_are_those_of_the_code(tmp_path: Path) -> None:

@@ -169,6 +169,15 @@ def test_floats_need_a_float_unit(tmp_path: Path) -> None:
     assert "quantize" in str(caught.value)
 
 
+def test_a_float_output_of_a_quantized_network_is_to_be_cut_off(tmp_path: Path) -> None:
+    digits = Path(__file__).parents[2] / "examples" / "digits"
+    samples = np.load(digits / "digits_test.npz")["x"][:16]
+    small = effc.compress(digits / "digits.onnx", quantize="int8", calibration={"x": samples})
+    with pytest.raises(UnsupportedError, match="node softmax") as caught:
+        effc.compile(small, target="riscv32", output=tmp_path / "m", verify=False)
+    assert "cut these nodes off" in str(caught.value)
+
+
 def test_an_operator_that_needs_a_c_library_is_named(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Exp", ["x"], ["y"], "the_node")
     shape = [1, 3, 3]

@@ -368,6 +368,21 @@ def test_an_interrupt_that_becomes_another_error(effc: Effc, tmp_path: Path, nam
     assert not list(tmp_path.glob("effc-crash-*.txt"))
 
 
+def test_an_interrupt_while_something_is_cleaned_up(effc: Effc, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, time, effc.cli.build\n"
+        "class Slow:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0)\n"
+        "def work(*a, **k):\n"
+        "    Slow()\n"
+        "    time.sleep(20)\n"
+        "effc.cli.build.compile_command = work\n"
+    )
+    answer = effc("compile", MODEL, "--target", "host", PYTHONPATH=str(tmp_path))
+    assert answer.code == 130, answer.err
+    assert "Traceback" not in answer.err
+
+
 def _compiling(folder: Path) -> subprocess.Popen[str]:
     """A compilation that has begun to write below ``folder``."""
     command = [sys.executable, "-c", "from effc.cli import main; main()", "compile", str(MODEL)]

@@ -51,6 +51,31 @@ def test_layers_become_smaller(batch: int | str) -> None:
     assert layers["point"].why == "first, with the same channels, keeps all"
 
 
+def test_an_interrupted_surgeon_continues(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[[layer]]\nmatch = "first"\ndense = false\n')
+    options = {"calibration": DATA, "recipe": recipe, "correct": "none"}
+    whole = compress(**options, work=tmp_path / "whole")
+    groups: list[str] = []
+
+    def stop(phase: str, done: int, total: int, detail: str = "") -> None:
+        if phase == "prune":
+            groups.append(detail)
+            if len(groups) == 2:
+                raise KeyboardInterrupt
+
+    asked = CompressOptions(prune="channel", sparsity=0.5, work=tmp_path / "work", **options)
+    with pytest.raises(KeyboardInterrupt):
+        compress_model(small_net(), asked, stop)
+    again = compress_model(small_net(), asked, stop)
+    assert len(groups) == len(set(groups)) + 1  # the one that was being done
+    assert again.model == whole.model
+    assert again.layers == whole.layers
+    count = len(groups)
+    compress_model(small_net(), asked, stop)
+    assert len(groups) == count
+
+
 def test_surgeon_and_refit_beat_magnitude() -> None:
     x = {"x": images(64, seed=9)}
     expected = run(small_net("batch"), x)[0]
