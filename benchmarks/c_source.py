@@ -28,8 +28,9 @@ import effc
 from effc.samples import Tensor
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "c_source"))
-from programs import SANITIZERS, build, run  # noqa: E402 - the tests' programs around sources
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "c_source")]
+from c_compilers import SANITIZERS  # noqa: E402 - as the tests compile sources
+from programs import build, run  # noqa: E402
 
 COLUMNS = ("lines", "code", "weights", "arena", "stack", "host_us", "gcc_us", "clang_us")
 

@@ -122,6 +122,14 @@ class Target:
         """
         return "uint8" if self.arch == "x86_64" else "int8"
 
+    def registers(self, dtype: str) -> int:
+        """Registers that elements of ``dtype`` are computed in.
+
+        A scalar floating-point unit has its own, beside those for bytes and integers.
+        """
+        scalar = self.arch in ("thumb", "riscv32") and self.float_unit and self.vector_bits < 128
+        return 32 if scalar and dtype.startswith("float") else self.vector_registers
+
     def has(self, feature: str) -> bool:
         """Whether a feature (without sign) is switched on."""
         return f"+{feature}" in self.features

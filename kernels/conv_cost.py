@@ -27,18 +27,21 @@ __all__ = ["direct_candidates", "pack_cycles", "tile_cycles", "tile_fits", "tile
 LIMIT = 24  # candidates offered to the tuner
 _LATENCY = 4  # cycles from one fused multiply-add to the next on the same register
 _UNITS = 8  # parallel units worth having
+_CODE = {"speed": 0.0, "balanced": 0.1, "size": 0.3}
+"""How much slower is still better than code for another size of tile, on microcontrollers."""
 
 
 def tile_fits(tile: Tile, target: Target, arithmetic: Arithmetic = FLOAT32) -> bool:
     """Whether accumulators and operands of a register tile fit the vector registers."""
     sums = tile.rows * len(tile.widths)
+    registers = target.registers(arithmetic.sums)
     scalars = -(-tile.rows // arithmetic.shared) if uses_lanes(target) else 1
     if arithmetic.steps > 1:  # weights come one vector after the other, loaded ahead
-        return sums + arithmetic.steps * len(tile.widths) + 3 <= target.vector_registers
+        return sums + arithmetic.steps * len(tile.widths) + 3 <= registers
     # Registers that LLVM needs beside, or it spills: unrolled steps overlap on Arm; SSE has no
     # fused multiply-add and holds a product.
     spare = 2 if target.vector_bits <= 128 else 0
-    return sums + len(tile.widths) + scalars + spare <= target.vector_registers
+    return sums + len(tile.widths) + scalars + spare <= registers
 
 
 def tile_cycles(
@@ -69,6 +72,12 @@ def tile_cycles(
             loads += 0.5
         step = vectors + loads + 4 / min(unroll, depth)
         return depth * max(step, _LATENCY) + (3.5 + half_sum_cost(depth, arithmetic)) * vectors + 12
+    if target.bare and arithmetic.sums == "float32":
+        # One instruction after the other. A fused multiply-add takes three cycles on a Cortex-M4
+        # (its Technical Reference Manual), so LLVM makes two instructions of it there.
+        other = 0.25 if target.cpu in ("cortex-m4", "cortex-m33") else 0.5
+        step = 0.5 * tile.rows * count + other * (tile.rows + count + 4 / min(unroll, depth))
+        return depth * step + 20 + tile.rows * count
     half = arithmetic.lanes(target) // 2
     rate = 1.0 if target.vector_bits >= 512 else 0.5  # cycles of a full-width multiply-add
     weights = [rate if width > half else rate / 2 for width in tile.widths]
@@ -155,13 +164,14 @@ def _tiles(
     shape: ConvShape, lanes: int, arithmetic: Arithmetic, target: Target
 ) -> Iterator[tuple[str, int, int]]:
     """(along, channels, columns) that fit the registers."""
+    enough = min(8, target.registers(arithmetic.sums) // 2, _largest(shape, lanes))
     for vectors in range(1, 9):
         for rows in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28):
             if not tile_fits(Tile(rows, (lanes,) * vectors), target, arithmetic):
                 continue
             if uses_lanes(target) and rows > 4 and rows % 4:
                 continue
-            if rows * vectors < min(8, target.vector_registers // 2, _largest(shape, lanes)):
+            if rows * vectors < enough:
                 continue
             run = vectors * lanes
             if run - lanes < shape.positions and rows % arithmetic.channels == 0:
@@ -207,7 +217,7 @@ def _cost(
     taps = len(source.taps)
     depth, passes = knobs.block * taps, shape.cin // knobs.block
     images = shape.batch * shape.groups
-    work = 0.0
+    work, kinds = 0.0, 0
     for columns, panels in tile_parts(shape.positions, knobs.columns):
         for channels, tiles in tile_parts(shape.cout, knobs.channels):
             rows, run = (channels, columns) if knobs.along == "space" else (columns, channels)
@@ -220,6 +230,9 @@ def _cost(
             if knobs.along == "channel":
                 once += 2.0 * rows * run / min(knobs.lanes, 4)
             work += panels * tiles * once
+            kinds += 1
+    if target.bare:  # every kind of tile is code of its own, in a flash that is small
+        work *= 1 + _CODE[target.optimize] * (kinds - 1)
     blocks = ceil(shape.positions / (knobs.columns * knobs.panels))
     if knobs.pack:
         panels = ceil(shape.positions / knobs.columns)

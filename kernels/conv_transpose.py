@@ -163,7 +163,7 @@ def _cost(
     taps = [len(sequence(shape, phase)) for phase in range(shape.y.stride)]
     live = rows * x.stride * vectors + vectors + 1 + rows // 4
     unrolled = max(taps) * rows * vectors
-    if (live > target.vector_registers or unrolled > 600) and rows * vectors > 1:
+    if (live > target.registers("float32") or unrolled > 600) and rows * vectors > 1:
         return None
     tiles = -(-per_row // vectors)
     used = per_row * shape.cin

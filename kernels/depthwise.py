@@ -290,7 +290,7 @@ def _cost(shape: _Shape, target: Target, lanes: int, vectors: int, rows: int) ->
         return None
     taps = y.kernel * x.kernel
     variants = min(y.out // rows + 1, 3) * min(per_row // vectors + 1, 3)
-    if variants * rows * vectors * taps > 3000 and rows * vectors > 1:
+    if variants * rows * vectors * taps > (450 if target.bare else 3000) and rows * vectors > 1:
         return None
     row_tiles, column_tiles = -(-y.out // rows), -(-per_row // vectors)
     lines = row_tiles * min(y.extent(rows), rows * y.kernel)

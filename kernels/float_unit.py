@@ -16,7 +16,8 @@ _MOVEMENT = frozenset(
     (
         *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"),
         *("Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
-        *("ToQuads", "FromQuads"),
+        *("BitCast", "GatherElements", "GatherND", "ReverseSequence", "Scatter", "ScatterElements"),
+        *("ScatterND", "TensorScatter", "Trilu", "Insert", "ToQuads", "FromQuads"),
     )
 )
 

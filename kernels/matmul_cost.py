@@ -22,7 +22,7 @@ def matmul_cost(
     simd = uses_lanes(target)
     held = rows if simd and problem.a.const is None and problem.a.row != 1 else -(-rows // 4)
     live = rows * vectors * chains + vectors + (held if simd else 1)
-    if live > target.vector_registers:
+    if live > target.registers(problem.dtype):
         return None
     rate = 1.0 if lanes >= 16 else 0.5  # cycles of a multiply-add
     multiply = rows * vectors * rate

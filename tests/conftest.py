@@ -16,6 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write golden files instead of comparing"
     )
+    parser.addoption(
+        "--codegen", choices=["gcc", "clang"], help="run all kernels of tests/kernels as printed C"
+    )
 
 
 @pytest.fixture

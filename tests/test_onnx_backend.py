@@ -5,32 +5,20 @@ The whole suite: ``python benchmarks/onnx_backend.py`` (docs/COVERAGE.md).
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-
-@cache
-def backend() -> ModuleType:
-    """The benchmark script as a module."""
-    path = Path(__file__).parents[1] / "benchmarks" / "onnx_backend.py"
-    spec = importlib.util.spec_from_file_location("onnx_backend", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["onnx_backend"] = module
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from backend_cases import Case, cases
+from onnx_backend import run_case
 
 
 @cache
-def collected() -> dict[str, Any]:
-    return {case.name: case for case in backend().cases((*PASSING, *BOUND, *REFUSED))}
+def collected() -> dict[str, Case]:
+    return {case.name: case for case in cases((*PASSING, *BOUND, *REFUSED))}
 
 
 PASSING = (
@@ -65,19 +53,44 @@ REFUSED = (
     "test_unique_sorted_without_axis",
 )  # fmt: skip
 
+AS_SOURCE = (
+    "test_bitshift_left_uint16", "test_deform_conv_with_mask_bias", "test_lstm_with_peepholes",
+    "test_maxpool_with_argmax_2d_precomputed_pads", "test_qlinearconv", "test_scatternd_add",
+)  # fmt: skip
+
+ON_BOARD = ("test_attention_4d_gqa", "test_qlinearconv", "test_softmax_axis_2")
+
 
 @pytest.mark.parametrize("name", PASSING)
 def test_passes(name: str) -> None:
-    outcome = backend().run_case(collected()[name])
+    outcome = run_case(collected()[name])
     assert (outcome.status, outcome.detail) == ("pass", "")
 
 
 @pytest.mark.parametrize("name", BOUND)
 def test_passes_with_a_bound_operand(name: str) -> None:
-    outcome = backend().run_case(collected()[name])
+    outcome = run_case(collected()[name])
     assert (outcome.status, outcome.detail) == ("pass, operand bound", "")
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_ends_in_a_typed_error(name: str) -> None:
-    assert backend().run_case(collected()[name]).status == "unsupported"
+    assert run_case(collected()[name]).status == "unsupported"
+
+
+@pytest.mark.parametrize("name", AS_SOURCE)
+def test_passes_as_c_source(name: str) -> None:
+    """By GCC and by Clang, with sanitizers."""
+    outcome = run_case(collected()[name], "c")
+    assert (outcome.status, outcome.detail) == ("pass", "")
+
+
+@pytest.mark.parametrize("name", ON_BOARD)
+def test_passes_on_an_emulated_board(name: str) -> None:
+    outcome = run_case(collected()[name], "cortex-m4")
+    assert (outcome.status, outcome.detail) == ("pass", "")
+
+
+def test_what_no_microcontroller_computes_is_refused_with_its_layer() -> None:
+    outcome = run_case(collected()["test_softmax_axis_2"], "cortex-m0plus")
+    assert outcome.status == "unsupported"

@@ -13,6 +13,8 @@ need qemu-aarch64 qemu-user
 need qemu-arm qemu-user
 need qemu-system-arm qemu-system-arm
 need qemu-system-riscv32 qemu-system-misc
+need gcc gcc
+need /usr/include/stdlib.h libc6-dev
 need arm-none-eabi-gcc gcc-arm-none-eabi
 need arduino-builder arduino-builder
 need javac default-jdk-headless

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from effc import zig
 from effc.bare.rounding import replace_rounding
+from effc.bare.unordered import replace_nan_tests
 from effc.devices.target import Target
 
 __all__ = ["assemble_ir", "compile_source", "machine_flags", "zig_flags"]
@@ -104,5 +105,7 @@ def _prepared(ir: str, target: Target) -> str:
     ir = re.sub(r"^define weak dso_local ", "define internal ", ir, flags=re.MULTILINE)
     if not target.has("fp-armv8d16sp"):
         ir = replace_rounding(ir)
+    if target.has("mve"):
+        ir = replace_nan_tests(ir)
     attributes = _ATTRIBUTES[target.optimize]
     return re.sub(r"^(attributes #\d+ = \{ )", rf"\1{attributes}", ir, flags=re.MULTILINE)

@@ -1,9 +1,9 @@
 """Prints TIR expressions as C, lane by lane.
 
 A vector has no C type: :meth:`Expressions.lane` gives one of its lanes, by number or by the name
-of a loop variable. Three rules of C decide the form: signed values are shifted left as unsigned
-ones (otherwise undefined), arithmetic below 32 bits is done in ``int`` and cast back, and
-operands of shifts and bit operations stand in parentheses (as ``-Wall`` wants).
+of a loop variable. Three rules of C decide the form: signed values are shifted left and negated
+as unsigned ones (otherwise undefined), arithmetic below 32 bits is done in ``int`` and cast back,
+and operands of shifts and bit operations stand in parentheses (as ``-Wall`` wants).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from tvm.target.codegen import llvm_get_intrinsic_name
 
+from effc.c_source.half import dtype_of, in_float32, lanes_of
 from effc.c_source.types import c_type, constant, short_name
 from effc.errors import UnsupportedError
 
-__all__ = ["Buffers", "Expressions", "NeedsNumber", "dtype_of", "lanes_of"]
+__all__ = ["Buffers", "Expressions", "NeedsNumber"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 Lane = int | str
@@ -40,16 +41,6 @@ class Text(NamedTuple):
     def within(self, rank: int) -> str:
         """The text as an operand of something that binds with ``rank``."""
         return self.text if self.rank >= rank else f"({self.text})"
-
-
-def dtype_of(x: Expr) -> str:
-    """Element dtype of an expression, without lanes."""
-    return str(x.ty.dtype).split("x")[0]
-
-
-def lanes_of(x: Expr) -> int:
-    """Lanes of an expression, 1 for a scalar."""
-    return int(x.ty.dtype.lanes)
 
 
 _BINARY: dict[str, tuple[str, int]] = {
@@ -144,6 +135,9 @@ class Expressions:
 
     def _lane(self, x: Expr, lane: Lane) -> Text:
         kind = type(x).__name__
+        wide = in_float32(x)
+        if wide is not None:
+            return self._lane(wide, lane)
         if kind in _BINARY:
             return self._binary(x, lane, kind)
         rule = getattr(self, f"_{kind.lower()}", None)
@@ -157,10 +151,7 @@ class Expressions:
         return Text(text, _UNARY if value < 0 else _ATOM)
 
     def _floatimm(self, x: Expr, lane: Lane) -> Text:
-        dtype = dtype_of(x)
-        if dtype == "float16":
-            raise UnsupportedError("portable C does not compute in float16")
-        text = constant(x.value, dtype)
+        text = constant(x.value, dtype_of(x))
         if text.lstrip("-") in ("INFINITY", "NAN"):
             self.headers.add("math.h")
         return Text(text, _UNARY if text.startswith("-") else _ATOM)
@@ -207,8 +198,6 @@ class Expressions:
     def _binary(self, x: Expr, lane: Lane, kind: str) -> Text:
         operator, rank = _BINARY[kind]
         dtype = dtype_of(x)
-        if dtype == "float16":
-            raise UnsupportedError("portable C does not compute in float16", got=str(x))
         if kind == "Mod" and dtype.startswith("float"):
             self.headers.add("math.h")
             return self._function("fmod", dtype, [x.a, x.b], lane)
@@ -227,7 +216,9 @@ class Expressions:
             left, right = a.within(outer), b.within(outer)
         else:
             left, right = a.within(rank), b.within(rank + 1)
-        if kind == "LShift" and dtype in ("int32", "int64", "int8", "int16"):
+        if kind == "Sub" and dtype in ("int32", "int64") and a.text in ("0", "INT64_C(0)"):
+            return Text(f"({c_type(dtype)})(0u - (u{c_type(dtype)}){right})", _UNARY)
+        if kind == "LShift" and (dtype in _PROMOTED or dtype in ("int32", "int64")):
             wide = "uint64_t" if dtype == "int64" else "uint32_t"
             return Text(f"({c_type(dtype)})(({wide}){left} << {right})", _UNARY)
         if kind == "Mul" and dtype == "uint16":
@@ -258,10 +249,15 @@ class Expressions:
         value = self._lane(x.value, lane)
         if source == dest or (source in _PROMOTED and dest == "int32"):
             return value
-        if source == "float16" and dest == "float32":
-            return self._call_helper("half_to_f32", [value])
-        if "float16" in (source, dest):
-            raise UnsupportedError("portable C does not compute in float16", got=str(x))
+        if source == "float16":
+            value = self._call_helper("any_half_to_f32", [value])
+        if dest == "float16":
+            if source == "float64":
+                return self._call_helper("half_from_f64", [value])
+            single = value if source == "float32" else self._converted(value, "float32")
+            return self._call_helper("half_from_f32", [single])
+        if dest == "float32" and source == "float16":
+            return value
         if dest == "bool":
             return Text(f"{value.within(_ADD)} != 0", _EQ)
         return self._converted(value, dest)
@@ -282,12 +278,16 @@ class Expressions:
             return self._intrinsic(_intrinsic_name(int(args[0].value)), args[1:], dtype_of(x), lane)
         rules: dict[str, Callable[[], Text]] = {
             "reinterpret": lambda: self._reinterpret(args[0], dtype_of(x), lane),
-            "effc_maximum": lambda: self._extreme(">", args, lane),
-            "effc_minimum": lambda: self._extreme("<", args, lane),
+            "effc_maximum": lambda: self._extreme("max", args, lane),
+            "effc_minimum": lambda: self._extreme("min", args, lane),
             "effc_rescale": lambda: self._rescale(args, lane),
             "effc_widen": lambda: self._helper("half_to_f32", args, lane),
+            "fabs": lambda: self._helper(f"fabs_{short_name(dtype_of(x))}", args, lane),
             "isnan": lambda: self._external("isnan", args, lane),
             "bitwise_not": lambda: self._inverted(args[0], lane),
+            "large_uint_imm": lambda: Text(
+                constant(int(args[0].value) | int(args[1].value) << 32, dtype_of(x)), _ATOM
+            ),
         }
         if name not in rules:
             raise UnsupportedError("portable C has no such operation", got=f"{name}: {x}")
@@ -303,10 +303,13 @@ class Expressions:
         text = Text(f"~{self._lane(x, lane).within(_UNARY)}", _UNARY)
         return self._converted(text, dtype_of(x)) if dtype_of(x) in _PROMOTED else text
 
-    def _extreme(self, operator: str, args: Sequence[Expr], lane: Lane) -> Text:
-        """Keeps a NaN in the first operand, which is a variable."""
-        x, bound = (self._lane(a, lane).within(_ADD) for a in args)
-        return Text(f"{bound} {operator} {x} ? {bound} : {x}", _COND)
+    def _extreme(self, helper: str, args: Sequence[Expr], lane: Lane) -> Text:
+        """Keeps a NaN in the first operand: the helpers compare, and yield their second one else.
+
+        They name each operand once, so that trees of them do not double with every level.
+        """
+        x, bound = args
+        return self._helper(f"{helper}_{short_name(dtype_of(x))}", [bound, x], lane)
 
     def _intrinsic(self, name: str, args: Sequence[Expr], dtype: str, lane: Lane) -> Text:
         if name in _MATH:
@@ -321,6 +324,8 @@ class Expressions:
         return self._external(name + ("f" if dtype == "float32" else ""), args, lane)
 
     def _external(self, symbol: str, args: Sequence[Expr], lane: Lane) -> Text:
+        if any(dtype_of(a) == "float16" for a in args):
+            raise UnsupportedError("portable C has no such function of float16", got=symbol)
         self.headers.add("math.h")
         inner = ", ".join(self._lane(a, lane).text for a in args)
         return Text(f"{symbol}({inner})", _ATOM)

@@ -34,9 +34,11 @@ def lower_for_c(symbol: str, func: tirx.PrimFunc, extent: int) -> tirx.PrimFunc:
         [
             transform.BindTarget(target.with_host(target)),
             transform.FlattenBuffer(),
+            transform.BF16ComputeLegalize(),
             transform.NarrowDataType(32),
             transform.StmtSimplify(),
             transform.RemoveNoOp(),
+            transform.BF16StorageLegalize(),
             transform.LowerIntrin(),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +10,8 @@ from typing import Any
 
 from tvm.sym import Analyzer
 
-from effc.c_source.expressions import Expressions, NeedsNumber, dtype_of, lanes_of
+from effc.c_source.expressions import Expressions, NeedsNumber
+from effc.c_source.half import dtype_of, lanes_of
 from effc.c_source.types import c_type
 from effc.c_source.uses import Uses, flat
 from effc.errors import InternalError, UnsupportedError
@@ -19,6 +21,13 @@ __all__ = ["FunctionPrinter"]
 Node = Any  # tvm.tirx nodes have no useful static types
 _WIDTH = 100
 _LOOPS = "ijkmnpqrs"
+_KEYWORDS = (
+    "auto|break|case|char|const|continue|default|do|double|else|enum|extern|float|for|goto|if|"
+    "inline|int|long|register|restrict|return|short|signed|sizeof|static|struct|switch|typedef|"
+    "union|unsigned|void|volatile|while"
+)
+_RESERVED = re.compile(f"{_KEYWORDS}|[{_LOOPS}]|[itv][0-9]+|lane|[a-z_0-9]+_[fiu][0-9]+")
+"""Names that are not for parameters: C's, those of variables and of helper functions."""
 
 
 class FunctionPrinter:
@@ -82,6 +91,8 @@ class FunctionPrinter:
 
     def _parameter(self, param: Node) -> None:
         name = _identifier(str(param.name))
+        while _RESERVED.fullmatch(name) or name in {n for n, _ in self._pointers.values()}:
+            name += "_"
         dtype = str(param.ty.element_type)
         written = hash(param) in self._uses.written
         self._pointers[hash(param)] = (name, dtype)
@@ -297,7 +308,8 @@ def dtype_of_buffer(buffer: Node) -> str:
 
 
 def _identifier(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
+    text = "".join(c if c.isalnum() and c.isascii() else "_" for c in name)
+    return f"_{text}" if text[:1].isdigit() else text
 
 
 def _wrapped(line: str, level: int) -> str:

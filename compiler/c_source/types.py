@@ -24,7 +24,7 @@ C_TYPES = {
     "uint64": "uint64_t",
     "float32": "float",
     "float64": "double",
-    "float16": "uint16_t",  # its bits: C11 has no such type; see the helper half_to_f32
+    "float16": "uint16_t",  # its bits, see half.py
 }
 """Type of an element in memory, by NumPy dtype name."""
 
@@ -53,6 +53,8 @@ def constant(value: float | int, dtype: str) -> str:
     """A literal of a dtype; exactly the same value comes back from a C compiler."""
     if dtype in ("float32", "float64"):
         return _float(float(value), dtype)
+    if dtype == "float16":
+        return str(int(np.float16(value).view(np.uint16)))
     number = int(value)
     if dtype == "bool":
         return str(number)
@@ -113,7 +115,8 @@ def _rounding(dtype: str) -> dict[str, str]:
             "/* To the nearest, halves to even: what is added leaves no bits for a fraction. */\n"
             + head.format("rint")
             + f"    const {c} size = copysign_{short}(x, 1), large = {whole};\n"
-            f"    return size < large ? copysign_{short}((size + large) - large, x) : x;\n}}\n"
+            f"    const {c} sum = size + large; /* a variable is no wider than its type */\n"
+            f"    return size < large ? copysign_{short}(sum - large, x) : x;\n}}\n"
         ),
         f"floor_{short}": head.format("floor")
         + f"    const {c} near = rint_{short}(x);\n    return near > x ? near - 1 : near;\n}}\n",
@@ -159,6 +162,59 @@ static inline int64_t leading_zeros(int64_t x)
         bits--;
     }
     return bits;
+}
+""",
+    "any_half_to_f32": """\
+/* An IEEE half, given by its bits; exact. */
+static inline float any_half_to_f32(uint16_t half)
+{
+    const union {
+        uint32_t from;
+        float to;
+    } bits = {(uint32_t)(half & 0x8000) << 16 | 0x7F800000 | (uint32_t)(half & 0x3FF) << 13};
+    return (half & 0x7C00) == 0x7C00 ? bits.to : half_to_f32(half);
+}
+""",
+    "half_from_f32": """\
+/* The bits of the nearest IEEE half, halfway to the even one. */
+static inline uint16_t half_from_f32(float x)
+{
+    const union {
+        float from;
+        uint32_t to;
+    } bits = {x};
+    const uint32_t sign = bits.to >> 16 & 0x8000, size = bits.to & 0x7FFFFFFF;
+    if (size > 0x7F800000) /* not a number */
+        return (uint16_t)(sign | 0x7E00);
+    if (size >= 0x477FF000) /* 65520 and above */
+        return (uint16_t)(sign | 0x7C00);
+    if (size < 0x38800000) { /* below 2^-14: multiples of 2^-24, as what is added leaves no more */
+        const union {
+            uint32_t from;
+            float to;
+        } small = {size};
+        const union {
+            float from;
+            uint32_t to;
+        } sum = {small.to + 0.5f};
+        return (uint16_t)(sign | (sum.to & 0xFFF));
+    }
+    return (uint16_t)(sign | (size - 0x38000000 + 0xFFF + (size >> 13 & 1)) >> 13);
+}
+""",
+    "half_from_f64": """\
+/* As half_from_f32. What float has no bits for sets its lowest bit: no second rounding is off. */
+static inline uint16_t half_from_f64(double x)
+{
+    union {
+        float value;
+        uint32_t bits;
+    } near = {(float)x};
+    if (near.value != x && x == x) {
+        near.bits -= (near.value > x) == (x > 0);
+        near.bits |= 1;
+    }
+    return half_from_f32(near.value);
 }
 """,
     "half_to_f32": """\

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from effc.c_source.expressions import lanes_of
+from effc.c_source.half import lanes_of
 
 __all__ = ["Uses", "flat"]
 

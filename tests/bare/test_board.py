@@ -67,6 +67,19 @@ def test_every_core_computes_the_reference(
     assert inside <= first <= inside + 16 * steps + 32
 
 
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m7", "cortex-m55"])
+def test_floats_are_within_rounding(core: str, tmp_path: Path) -> None:
+    needs_emulator(core)
+    artifact = effc.compile(small_net(), target=core, output=tmp_path / "m", name="m", verify=False)
+    host = effc.compile(small_net(), target="host", output=tmp_path / "host", verify=False)
+    feeds = {"x": np.random.default_rng(2).standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    with BoardExecutor(artifact.library, artifact.manifest) as board, effc.load(host) as runner:
+        want, got = runner.run(feeds)["y"], board.run(feeds)["y"]
+    # 10 layers, sums of at most 216 terms: |error| <= 10 * 216 * eps * largest value.
+    limit = 10 * 216 * np.finfo(np.float32).eps * np.abs(want).max()
+    np.testing.assert_allclose(got, want, rtol=0, atol=limit)
+
+
 def allowed(core: str) -> set[str]:
     """What may be undefined: copies of memory; helpers where the core has no floats."""
     plain = {"memcpy", "memset", "memmove"}

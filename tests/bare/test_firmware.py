@@ -22,6 +22,8 @@ from effc.artifact import Artifact
 from effc.bare.toolchain import machine_flags
 from effc.devices.catalog import get_target
 from effc.errors import QualityError, UnsupportedError, UsageError
+from effc.kernels.float_unit import float_refusal
+from effc.kernels.region import Op, Region, TensorType, Value
 
 FIRMWARE = """
 #include "m.h"
@@ -148,6 +150,17 @@ def test_too_little_memory_is_broken_down(
     for name in names:
         assert name in str(caught.value)
     assert not (tmp_path / "m").exists()
+
+
+def test_floats_are_moved_without_a_float_unit() -> None:
+    target = get_target("cortex-m0plus")
+    x = Value("x", TensorType((4,), "float32"))
+    for op in ("Concat", "Insert", "BitCast", "GatherElements", "ScatterND"):
+        region = Region("r", (moves := Op(op, (x,), (x,)),), moves, (x,), (x,))
+        assert float_refusal(region, target) is None
+    softmax = Op("Softmax", (x,), (x,))
+    region = Region("r", (softmax,), softmax, (x,), (x,))
+    assert "no floating-point unit" in (float_refusal(region, target) or "")
 
 
 def test_floats_need_a_float_unit(tmp_path: Path) -> None:

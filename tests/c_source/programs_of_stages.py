@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from programs import COMPILERS, STRICT
+from c_compilers import compile_c, whole_text
 
-from effc.c_source.module import KernelSource, print_stages
+from effc.c_source.module import print_stages
 from effc.kernels.builder import Param, stage_func
 from effc.kernels.template import Stage
 
@@ -25,13 +24,6 @@ def stage(params: Sequence[Param], body: Any, extent: int = 1) -> Stage:
     return Stage(stage_func(params, body), tuple(name for name, _, _ in params), extent)
 
 
-def whole_text(source: KernelSource) -> str:
-    """One file that compiles."""
-    includes = "".join(f"#include <{h}>\n" for h in ("stdint.h", *source.headers))
-    declared = "".join(f"{d};\n" for d in source.declarations.values())
-    return f"{includes}\n{declared}\n{source.helpers}\n" + "\n".join(source.functions.values())
-
-
 def call(one: Stage, arrays: Sequence[np.ndarray], compiler: str = "gcc") -> str:
     """Run a stage on arrays, undefined behaviour trapped; its C."""
     source = print_stages({"k": one})
@@ -39,10 +31,8 @@ def call(one: Stage, arrays: Sequence[np.ndarray], compiler: str = "gcc") -> str
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "k.c").write_text(text)
-        command = [*COMPILERS[compiler], *STRICT, "-O1", "-fPIC", "-shared", _UNDEFINED]
-        command += [_TRAPS[compiler], "-o", str(folder / "k.so"), str(folder / "k.c"), "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{done.stderr[:1500]}\n{text}"
+        flags = ("-O1", "-fPIC", "-shared", _UNDEFINED, _TRAPS[compiler])
+        compile_c(compiler, [folder / "k.c"], folder / "k.so", *flags)
         function = ctypes.CDLL(str(folder / "k.so")).k
         function(*(ctypes.c_void_p(a.ctypes.data) for a in arrays))
     return source.functions["k"]

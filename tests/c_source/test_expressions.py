@@ -117,13 +117,110 @@ def test_float16_weights_are_widened_exactly() -> None:
     assert y.tobytes() == x.astype(np.float32).tobytes()
 
 
-def test_float16_arithmetic_is_refused_with_the_function() -> None:
+def test_functions_of_float16_are_refused_with_the_function() -> None:
     def body(source: Any, out: Any, begin: Any, end: Any) -> None:
-        vstore(out, 0, source[0] + source[0], 1)
+        vstore(out, 0, T.call_pure_extern("float16", "exp", source[0]), 1)
 
     one = stage([("x", "float16", 1), ("y", "float16", 1)], body)
-    with pytest.raises(UnsupportedError, match=r"net_f3.*does not compute in float16"):
+    with pytest.raises(UnsupportedError, match=r"net_f3.*has no such function of float16"):
         print_stages({"net_f3": one})
+
+
+def test_trees_of_maxima_stay_small() -> None:
+    x = np.array([3, 1, np.nan, 2], np.float32)
+
+    def largest(v: Any) -> Any:
+        values = [v * tirx.const(float(k), "float32") for k in range(1, 17)]
+        while len(values) > 1:
+            values = [vm.maximum(a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
+        return values[0]
+
+    y, text = mapped(largest, x, "float32")
+    np.testing.assert_array_equal(y, 16 * x)
+    assert text.count("max_f32(") == 15
+
+
+HALVES = np.arange(0, 1 << 16, dtype=np.uint16).view(np.float16)
+
+
+@pytest.mark.parametrize(
+    ("expression", "meaning"),
+    [
+        (lambda v: v + tirx.const(0.1, "float16"), lambda x: x + np.float16(0.1)),
+        (lambda v: v * v, lambda x: x * x),
+        (lambda v: tirx.Div(tirx.const(1, "float16"), v), lambda x: np.float16(1) / x),
+        (lambda v: vm.sqrt(v), np.sqrt),
+        (lambda v: vm.maximum(v, tirx.const(-2, "float16")), lambda x: np.maximum(x, -2)),
+        (
+            lambda v: tirx.Select(v < tirx.const(0, "float16"), tirx.const(1, "float16"), v),
+            lambda x: np.where(x < 0, np.float16(1), x),
+        ),
+    ],
+)
+def test_float16_is_rounded_after_every_operation(expression: Any, meaning: Any) -> None:
+    y, _ = mapped(expression, HALVES, "float16")
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(y, meaning(HALVES).astype(np.float16))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+def test_conversions_of_float16(dtype: str) -> None:
+    y, _ = mapped(lambda v: tirx.Cast("float64", tirx.Cast("float32", v)), HALVES, "float64")
+    np.testing.assert_array_equal(y, HALVES.astype(np.float64))
+    finite = HALVES[np.isfinite(HALVES)].astype(np.float64)
+    middles = (finite[1:] + finite[:-1]) / 2
+    x = np.concatenate([middles, middles * (1 + 2.0**-23), middles * (1 - 2.0**-40), [1e9]])
+    x = x.astype(dtype)
+    y, _ = mapped(lambda v: tirx.Cast("float16", v), x, "float16")
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(y, x.astype(np.float16))
+        np.testing.assert_array_equal(np.signbit(y), np.signbit(x.astype(np.float16)))
+
+
+def test_float16_is_moved_and_filled_in() -> None:
+    x = np.array([1.5, -0.0, 65504, np.nan, 6e-8], np.float16)
+
+    def chosen(v: Any) -> Any:
+        return tirx.Select(tirx.reinterpret("uint16", v) < 0x7C00, v, tirx.const(-2.5, "float16"))
+
+    y, _ = mapped(chosen, x, "float16")
+    np.testing.assert_array_equal(y, np.where(x.view(np.uint16) < 0x7C00, x, np.float16(-2.5)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+def test_unsigned_numbers_lose_their_upper_bits(dtype: str) -> None:
+    x = np.array([255, 128, 1], dtype)
+    bits = np.iinfo(dtype).bits - 1
+    y, _ = mapped(lambda v: tirx.shift_left(v, tirx.const(bits, dtype)), x, dtype)
+    np.testing.assert_array_equal(y, np.left_shift(x, np.array(bits, dtype)))
+
+
+def test_constants_above_the_signed_ones() -> None:
+    largest = tirx.max_value("uint64")
+    y, text = mapped(lambda v: largest - v, np.array([0, 5], np.uint64), "uint64")
+    np.testing.assert_array_equal(y, np.iinfo(np.uint64).max - np.array([0, 5], np.uint64))
+    assert "UINT64_C(18446744073709551615)" in text
+
+
+def test_parameters_are_called_like_nothing_else() -> None:
+    names = ["i", "short", "t1", "0é", "min_f32", "x.y", "x_y"]
+
+    def body(*arguments: Any) -> None:
+        *sources, out = arguments[:-2]
+        with loop(2) as i:
+            total = bind(sources[0][i])
+            for source in sources[1:]:
+                total = bind(vm.minimum(total, source[i]) + tirx.Min(total, source[i]))
+            vstore(out, i, total, 1)
+
+    arrays = [np.array([k, -k], np.float32) for k in range(len(names))]
+    result = np.zeros(2, np.float32)
+    params = [*((name, "float32", 2) for name in names), ("y", "float32", 2)]
+    call(stage(params, body), [*arrays, result])
+    want = arrays[0]
+    for array in arrays[1:]:
+        want = np.minimum(want, array) * 2
+    np.testing.assert_array_equal(result, want)
 
 
 def test_compound_conditions_have_their_parentheses() -> None:

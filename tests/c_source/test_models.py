@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from c_compilers import SANITIZERS
 from onnx import TensorProto, helper
-from programs import SANITIZERS, build, run
+from programs import build, run
 from shared_data import SHARED_DATA
 from small_net import images, small_net
 
 import effc
 from effc.artifact import Artifact
-from effc.errors import ToolError, UnsupportedError, UsageError
+from effc.errors import ToolError, UsageError
 from effc.execute import open_executor, open_tracer
 
 MODELS = SHARED_DATA / "models"
@@ -123,13 +124,21 @@ def test_a_compiler_that_refuses_the_source_is_reported(artifact: Artifact, tmp_
         hosted_library(broken / "net.c", artifact.manifest)
 
 
-def test_what_c_cannot_compute_is_refused_with_the_layer(tmp_path: Path) -> None:
+def test_float16_models_are_exact_where_their_operators_are(tmp_path: Path) -> None:
     half = helper.make_tensor_value_info("x", TensorProto.FLOAT16, [4])
-    node = helper.make_node("Mul", ["x", "x"], ["y"], "square")
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["m"], "square"),
+        helper.make_node("Add", ["m", "w"], ["y"], "shift"),
+    ]
+    w = np.array([0.5, -0.1, 3, 1e-7], np.float16)
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT16, [4])
-    model = helper.make_model(helper.make_graph([node], "g", [half], [result]), ir_version=9)
-    with pytest.raises(UnsupportedError, match=r"square.*does not compute in float16"):
-        effc.compile(model, target="c", output=tmp_path / "c", name="net")
+    weights = [onnx.numpy_helper.from_array(w, "w")]
+    model = helper.make_model(helper.make_graph(nodes, "g", [half], [result], weights))
+    artifact = effc.compile(model, target="c", output=tmp_path / "c", name="net")
+    x = np.array([1.3, -0.1, 300, 1e-4], np.float16)
+    (found,) = run(build(artifact, "gcc", tmp_path, *SANITIZERS["gcc"]), artifact, [{"x": x}])
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(found["y"], x * x + w)
 
 
 @pytest.mark.skipif(not MODELS.is_dir(), reason="needs ../shared beside the project")

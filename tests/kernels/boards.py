@@ -10,14 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from integer_cases import Node, region_of
-from single_op import Arrays
+from single_op import Arrays, alignment
 
 from effc.bare.archive import link_bare
 from effc.bare.board import BoardExecutor
@@ -151,12 +150,6 @@ def _run(
     return found, layers, arena_bytes(program)
 
 
-def _in_quads(value: Value) -> bool:
-    """Whether a tensor is quads of several positions: those lie at multiples of four bytes."""
-    shape = value.shape
-    return len(shape) > 3 and shape[-1] == 4 and prod(shape[2:-1]) > 1 and value.dtype == "int8"
-
-
 def _port(value: Value, plain: bool) -> dict[str, Any]:
     """A manifest's entry; inside of a model quads of several positions are whole words.
 
@@ -167,5 +160,5 @@ def _port(value: Value, plain: bool) -> dict[str, Any]:
         "dtype": value.dtype,
         "shape": list(value.shape),
         "bytes": value.type.nbytes,
-        "alignment": 4 if _in_quads(value) and not plain else np.dtype(value.dtype).itemsize,
+        "alignment": np.dtype(value.dtype).itemsize if plain else alignment(value),
     }

@@ -2,7 +2,8 @@
 
 A region is given as a list of ``Node``; its kernel's stages are compiled for this machine,
 linked to a library and called over several splits of the parallel units, with canaries
-around every buffer.
+around every buffer, or printed as C
+(see ``printed``).
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import printed
 from onnx import helper
 
+from effc.devices.catalog import get_target
 from effc.devices.target import Target
 from effc.kernels.region import Op, Region, TensorType, Value
 from effc.kernels.template import Config, Kernel, Stage, Template
@@ -33,8 +37,11 @@ Arrays = Mapping[str, np.ndarray]
 _CANARY = 64  # bytes on either side of a buffer
 
 
-def host(bits: int = 256, cpu: str = "") -> Target:
-    """A generic target for this machine."""
+def host(bits: int | None = None, cpu: str = "") -> Target:
+    """A generic target for this machine: with 256-bit vectors, or as C if that is printed."""
+    if bits is None and printed.codegen() != "llvm":
+        return get_target("c")
+    bits = bits or 256
     arch = platform.machine()
     triple = f"{arch}-linux-gnu"
     features = ("+avx2", "+fma", "+f16c") if arch == "x86_64" and not cpu else ()
@@ -178,6 +185,13 @@ def sharings(kernel: Kernel, names: Iterable[str]) -> list[Shared]:
     return list(found)
 
 
+def alignment(value: Value) -> int:
+    """What a tensor's address is a multiple of: whole words for quads of several positions."""
+    shape = value.shape
+    quads = len(shape) > 3 and shape[-1] == 4 and prod(shape[2:-1]) > 1 and value.dtype == "int8"
+    return 4 if quads else np.dtype(value.dtype).itemsize
+
+
 class _Guarded:
     """Memory with canaries on both sides; ``offset`` bytes away from alignment."""
 
@@ -204,8 +218,10 @@ class _Guarded:
         return bool((around == 0xA5).all())
 
 
-def compiled(kernel: Kernel, target: Target) -> ctypes.CDLL:
-    """The stages of a kernel, for ``run_kernel``: in this process, whatever it was built for."""
+def compiled(kernel: Kernel, target: Target) -> ctypes.CDLL | printed.Printed:
+    """The stages of a kernel, for ``run_kernel``: on this machine, whatever it was built for."""
+    if printed.codegen() != "llvm":
+        return printed.Printed(kernel, printed.codegen())
     target = replace(target, os="linux")
     return library({f"k{i}": stage.func for i, stage in enumerate(kernel.stages)}, target)
 
@@ -218,13 +234,16 @@ def run_kernel(
     *,
     parts: Sequence[int] = (1, 3),
     inplace: tuple[str, str] | Shared | None = None,
-    code: ctypes.CDLL | None = None,
+    code: ctypes.CDLL | printed.Printed | None = None,
 ) -> dict[str, np.ndarray]:
     """Outputs of a kernel; the same for every number of ``parts`` that the work is split into.
 
-    On serial targets parts run in ascending order, on others in descending order.
+    On serial targets parts run in ascending order, on others in descending order. Printed code
+    computes everything in one part.
     """
     code = code or compiled(kernel, target)
+    if isinstance(code, printed.Printed):
+        parts = (1,)
     results = []
     for count in parts:
         memory: dict[str, _Guarded] = {}
@@ -232,16 +251,19 @@ def run_kernel(
             memory[f"t:{name}"] = _Guarded(size, 0)
         for name, array in kernel.weights.items():
             memory[f"w:{name}"] = _filled(array, 0)
-        for name, array in inputs.items():
-            memory[name] = _filled(array, array.itemsize)
+        for value in region.inputs:
+            memory[value.name] = _filled(inputs[value.name], alignment(value))
         for value in region.outputs:
-            memory[value.name] = _Guarded(value.type.nbytes, np.dtype(value.dtype).itemsize)
+            memory[value.name] = _Guarded(value.type.nbytes, alignment(value))
         guarded = dict(memory)
         if inplace is not None:
             shared = inplace if isinstance(inplace, Shared) else Shared(*inplace)
             guarded[shared.result] = guarded[shared.source] = _overlapped(memory, shared)
-        for index, stage in enumerate(kernel.stages):
-            _run_stage(getattr(code, f"k{index}"), stage, memory, count, target.serial)
+        if isinstance(code, printed.Printed):
+            _run_printed(code, kernel, memory, guarded)
+        else:
+            for index, stage in enumerate(kernel.stages):
+                _run_stage(getattr(code, f"k{index}"), stage, memory, count, target.serial)
         for name, block in guarded.items():
             assert block.intact(), f"wrote outside {name}"
         results.append(
@@ -283,6 +305,25 @@ def _run_stage(
     for begin, end in ranges if ascending else reversed(ranges):
         function(*pointers, ctypes.c_int32(begin), ctypes.c_int32(end))
     assert scratch.intact(), "wrote outside the scratch"
+
+
+def _run_printed(
+    code: printed.Printed,
+    kernel: Kernel,
+    memory: Mapping[str, _Guarded],
+    allocations: Mapping[str, _Guarded],
+) -> None:
+    """Run all stages on memory whose parts may lie in the same allocation."""
+    scratch = _Guarded(max(stage.scratch for stage in kernel.stages), 0)
+    of = {name: str(id(block)) for name, block in {**allocations, "scratch": scratch}.items()}
+    blocks = {str(id(block)): block for block in (*allocations.values(), scratch)}
+    code.run(
+        {key: (block.data, block.start % 16) for key, block in blocks.items()},
+        {
+            name: (of[name], part.start - blocks[of[name]].start)
+            for name, part in {**memory, "scratch": scratch}.items()
+        },
+    )
 
 
 def check(

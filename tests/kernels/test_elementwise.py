@@ -110,6 +110,7 @@ def test_float_modulo() -> None:
     _compare(_run([Node("Mod", ["a", "b"], attrs={"fmod": 1})], {"a": a, "b": b}), 0)
 
 
+@pytest.mark.printed
 def test_integer_division_never_traps() -> None:
     a = np.array([5, -(2**31), -(2**31), 0], np.int32)
     b = np.array([0, -1, 1, 0], np.int32)
@@ -157,6 +158,7 @@ def test_clip(bounds: tuple[Any, Any], dtype: str) -> None:
     _compare(_run([Node("Clip", names)], {"x": x}, constants), 0)
 
 
+@pytest.mark.printed
 def test_clip_with_runtime_bounds() -> None:
     inputs = {"x": _normal(40), "low": np.array(-1, np.float32), "high": np.array(1, np.float32)}
     _compare(_run([Node("Clip", list(inputs))], inputs), 0)
@@ -201,6 +203,7 @@ def test_bit_shift(direction: str) -> None:
     _compare(_run([node], {"a": a, "b": b}), 0)
 
 
+@pytest.mark.printed
 def test_prelu_and_residual_chain_in_place() -> None:
     nodes = [Node("PRelu", ["x", "s"], ["p"]), Node("Add", ["p", "r"])]
     inputs = {"x": _normal(2, 5, 7, 7), "r": _normal(2, 5, 7, 7, seed=1)}

@@ -83,6 +83,7 @@ def test_scatter_nd(reduction: str) -> None:
     compare("ScatterND", [floats(4, 3, 5), indices, floats(2, 2, 5)], reduction=reduction)
 
 
+@pytest.mark.printed
 def test_scatter_drops_updates_outside_the_tensor() -> None:
     """A wrong index must not write outside; ONNX leaves the result undefined."""
     data, indices, updates = floats(4, 3), np.array([[9], [1]], np.int64), floats(2, 3)
@@ -109,6 +110,7 @@ def test_reverse_sequence(time: int) -> None:
     )
 
 
+@pytest.mark.printed
 def test_max_unpool() -> None:
     values, indices = floats(1, 1, 2, 2), np.array([[[[5, 7], [8, 15]]]], np.int64)
     compare("MaxUnpool", [values, indices], kernel_shape=[2, 2], strides=[2, 2])
@@ -161,6 +163,7 @@ def test_extremes_of_infinities(op: str, dtype: Any) -> None:
     np.testing.assert_array_equal(got["y"], expected["y"])
 
 
+@pytest.mark.printed
 def test_gather_nd() -> None:
     compare("GatherND", [floats(2, 3, 4), RNG.integers(0, 3, (2, 5, 1))], batch_dims=1)
 

@@ -54,6 +54,7 @@ def test_requantize_of_bytes(source: str, to: str, real: float, count: int) -> N
     check(ElementwiseTemplate(), [node], {"x": x}, {"m": multiplier}, anchored=False)
 
 
+@pytest.mark.printed
 def test_requantize_per_channel_in_quads() -> None:
     x = np.random.default_rng(0).integers(-(10**6), 10**6, (1, 3, 5, 4), np.int32)
     attrs, multiplier = requantize(np.linspace(1e-5, 1e-3, 12), "uint8")

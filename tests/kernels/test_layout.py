@@ -91,6 +91,7 @@ def test_depth_to_space(mode: str, block: int, depth: int, width: int) -> None:
     _exact(_COPY, [Node("DepthToSpace", ["x"], attrs={"mode": mode, "blocksize": block})], {"x": x})
 
 
+@pytest.mark.printed
 def test_space_to_depth() -> None:
     _exact(_COPY, [Node("SpaceToDepth", ["x"], attrs={"blocksize": 2})], {"x": _x(2, 3, 6, 42)})
 
@@ -108,6 +109,7 @@ def test_pad(mode: str, pads: tuple[int, ...], shape: tuple[int, ...]) -> None:
     )
 
 
+@pytest.mark.printed
 def test_pad_crops_and_takes_a_runtime_value() -> None:
     inputs = {"x": _x(5, 9), "v": np.array(3.5, np.float32)}
     constants = {"p": np.array([-1, 2, 0, -3], np.int64)}
@@ -128,6 +130,7 @@ def test_gather(axis: int, dtype: str) -> None:
            {"x": _x(10, 33), "i": index})  # fmt: skip
 
 
+@pytest.mark.printed
 def test_gather_never_reads_outside() -> None:
     x, index = _x(4, 9), np.array([100, -100], np.int64)
     node = Node("Gather", ["x", "i"])

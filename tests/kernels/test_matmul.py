@@ -86,6 +86,7 @@ def test_gemm(ta: int, tb: int, constant: str, c: Shape | None) -> None:
     multiply(a, b, constant, c=c, transA=ta, transB=tb, alpha=0.5, beta=2.0)
 
 
+@pytest.mark.printed
 def test_gemm_with_one_column() -> None:
     multiply((17, 20), (1, 20), "bc", c=(17, 1), transB=1)
 
@@ -104,6 +105,7 @@ def test_every_configuration() -> None:
     multiply((1, 70), (70, 40), best=99)
 
 
+@pytest.mark.printed
 def test_epilogue_refers_to_batches() -> None:
     tail = (Node("Add", ["p", "z"], ("s",)), Node("Relu", ["s"], ("y",)))
     z = values((2, 1, 35), "float32", 3)

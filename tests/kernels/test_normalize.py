@@ -34,6 +34,7 @@ def test_layer_normalization(shape: list[int], data: st.DataObject) -> None:
     assert_close(check(_TEMPLATE, [node], {"x": _x(*shape)}, operands, inplace=True), _BOUND)
 
 
+@pytest.mark.printed
 def test_layer_normalization_with_residual_in_place() -> None:
     nodes = [Node("LayerNormalization", ["x", "s"], ["n"]), Node("Add", ["n", "r"])]
     inputs = {"x": _x(3, 37), "r": _x(3, 37, seed=3)}

@@ -100,6 +100,7 @@ def test_every_configuration() -> None:
     pool(PoolTemplate(), "AveragePool", (1, 2, 28, 28), best=99, **attrs)
 
 
+@pytest.mark.printed
 def test_epilogue() -> None:
     tail = (Node("Relu", ["c"], ("y",)),)
     pool(PoolTemplate(), "AveragePool", (1, 2, 9, 9), tail=tail, kernel_shape=[2, 2])

@@ -37,6 +37,7 @@ def test_windows(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(7, 7), (1, 1), (5, 3)])
+@pytest.mark.printed
 def test_average_of_a_plane(sizes: tuple[int, int]) -> None:
     x = np.random.default_rng(0).integers(0, 256, (1, 5, *sizes, 4), np.uint8)
     mean = factors(1 / (3 * sizes[0] * sizes[1]))

@@ -83,6 +83,7 @@ def test_long_sums_are_accurate() -> None:
     assert (np.abs(got["y"] - exact) / exact).max() < 20 * 2.0**-24
 
 
+@pytest.mark.printed
 def test_epilogue_splits_merged_axes() -> None:
     nodes = [Node("ReduceMean", ["x", "axes"], ["m"]), Node("Sqrt", ["m"], ["r"]),
              Node("Add", ["r", "b"])]  # fmt: skip

@@ -74,6 +74,7 @@ def test_other_ranks(shape: tuple[int, ...]) -> None:
     assert_close(_scaled(_x(*shape), scales, mode="linear"), 10.0, _EPS)
 
 
+@pytest.mark.printed
 def test_exclude_outside_and_other_coefficient() -> None:
     attrs = {"mode": "cubic", "exclude_outside": 1, "cubic_coeff_a": -0.5}
     assert_close(_scaled(_x(1, 2, 9, 10), (1, 1, 1.5, 0.8), **attrs), 10.0, _EPS)

@@ -37,6 +37,7 @@ def test_other_types(dtype: str) -> None:
     assert_close(check(_TEMPLATE, [node], {"x": _x(3, 37, dtype=dtype)}), 1.0)
 
 
+@pytest.mark.printed
 def test_long_row_and_infinite_mask() -> None:
     x = _x(2, 5000)
     x[:, 100:200] = -np.inf
@@ -51,6 +52,7 @@ def test_epilogue_that_reads_the_input_is_not_done_in_place() -> None:
     assert_close(check(_TEMPLATE, nodes, inputs), 20.0)
 
 
+@pytest.mark.printed
 def test_epilogue_across_columns() -> None:
     nodes = [Node("Softmax", ["x"], ["s"], {"axis": 1}), Node("Mul", ["s", "b"])]
     assert_close(check(_TEMPLATE, nodes, {"x": _x(2, 5, 37), "b": _x(5, 1)}), 20.0)

@@ -127,6 +127,7 @@ def test_split_work_is_balanced() -> None:
     check_conv(SPARSE, region, host(), config)
 
 
+@pytest.mark.printed
 def test_infinities_behind_zeros_stay_out() -> None:
     region = with_zeros(
         conv_region((1, 4, 3, 3), 8, (1, 1)),
