@@ -104,7 +104,6 @@ def test_any_geometry(data: st.DataObject) -> None:
     check_conv(DIRECT, region, target, choices[draw(0, len(choices) - 1)][0])
 
 
-@pytest.mark.printed
 def test_residual_may_be_overwritten() -> None:
     region = conv_region((1, 12, 7, 13), 37, (1, 1), relu=True, residual=True)
     for config in (knobs("space", 8, 4, 24, block=12), knobs("channel", 8, 16, 7, block=4)):
