@@ -88,7 +88,6 @@ def test_every_configuration() -> None:
     transpose((1, 4, 6, 20), (4, 6, 2, 2), best=99, strides=[2, 2])
 
 
-@pytest.mark.printed
 def test_epilogue_without_bias() -> None:
     tail = (Node("Relu", ["c"], ("y",)),)
     transpose((1, 4, 6, 7), (4, 6, 3, 3), bias=False, tail=tail, strides=[2, 2])

@@ -80,7 +80,6 @@ def test_every_configuration() -> None:
     conv((1, 2, 28, 28), (3, 3), best=99, pads=[1, 1, 1, 1])
 
 
-@pytest.mark.printed
 def test_epilogue_with_residual() -> None:
     rng = np.random.default_rng(1)
     tail = (Node("Relu", ["c"], ("r",)), Node("Add", ["r", "z"], ("y",)))
