@@ -125,19 +125,37 @@ class Gather:
             self._run(x, buffer, [at], T.int32(0), position, None)
             return
         shape = self.shape
-        starts = [
-            bind(index * stride - pad)
-            for index, stride, pad in zip(walk.indices, shape.strides, shape.pads, strict=True)
-        ]
+        starts = self._starts(walk.indices)
         outside = outside_tests(shape, len(starts) - 1, starts[-1])
         if not outside or not self.split:
             self._nest(x, buffer, base, starts, position, bool(outside))
             return
-        with T.If(outside[0] if len(outside) == 1 else tirx.any(*outside)):
+        with T.If(tirx.any(*outside)):
             with T.Then():
                 self._nest(x, buffer, base, starts, position, True)
             with T.Else():
                 self._nest(x, buffer, base, starts, position, False)
+
+    def _starts(self, indices: Sequence[Expr]) -> list[Expr]:
+        """Coordinates in the input of a window's first tap; negative in padding."""
+        shape = self.shape
+        return [
+            bind(index * stride - pad)
+            for index, stride, pad in zip(indices, shape.strides, shape.pads, strict=True)
+        ]
+
+    def _outside(self, starts: Sequence[Expr]) -> list[Expr]:
+        """Tests of which one holds if a window reaches over a border."""
+        return [
+            t for axis, start in enumerate(starts) for t in outside_tests(self.shape, axis, start)
+        ]
+
+    def _flat(self, starts: Sequence[Expr]) -> Expr:
+        """Flat index of a window's first tap."""
+        flat = starts[0]
+        for start, size in zip(starts[1:], self.shape.input[1:], strict=True):
+            flat = flat * size + start
+        return flat
 
     def _finish(self, buffer: Any, position: Expr) -> None:
         """Elements that only fill up the last slot: any value will do, their weights are 0."""

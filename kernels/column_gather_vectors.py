@@ -17,7 +17,7 @@ from tvm import tirx
 
 from effc.kernels import columns_helium
 from effc.kernels.builder import T, bind
-from effc.kernels.column_gather import Gather, Walk, outside_tests
+from effc.kernels.column_gather import Gather, Walk
 from effc.kernels.column_kinds import VectorColumns
 from effc.kernels.column_source import QuadSource, Source
 from effc.kernels.columns import Columns
@@ -67,8 +67,7 @@ class VectorGather(Gather):
     @property
     def _leaves(self) -> bool:
         """Whether windows reach over borders."""
-        shape = self.shape
-        return any(outside_tests(shape, axis, T.int32(0)) for axis in range(len(shape.kernel)))
+        return bool(self._outside([T.int32(0)] * len(self.shape.kernel)))
 
     @cached_property
     def _rows(self) -> tuple[list[np.ndarray], list[int]]:
@@ -92,7 +91,6 @@ class VectorGather(Gather):
         self, x: Any, tables: list[Any], buffer: Any, base: Expr, walk: Walk, position: Expr
     ) -> None:
         """See :meth:`Gather.emit`."""
-        shape = self.shape
         assert isinstance(self.columns, VectorColumns)
         column = T.address_of(buffer[bind(position * self.columns.pitch)])
         if self.flat:
@@ -100,25 +98,17 @@ class VectorGather(Gather):
             self.routines[0].call(first, T.address_of(tables[0][0]), column)
             return
         indices = walk.indices
-        starts = [
-            bind(index * stride - pad)
-            for index, stride, pad in zip(indices, shape.strides, shape.pads, strict=True)
-        ]
-        outside = [
-            test for axis, start in enumerate(starts) for test in outside_tests(shape, axis, start)
-        ]
+        starts = self._starts(indices)
+        outside = self._outside(starts)
 
         def window() -> None:
-            flat: Expr = 0
-            for start, size in zip(starts, shape.input, strict=True):
-                flat = flat * size + start
-            first = T.address_of(x[bind(base + flat)])
+            first = T.address_of(x[bind(base + self._flat(starts))])
             self.routines[0].call(first, T.address_of(tables[0][0]), column)
 
         if not outside:
             window()
             return
-        with T.If(outside[0] if len(outside) == 1 else tirx.any(*outside)):
+        with T.If(tirx.any(*outside)):
             with T.Then():
                 begin = bind(T.Cast("int32", tables[2][indices[-1]]))
                 inside = [*starts[:-1], bind(tirx.Max(starts[-1], T.int32(0)))]

@@ -10,6 +10,7 @@ Each has its own form of lists of slots.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,13 +23,47 @@ from effc.kernels.builder import T, bind, loop
 from effc.kernels.columns import SLOT, TILE, Columns, Distances, Instructions, int16
 from effc.kernels.inline_assembly import Routine
 
-__all__ = ["PairColumns", "VectorColumns", "columns_for"]
+__all__ = ["AssembledColumns", "PairColumns", "VectorColumns", "columns_for"]
 
 Expr = Any  # tvm.tirx expressions have no useful static types
 
 
 @dataclass(frozen=True)
-class PairColumns(Columns):
+class AssembledColumns(Columns):
+    """Columns that are filled and multiplied by assembly, with weights in words."""
+
+    @abstractmethod
+    def window(self, words: Distances, left: Distances, *, unsigned: bool) -> Routine:
+        """Assembly that fills a column of ``whole`` slots from bytes at known distances.
+
+        Operands: the first byte, and ``buffer[self.start(position)]``.
+
+        Args:
+            words, left: Distances of words, and of single bytes behind them.
+            unsigned: Whether 128 is taken off every byte.
+        """
+
+    @abstractmethod
+    def start(self, position: Expr) -> Expr:
+        """Where in the buffer a column of ``whole`` slots begins, for ``window``."""
+
+    def multiply(self, sums: Any, first: int, weights: Any, tile: Expr, buffer: Any) -> None:
+        at = bind(tile * (self.slots * self.filters))
+        places = (T.address_of(place) for place in (sums[first], weights[at], buffer[0]))
+        self.routines[0].call(*places)
+
+    def multiply_listed(
+        self, sums: Any, first: int, kept: tuple[Any, Expr], buffer: Any, list_: tuple[Any, ...]
+    ) -> None:
+        """See :meth:`Columns.multiply_listed`."""
+        weights, at = kept
+        entries, begin, count = list_
+        places = sums[first], weights[at], buffer[0], entries[begin]
+        self.listed_routines[0].call(*(T.address_of(place) for place in places), count)
+
+
+@dataclass(frozen=True)
+class PairColumns(AssembledColumns):
     """Pairs of 16 bits: per slot and position two words, elements 0, 2 and 1, 3.
 
     Single elements come in order, and the bytes of their weights change places instead.
@@ -85,24 +120,13 @@ class PairColumns(Columns):
             weights = weights[..., [0, 2, 1, 3]]
         return _interleaved(weights, self.filters)
 
-    def multiply(self, sums: Any, first: int, weights: Any, tile: Expr, buffer: Any) -> None:
-        at = bind(tile * (self.slots * self.filters))
-        places = (T.address_of(place) for place in (sums[first], weights[at], buffer[0]))
-        self.routines[0].call(*places)
-
     def entries(self, slots: np.ndarray) -> np.ndarray:
         """Bytes to go on from slot to slot."""
         return int16(np.diff(slots, prepend=0) * self.slot_step)
 
-    def multiply_listed(
-        self, sums: Any, first: int, kept: tuple[Any, Expr], buffer: Any, list_: tuple[Any, ...]
-    ) -> None:
-        """See :meth:`Columns.multiply_listed`."""
-        _call_listed(self.listed_routines[0], sums[first], kept, buffer[0], list_)
-
 
 @dataclass(frozen=True)
-class VectorColumns(Columns):
+class VectorColumns(AssembledColumns):
     """Bytes, one column after the other; weights one filter after the other.
 
     Weights of listed slots lie four slots of one filter after the other. Lists are numbers of
@@ -158,11 +182,6 @@ class VectorColumns(Columns):
     def pack(self, weights: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(weights).view(np.int32).reshape(-1)
 
-    def multiply(self, sums: Any, first: int, weights: Any, tile: Expr, buffer: Any) -> None:
-        at = bind(tile * (self.slots * self.filters))
-        places = (T.address_of(place) for place in (sums[first], weights[at], buffer[0]))
-        self.routines[0].call(*places)
-
     def entries(self, slots: np.ndarray) -> np.ndarray:
         """Numbers of slots."""
         return int16(np.pad(slots, (0, -len(slots) % columns_helium.QUADS)))
@@ -174,12 +193,6 @@ class VectorColumns(Columns):
         words = np.ascontiguousarray(padded).view(np.int32)
         tiles = words.reshape(-1, self.filters, padded.shape[1] // quads, quads)
         return np.ascontiguousarray(tiles.swapaxes(1, 2)).reshape(-1)
-
-    def multiply_listed(
-        self, sums: Any, first: int, kept: tuple[Any, Expr], buffer: Any, list_: tuple[Any, ...]
-    ) -> None:
-        """See :meth:`Columns.multiply_listed`."""
-        _call_listed(self.listed_routines[0], sums[first], kept, buffer[0], list_)
 
 
 @dataclass(frozen=True)
@@ -313,19 +326,6 @@ def columns_for(target: Target, slots: int, positions: int, *, whole: bool, unro
     elif target.arch == "thumb" and positions == 2:
         kind = UpperByteColumns
     return kind(slots, positions, whole, unroll)
-
-
-def _call_listed(
-    routine: Routine,
-    total: Expr,
-    kept: tuple[Any, Expr],
-    column: Expr,
-    list_: tuple[Any, ...],
-) -> None:
-    weights, at = kept
-    entries, begin, count = list_
-    places = total, weights[at], column, entries[begin]
-    routine.call(*(T.address_of(place) for place in places), count)
 
 
 def _interleaved(weights: np.ndarray, filters: int) -> np.ndarray:

@@ -13,8 +13,9 @@ from typing import Any
 from tvm import tirx
 
 from effc.kernels.builder import T, bind, local, loop, vstore
-from effc.kernels.column_gather import Gather, Walk, outside_tests
+from effc.kernels.column_gather import Gather, Walk
 from effc.kernels.column_gather_vectors import VectorGather, gathers_vectors
+from effc.kernels.column_kinds import AssembledColumns
 from effc.kernels.column_order import Order, Quads, Rows
 from effc.kernels.column_source import PlainSource, Source
 from effc.kernels.columns import Columns
@@ -30,6 +31,7 @@ class RowGather(Gather):
     """Fills columns with words."""
 
     source: PlainSource
+    columns: AssembledColumns
 
     @property
     def order(self) -> Rows:
@@ -40,18 +42,9 @@ class RowGather(Gather):
         self, x: Any, tables: list[Any], buffer: Any, base: Expr, walk: Walk, position: Expr
     ) -> None:
         """See :meth:`Gather.emit`."""
-        shape = self.shape
-        starts = [
-            bind(index * stride - pad)
-            for index, stride, pad in zip(walk.indices, shape.strides, shape.pads, strict=True)
-        ]
-        first: Expr = starts[0]
-        for start, size in zip(starts[1:], shape.input[1:], strict=True):
-            first = first * size + start
-        origin = bind((base + first) * self.source.channels)
-        outside = [
-            test for axis, start in enumerate(starts) for test in outside_tests(shape, axis, start)
-        ]
+        starts = self._starts(walk.indices)
+        origin = bind((base + self._flat(starts)) * self.source.channels)
+        outside = self._outside(starts)
         if not outside:
             self._move(self.routines[0], x[origin], buffer, position)
             return
@@ -125,6 +118,7 @@ def gather_for(source: Source, order: Order, columns: Columns, zero: int, *, spl
     """
     if isinstance(order, Rows):
         assert isinstance(source, PlainSource)
+        assert isinstance(columns, AssembledColumns)
         return RowGather(source, columns, zero, split)
     if isinstance(order, Quads) and gathers_vectors(source, columns):
         return VectorGather(source, columns, zero, split)

@@ -175,21 +175,6 @@ class Columns(ABC):
             list_: Buffer of ``entries``, where the list begins, and its length.
         """
 
-    def window(self, words: Distances, left: Distances, *, unsigned: bool) -> Routine:
-        """Assembly that fills a column of ``whole`` slots from bytes at known distances.
-
-        Operands: the first byte, and ``buffer[self.start(position)]``.
-
-        Args:
-            words, left: Distances of words, and of single bytes behind them.
-            unsigned: Whether 128 is taken off every byte.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no assembly for windows")
-
-    def start(self, position: Expr) -> Expr:
-        """Where in the buffer a column of ``whole`` slots begins, for ``window``."""
-        raise NotImplementedError(f"{type(self).__name__} has no assembly for windows")
-
     def fill(self, zero: int) -> Expr:
         """What padding consists of, as a value for ``put``."""
         if not self.whole:
